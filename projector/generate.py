@@ -1,0 +1,72 @@
+"""Conditioning tensors to pictures, through the real ZImagePipeline."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+
+class ImageGenerator:
+    """A Z-Image pipeline without its text encoder: it is conditioned on given tensors only.
+
+    Args:
+        pipeline: `ZImagePipeline`.
+        height, width: of the pictures, multiples of 16 pixels.
+        steps: of denoising.
+        guidance: scale; 0 runs the transformer once a step.
+        negative: (T, D) conditioning of the empty prompt, needed with guidance.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        height: int,
+        width: int,
+        steps: int = 9,
+        guidance: float = 0.0,
+        negative: torch.Tensor | None = None,
+    ) -> None:
+        if guidance > 0 and negative is None:
+            raise ValueError(f"guidance {guidance} needs the conditioning of the empty prompt")
+        self.pipeline = pipeline
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.height, self.width, self.steps = height, width, steps
+        self.guidance, self.negative = guidance, negative
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str, *, device: str, dtype: torch.dtype, revision: str | None = None, **settings: Any
+    ) -> "ImageGenerator":
+        """Load from a pipeline folder or hub id; text encoder and tokenizer are not read."""
+        from diffusers import ZImagePipeline
+
+        pipeline = ZImagePipeline.from_pretrained(
+            path, text_encoder=None, tokenizer=None, torch_dtype=dtype, revision=revision, use_safetensors=True
+        )
+        return cls(pipeline.to(device), **settings)
+
+    @torch.inference_mode()
+    def generate(self, embeddings: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[Image.Image]:
+        """Make one picture per conditioning.
+
+        Args:
+            embeddings: (T, D) each, T may differ.
+            seeds: of the starting noise, drawn on the CPU so that devices agree.
+
+        Returns:
+            RGB pictures.
+        """
+        conditioning = [embedding.to(self.pipeline.transformer.dtype) for embedding in embeddings]
+        negative = [self.negative.to(conditioning[0])] * len(conditioning) if self.negative is not None else None
+        images: list[Image.Image] = self.pipeline(
+            prompt_embeds=conditioning,
+            negative_prompt_embeds=negative if self.guidance > 0 else None,
+            height=self.height,
+            width=self.width,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        ).images
+        return images

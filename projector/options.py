@@ -1,0 +1,115 @@
+"""The options of training and evaluation; pydantic models and nothing heavier."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Arch = Literal["linear", "mlp", "attention"]
+TextMode = Literal["caption", "none"]
+Tokens = Literal["image", "all", "text"]
+Align = Literal["pool", "mean", "per_token"]
+Loss = Literal["mse", "raw_mse"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+MLP_HIDDEN_OVER_WIDTH = 1.6  # the guide's 4096 at width 2560
+LEARNING_RATES: dict[Arch, float] = {"linear": 1e-3, "mlp": 3e-4, "attention": 3e-4}
+LONGEST_DEFAULT_WARMUP = 500  # optimizer steps, the guide's figure
+
+
+class TrainOptions(BaseModel):
+    """What to train, on which pairs, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str = ""
+    """Root of the dataset: a local folder or s3://bucket/prefix."""
+    output: str = ""
+    """Where config.json, model.safetensors, metrics.jsonl, summary.json and the resumable state go: folder or s3://."""
+    arch: Arch = "linear"
+    """Network: `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M, fixed number of outputs)."""
+    layer: Annotated[int, Field(lt=0)] = -8
+    """Qwen3-VL layer to read, counted from the end; must be one the dataset holds."""
+    text_mode: TextMode = "caption"
+    """Text that stood in the VL input: the sample's caption or none; must be one the dataset holds."""
+    tokens: Tokens = "image"
+    """VL tokens to project: `image`, `text` (the caption's own), or `all` (both); template and markers never."""
+    align: Align = "pool"
+    """How VL and text tokens are matched: area-`pool`ed to one length, `mean` of each side, or `per_token` by position."""
+    length: Annotated[int, Field(gt=0, le=4096)] = 64
+    """Positions that `pool` keeps at most, and learnable queries (outputs) of `attention`."""
+    hidden: Annotated[int, Field(gt=0)] | None = None
+    """Hidden size of `mlp`; absent: 1.6 times the width (4096 at 2560)."""
+    epochs: Annotated[int, Field(gt=0)] = 50
+    """Passes over the training pairs."""
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    """Pairs per optimizer step, over all workers together."""
+    micro_batch: Annotated[int, Field(gt=0)] | None = None
+    """Pairs per forward pass on one worker; gradients add up to the batch. Absent: the worker's whole share."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; absent: 1e-3 for linear, 3e-4 for mlp and attention."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW weight decay."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps of linear warm-up, at most half of all steps; absent: a twentieth of them, at most 500."""
+    loss: Loss = "mse"
+    """`mse` on standardised values (every dimension counts alike) or `raw_mse`."""
+    dim_weights: dict[int, float] | None = None
+    """Loss weight by dimension, e.g. {396: 10, 4: 5}; dimensions not named weigh 1."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; absent (null): no clipping."""
+    precision: Precision = "auto"
+    """Matrix arithmetic: `auto` is bfloat16 on GPUs and float32 on CPUs; statistics and losses are float32 always."""
+    workers: Annotated[int, Field(gt=0)] = 1
+    """Data-parallel workers (one GPU each where there are GPUs); the result does not depend on their number."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Resumable state is saved after each epoch, and inside long epochs at least this often."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights and of the order of the pairs."""
+    max_samples: Annotated[int, Field(gt=0)] | None = None
+    """Training pairs to use, the first in plan order; absent: all."""
+
+    @field_validator("dim_weights")
+    @classmethod
+    def _weights_are_weights(cls, weights: dict[int, float] | None) -> dict[int, float] | None:
+        for dimension, weight in (weights or {}).items():
+            if dimension < 0 or not 0 <= weight < float("inf"):
+                raise ValueError(f"holds {dimension}: {weight}; expected dimensions from 0 on and finite weights from 0 on")
+        return weights
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate given, or the architecture's own."""
+        return LEARNING_RATES[self.arch] if self.learning_rate is None else self.learning_rate
+
+    def warmup(self, total_steps: int) -> int:
+        """Optimizer steps of warm-up out of `total_steps`."""
+        if self.warmup_steps is None:
+            return min(LONGEST_DEFAULT_WARMUP, total_steps // 20)
+        return min(self.warmup_steps, total_steps // 2)
+
+    def hidden_size(self, width: int) -> int:
+        """Hidden size of the MLP at this width."""
+        return self.hidden or round(MLP_HIDDEN_OVER_WIDTH * width)
+
+
+class EvaluateOptions(BaseModel):
+    """Which projector to measure, on which pairs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str = ""
+    """Root of the dataset; absent: the one the checkpoint was trained on."""
+    checkpoint: str = ""
+    """Folder (local or s3://) of a trained or exported projector."""
+    output: str = ""
+    """Folder that gets eval.json; absent: the checkpoint's."""
+    align: Align | None = None
+    """How predictions and targets are matched; absent: as the checkpoint was trained."""
+    max_samples: Annotated[int, Field(gt=0)] | None = None
+    """Held-out pairs to use, the first in plan order; absent: all."""
+    max_train_samples: Annotated[int, Field(gt=0)] | None = None
+    """Training pairs that the baselines' statistics are taken from, the first in plan order; absent: all."""
+    directions: Annotated[int, Field(gt=0)] = 128
+    """Random directions of the sliced Wasserstein distance."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of those directions."""

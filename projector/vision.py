@@ -1,0 +1,199 @@
+"""Pictures, with or without a caption, to Qwen3-VL's hidden states.
+
+Only what is asked for is computed: the vision tower once per picture, one pass of the language model per text mode,
+no block after the last wanted layer, no head.
+
+Letters: B batch, V vision-language tokens, D hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from projector.text import SampleError, caption_kinds, special_token_in, template_around
+from shards.sample import KIND_IMAGE, KIND_MARKER, KIND_TEMPLATE
+
+IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+IMAGE_TOKEN_TYPE = 1  # in `mm_token_type_ids`; text is 0
+
+
+@dataclass(frozen=True)
+class VisionEncoding:
+    """One picture's hidden states.
+
+    Attributes:
+        states: (V, D) by text mode and layer.
+        kind: (V,) uint8 by text mode.
+    """
+
+    states: Mapping[str, Mapping[int, torch.Tensor]]
+    kind: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    ids: list[int]
+    kinds: list[int]
+
+
+class VisionLanguageEncoder:
+    """Qwen3-VL cut down to the layers asked for.
+
+    Args:
+        model: `Qwen3VLForConditionalGeneration`.
+        tokenizer: with the model's chat template.
+        image_processor: `Qwen2VLImageProcessorPil`, which needs no torchvision.
+        layers: counted from the end, as in the library's `hidden_states`; -1 is after the final norm.
+        text_modes: `caption`, `none` or both.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, *, layers: Sequence[int], text_modes: Sequence[str]
+    ) -> None:
+        self.model = model.model.eval()
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.layers, self.text_modes = tuple(layers), tuple(text_modes)
+        self._image_id = model.config.image_token_id
+        self._templates = {
+            "caption": template_around(tokenizer, lambda text: [{"type": "image"}, {"type": "text", "text": text}]),
+            "none": (_template_alone(tokenizer), ""),
+        }
+        self._captured: dict[int, torch.Tensor] = {}
+        self._cut(layers)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        layers: Sequence[int],
+        text_modes: Sequence[str],
+        revision: str | None = None,
+    ) -> "VisionLanguageEncoder":
+        """Load from a Qwen3-VL folder or hub id."""
+        from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            path, revision=revision, dtype=dtype, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
+        return cls(model.to(device), tokenizer, image_processor, layers=layers, text_modes=text_modes)
+
+    def _cut(self, layers: Sequence[int]) -> None:
+        """Drop every block after the last wanted state and hook the ones that give a wanted state."""
+        text = self.model.language_model
+        total = len(text.layers)
+        # hidden_states has total + 1 entries: the embeddings, then each block's output; the last one is normed.
+        index_of = {layer: total + 1 + layer for layer in layers}
+        for layer, index in index_of.items():
+            if not 1 <= index <= total:
+                raise ValueError(f"layer {layer} of a model with {total} blocks; allowed are -{total} to -1")
+        text.layers = text.layers[: max(index_of.values())]
+        if -1 not in index_of:
+            text.norm = nn.Identity()
+        for layer, index in index_of.items():
+            module = text.norm if layer == -1 else text.layers[index - 1]
+            module.register_forward_hook(partial(self._capture, layer))
+
+    def _capture(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._captured[layer] = output[0] if isinstance(output, tuple) else output
+
+    @torch.inference_mode()
+    def encode(
+        self, images: Sequence[Image.Image], captions: Sequence[str]
+    ) -> list[VisionEncoding | SampleError]:
+        """Read pictures.
+
+        Args:
+            images: RGB, all of one size.
+            captions: one per picture; used in text mode `caption` only.
+
+        Returns:
+            an encoding per picture, or why there is none.
+        """
+        problems = [special_token_in(self.tokenizer, caption) for caption in captions]
+        sound = [index for index, problem in enumerate(problems) if not problem]
+        encodings = iter(
+            self._encode([images[index] for index in sound], [captions[index] for index in sound]) if sound else []
+        )
+        return [
+            SampleError(f"caption holds the special token {problem!r}; remove it") if problem else next(encodings)
+            for problem in problems
+        ]
+
+    def _encode(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[VisionEncoding]:
+        device = self.model.language_model.embed_tokens.weight.device
+        pixels = self.image_processor(images=list(images), return_tensors="pt")
+        grid = pixels["image_grid_thw"].to(device)
+        seen = self.model.get_image_features(
+            pixels["pixel_values"].to(device, self.model.visual.dtype), grid, return_dict=True
+        )
+        image_tokens = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
+        states: list[dict[str, dict[int, torch.Tensor]]] = [{} for _ in images]
+        kinds: list[dict[str, torch.Tensor]] = [{} for _ in images]
+        for mode in self.text_modes:
+            tokens = [
+                self._tokenize(mode, caption, count) for caption, count in zip(captions, image_tokens, strict=True)
+            ]
+            for index, by_layer in enumerate(self._forward(tokens, grid, seen)):
+                states[index][mode] = by_layer
+                kinds[index][mode] = torch.tensor(tokens[index].kinds, dtype=torch.uint8)
+        return [VisionEncoding(state, kind) for state, kind in zip(states, kinds, strict=True)]
+
+    def _tokenize(self, mode: str, caption: str, image_tokens: int) -> _Tokens:
+        """Token ids of a templated picture, its placeholder expanded to one token per merged patch."""
+        prefix, suffix = self._templates[mode]
+        text = caption if mode == "caption" else ""
+        encoded = self.tokenizer(f"{prefix}{text}{suffix}", return_offsets_mapping=True)
+        of_text = caption_kinds(encoded.offset_mapping, len(prefix), len(text))
+        markers = self.tokenizer.convert_tokens_to_ids([VISION_START, VISION_END])
+        ids, kinds = [], []
+        for token, kind in zip(encoded.input_ids, of_text, strict=True):
+            if token == self._image_id:
+                ids += [token] * image_tokens
+                kinds += [KIND_IMAGE] * image_tokens
+            else:
+                ids.append(token)
+                kinds.append(KIND_MARKER if kind == KIND_TEMPLATE and token in markers else kind)
+        return _Tokens(ids, kinds)
+
+    def _forward(self, tokens: Sequence[_Tokens], grid: torch.Tensor, seen: Any) -> list[dict[int, torch.Tensor]]:
+        """One pass of the language model over a batch, padded on the right."""
+        device = grid.device
+        longest = max(len(item.ids) for item in tokens)
+        padding = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([item.ids + [padding] * (longest - len(item.ids)) for item in tokens], device=device)
+        lengths = torch.tensor([len(item.ids) for item in tokens], device=device)
+        mask = (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
+        self._captured.clear()
+        self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            image_grid_thw=grid,
+            mm_token_type_ids=(ids == self._image_id).int() * IMAGE_TOKEN_TYPE,
+            mm_encoder_outputs={"image": seen},
+            use_cache=False,
+        )
+        states = [
+            {layer: self._captured[layer][index, : len(item.ids)].clone() for layer in self.layers}
+            for index, item in enumerate(tokens)
+        ]
+        self._captured.clear()
+        return states
+
+
+def _template_alone(tokenizer: Any) -> str:
+    """The chat template around a picture and nothing else."""
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}]}], tokenize=False, add_generation_prompt=True
+        )
+    )

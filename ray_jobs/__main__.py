@@ -1,0 +1,55 @@
+"""`python -m ray_jobs JOB`: reads the command line, runs the job, answers with an exit code."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from projector.options import EvaluateOptions, TrainOptions
+from ray_jobs.command_line import Job, as_yaml, parse
+from ray_jobs.options import BuildOptions, DemoOptions, PlanOptions, ReportOptions
+from shards.errors import CorruptShardError, StorageError, UsageError
+
+JOBS = {
+    job.name: job
+    for job in (
+        Job(
+            "plan",
+            "Print what a build would make: samples, shards, coverage, bytes, requests.",
+            {"plan": PlanOptions, "build": BuildOptions},
+        ),
+        Job("build", "Generate images, extract paired embeddings, commit shards; resumes.", {"build": BuildOptions}),
+        Job("train", "Train a projector on the shards with Ray Train.", {"train": TrainOptions}),
+        Job("evaluate", "Measure projectors on held-out pairs against every baseline.", {"evaluate": EvaluateOptions}),
+        Job("report", "Write one HTML page from a run's files.", {"report": ReportOptions}),
+        Job("demo", "The whole chain on tiny random models.", {"demo": DemoOptions}),
+    )
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one job.
+
+    Args:
+        argv: the words after `python -m ray_jobs`.
+
+    Returns:
+        exit code: 0 success, 1 failed run, 2 usage error, 143 after SIGTERM.
+    """
+    try:
+        invocation = parse(argv, JOBS)
+        if invocation.print_config:
+            print(as_yaml(invocation.options), end="")
+            return 0
+        # Imported now: a usage error or --help should not wait for ray and torch.
+        job = getattr(import_module(f"ray_jobs.{invocation.job}"), invocation.job)
+        return int(job(*invocation.options.values()))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StorageError, CorruptShardError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""What one builder does: take a planned shard, make its samples, commit it. Runs inside a Ray Data actor."""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from projector.models import ModelSources
+from projector.pairs import PairMaker, PairSettings
+from ray_jobs.monitor import Orders
+from shards.crash import crash_point
+from shards.dataset import Dataset
+from shards.plan import PlannedSample, PlannedShard
+from shards.sample import Expected, Failure, Sample
+from shards.spool import Spool
+from shards.storage import open_storage
+from shards.write import BuiltShard, ShardWriter
+
+
+@dataclass(frozen=True)
+class BuilderSpec:
+    """Everything a builder needs to know; small and picklable.
+
+    Attributes:
+        root: dataset root.
+        sources: the resolved models.
+        settings: how pairs are made.
+        expected: what every sample must hold.
+        spool: local folder for shards under construction.
+    """
+
+    root: str
+    sources: ModelSources
+    settings: PairSettings
+    expected: Expected
+    spool: str
+
+
+def to_row(planned: PlannedShard) -> dict[str, str]:
+    """A planned shard as one Ray Data row."""
+    samples = json.dumps([asdict(sample) for sample in planned.samples])
+    return {"split": planned.split, "index": str(planned.index), "samples": samples}
+
+
+def from_row(batch: dict[str, np.ndarray]) -> PlannedShard:
+    """The planned shard of a batch of one row."""
+    samples = tuple(PlannedSample(**sample) for sample in json.loads(str(batch["samples"][0])))
+    return PlannedShard(str(batch["split"][0]), int(batch["index"][0]), samples)
+
+
+class ShardBuilder:
+    """One process with the models in memory; called with one planned shard at a time.
+
+    Args:
+        spec: what to build with.
+        monitor: handle of the run's `Monitor` actor.
+    """
+
+    def __init__(self, spec: BuilderSpec, monitor: Any) -> None:
+        # One thread per builder on a CPU: sums must not depend on how many cores happened to be free.
+        torch.set_num_threads(1)
+        self._spec = spec
+        self._monitor = monitor
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._device = _device_name()
+        self._dataset = Dataset.open(open_storage(spec.root))
+        self._spool = Spool(Path(spec.spool))
+        self._pairs: PairMaker | None = None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Build one shard.
+
+        Args:
+            batch: one row of `to_row`.
+
+        Returns:
+            one row: `name`, `outcome` (committed, adopted, stopped or abandoned), `samples`, `failed`, `device`.
+        """
+        planned = from_row(batch)
+        outcome, samples, failed = self._make(planned)
+        return {
+            "name": [planned.name],
+            "outcome": [outcome],
+            "samples": [samples],
+            "failed": [failed],
+            "device": [self._device],
+        }
+
+    def _make(self, planned: PlannedShard) -> tuple[str, int, int]:
+        orders: Orders = ray.get(self._monitor.begin.remote(self._name, planned.name))
+        if not orders.go:
+            return ("abandoned" if orders.attempt > 1 else "stopped"), 0, 0
+        attempt = uuid.uuid4().hex
+        adopted = self._dataset.adopt(planned, attempt=attempt)
+        if adopted is not None:
+            self._tell(planned, adopted.samples, adopted.failed, ())
+            return "adopted", adopted.samples, adopted.failed
+        start = time.monotonic()
+        with self._spool.workspace(planned.name) as folder:
+            built = self._write(planned, folder, orders)
+            if built is None:
+                return "stopped", 0, 0
+            wall = time.monotonic() - start
+            commit = self._dataset.commit(
+                built, attempt=attempt, wall_seconds=wall, device_seconds=wall, device=self._device
+            )
+        return "committed", commit.samples, commit.failed
+
+    def _write(self, planned: PlannedShard, folder: Path, orders: Orders) -> BuiltShard | None:
+        """Make the samples and close the shard on local disk; None when the run stops before its end."""
+        if self._pairs is None:  # not in __init__: a run that only adopts never loads a model
+            self._pairs = PairMaker(self._spec.sources, self._spec.settings)
+        made = failed = 0
+        with ShardWriter(planned, folder, self._dataset.fingerprint, self._spec.expected) as writer:
+            for batch in self._pairs.batches(planned.samples):
+                if not self._tell(planned, made, failed, [sample.id for sample in batch]):
+                    return None
+                for result in self._pairs.make(batch):
+                    if add_or_fail(writer, result):
+                        made += 1
+                    else:
+                        failed += 1
+                crash_point("mid-shard")
+            self._tell(planned, made, failed, ())
+            return writer.close()
+
+    def _tell(self, planned: PlannedShard, made: int, failed: int, at_work: Sequence[str]) -> bool:
+        report = self._monitor.report.remote(
+            self._name, planned.name, made=made, failed=failed, at_work=tuple(at_work)
+        )
+        return bool(ray.get(report))
+
+
+def add_or_fail(writer: ShardWriter, result: Sample | Failure) -> bool:
+    """Write a sample, or write down why there is none; True when it was written."""
+    if isinstance(result, Failure):
+        writer.fail(result)
+        return False
+    try:
+        writer.add(result)
+    except ValueError as error:
+        writer.fail(Failure.from_exception("check", error))
+        return False
+    return True
+
+
+def _device_name() -> str:
+    """The accelerator Ray gave this actor, or the CPU: `GPU 2 (NVIDIA H200)`, `CPU`."""
+    ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    if not ids:
+        return "CPU"
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "declared, no device found"
+    return f"GPU {','.join(ids)} ({kind})"

@@ -1,0 +1,133 @@
+"""The options of the cluster jobs, one pydantic model per section; `projector.options` holds training's own."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+PIXEL_MULTIPLE = 16  # ZImagePipeline: VAE factor 8 times the DiT's patch of 2
+
+
+def _multiple_of_16(value: int) -> int:
+    if value % PIXEL_MULTIPLE:
+        below = value // PIXEL_MULTIPLE * PIXEL_MULTIPLE
+        nearest = f"{below} or {below + PIXEL_MULTIPLE}" if below else f"{PIXEL_MULTIPLE}"
+        raise ValueError(f"must be a multiple of {PIXEL_MULTIPLE} pixels; use {nearest}")
+    return value
+
+
+Pixels = Annotated[int, Field(gt=0, le=8192), AfterValidator(_multiple_of_16)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change after parsing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelPaths(Section):
+    """Where the two real models are: local folders or hub ids, `id@revision` pins one."""
+
+    image: str
+    """The Z-Image pipeline: folder or hub id, e.g. Tongyi-MAI/Z-Image-Turbo."""
+    vl: str
+    """The vision-language model: folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
+
+
+class BuildOptions(Section):
+    """What to build and where."""
+
+    output: str = ""
+    """Root of the dataset: a local folder or s3://bucket/prefix."""
+    samples: int = Field(1000, gt=0)
+    """Planned samples in all, both splits together."""
+    prompts: str | None = None
+    """Prompt file (.txt .tsv .csv .jsonl .parquet); absent means the built-in prompt space."""
+    prompt_column: str | None = None
+    """Column of the captions in a .tsv .csv .jsonl or .parquet prompt file."""
+    models: Literal["tiny"] | ModelPaths = "tiny"
+    """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
+    samples_per_shard: int = Field(64, gt=0, le=9999)
+    """Samples in a full shard; aim at 5 to 15 device minutes."""
+    val_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of the captions held out, chosen by hash of the caption."""
+    seed: int = 0
+    """Run seed; each sample's own seed is a hash of it and the sample id."""
+    height: Pixels = 1024
+    """Image height in pixels."""
+    width: Pixels = 1024
+    """Image width in pixels."""
+    steps: int = Field(9, gt=0, le=1000)
+    """Denoising steps; Z-Image-Turbo wants 9."""
+    guidance: float = Field(0.0, ge=0.0)
+    """Guidance scale; Z-Image-Turbo wants 0.0."""
+    layers: list[int] = Field([-8, -6], min_length=1)
+    """Qwen3-VL layers to keep, counted from the end (-1 is after the final norm)."""
+    text_modes: list[Literal["caption", "none"]] = Field(["caption", "none"], min_length=1)
+    """Text in the VL input: the sample's caption, none, or both."""
+    vl_tokens: str = Field("all", pattern=r"^(all|pooled:[1-9][0-9]{0,3})$")
+    """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
+    max_tokens: int = Field(512, gt=0)
+    """Longest templated prompt in tokens; longer ones fail, they are not cut."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
+    batch_size: int = Field(4, gt=0)
+    """Images generated together on one device; halved when memory runs out."""
+    placement: Literal["fused"] = "fused"
+    """`fused`: all models of a sample on one device."""
+    actors: int | None = Field(None, gt=0)
+    """Builders at work at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
+    gpus_per_actor: float | None = Field(None, ge=0.0)
+    """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
+    max_failed_fraction: Fraction = 0.05
+    """The run fails when more than this share of the samples made so far failed (after the first 20)."""
+    append: bool = False
+    """Grow an existing dataset to `samples`."""
+    spool: str | None = None
+    """Local folder for shards under construction; absent: the system's temporary folder."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _tiny_or_mapping(cls, models: object) -> object:
+        if isinstance(models, str) and models != "tiny":
+            raise ValueError("must be `tiny` or both build.models.image and build.models.vl (folders or hub ids)")
+        return models
+
+    @field_validator("layers", "text_modes")
+    @classmethod
+    def _distinct(cls, values: list[int] | list[str]) -> list[int] | list[str]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"names something twice: {values}; list each once")
+        return values
+
+    @field_validator("layers")
+    @classmethod
+    def _from_the_end(cls, layers: list[int]) -> list[int]:
+        if any(layer >= 0 for layer in layers):
+            raise ValueError(f"counts from the end, so every layer is negative (-8, -6, …), not {layers}")
+        return layers
+
+
+class PlanOptions(Section):
+    """What `plan` does besides printing; what would be built is in the `build` section."""
+
+    output: str = ""
+    """Folder that gets plan.json and plan.parquet; absent: nothing is written."""
+
+
+class ReportOptions(Section):
+    """One HTML page from a run's files."""
+
+    run: str
+    """Folder of the run: holds the dataset, the trained projectors and their evaluations."""
+    output: str = ""
+    """The page to write; absent: report.html in the run folder."""
+
+
+class DemoOptions(Section):
+    """The whole chain on tiny models."""
+
+    output: str = "runs/demo"
+    """Folder for everything the demo makes."""
+    samples: int = Field(128, ge=96)
+    """Pairs to build."""

@@ -1,0 +1,32 @@
+"""Named points at which a test may have this process killed, the way power cuts and the kernel do it."""
+
+import os
+import signal
+from collections import Counter
+
+_passed: Counter[str] = Counter()
+
+
+def crash_point(name: str) -> None:
+    """Kill this process with SIGKILL if `SHARDS_CRASH_AT` says so; otherwise do nothing.
+
+    Args:
+        name: of the point: mid-shard, before-parquet, after-parquet, before-tar, after-tar, before-commit,
+            after-commit. `SHARDS_CRASH_AT=after-tar:3` means the third passage in this process. With
+            `SHARDS_CRASH_ONCE=/path` only the process that can create that file dies.
+    """
+    wanted = os.environ.get("SHARDS_CRASH_AT")
+    if not wanted:
+        return
+    point, _, passage = wanted.partition(":")
+    if point != name:
+        return
+    _passed[name] += 1
+    if _passed[name] != int(passage or 1):
+        return
+    if once := os.environ.get("SHARDS_CRASH_ONCE"):
+        try:
+            os.close(os.open(once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,207 @@
+"""The plan: which sample goes where, decided before anything runs and never changed by growth.
+
+Everything here is pure. Prompts are taken in order; a caption's split is a hash of its normalised text; each split
+fills its shards one after the other. A plan is grown in segments: at the end of each one the last, partial shard of
+every split is closed, so that shards which may be committed already keep their samples.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Protocol
+
+from shards.errors import UsageError
+
+SPLITS = ("train", "val")
+MAX_SHARDS = 1_000_000  # six digits in a shard's name
+MAX_PER_SHARD = 10_000  # four digits in a key
+
+
+class Categorised(Protocol):
+    """Anything that stands somewhere in the prompt space."""
+
+    @property
+    def content(self) -> str: ...
+    @property
+    def style(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
+
+
+class Captioned(Categorised, Protocol):
+    """Anything with a caption."""
+
+    @property
+    def caption(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class PlannedSample:
+    """One sample to make.
+
+    Attributes:
+        id: first 16 hex digits of the caption's SHA-256.
+        index: its place in the plan.
+        caption: as the user gave it.
+        content, style, subject: categories, empty where unknown.
+        seed: of the image's noise, 63 bits, a hash of run seed and id.
+        split: `train` or `val`.
+        shard: number of its shard within the split.
+        position: its place within the shard.
+    """
+
+    id: str
+    index: int
+    caption: str
+    content: str
+    style: str
+    subject: str
+    seed: int
+    split: str
+    shard: int
+    position: int
+
+    @property
+    def key(self) -> str:
+        """The WebDataset key, without dots."""
+        return f"{self.split}-{self.shard:06d}-{self.position:04d}"
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard to make: its split, its number there and its samples in order."""
+
+    split: str
+    index: int
+    samples: tuple[PlannedSample, ...]
+
+    @property
+    def name(self) -> str:
+        """`train-000003`."""
+        return f"{self.split}-{self.index:06d}"
+
+    @cached_property
+    def slice_hash(self) -> str:
+        """SHA-256 of everything that the plan says about the shard."""
+        text = json.dumps([asdict(sample) for sample in self.samples], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards, train first; `len` counts samples."""
+
+    shards: tuple[PlannedShard, ...]
+
+    def __len__(self) -> int:
+        return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def samples(self) -> list[PlannedSample]:
+        """All samples in plan order."""
+        return sorted((s for shard in self.shards for s in shard.samples), key=lambda sample: sample.index)
+
+    def shard(self, name: str) -> PlannedShard:
+        """The shard of a name; KeyError when the plan has none."""
+        return {shard.name: shard for shard in self.shards}[name]
+
+
+def normalise_caption(caption: str) -> str:
+    """What makes two captions the same: NFKC, case folded, runs of white space as one space, ends stripped."""
+    return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
+
+
+def sample_id(caption: str) -> str:
+    """First 16 hex digits of the caption's SHA-256."""
+    return hashlib.sha256(caption.encode()).hexdigest()[:16]
+
+
+def sample_seed(run_seed: int, identity: str) -> int:
+    """63 bits of SHA-256 over `run seed:sample id`."""
+    digest = hashlib.sha256(f"{run_seed}:{identity}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def is_held_out(caption: str, val_fraction: float) -> bool:
+    """Whether a caption belongs to `val`: decided by its normalised text alone."""
+    digest = hashlib.sha256(b"split:" + normalise_caption(caption).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
+
+
+def make_plan(
+    prompts: Sequence[Captioned],
+    *,
+    seed: int,
+    val_fraction: float,
+    samples_per_shard: int,
+    segments: Sequence[int],
+) -> Plan:
+    """Lay samples out in shards.
+
+    Args:
+        prompts: in the order in which they are taken.
+        seed: of the run.
+        val_fraction: share of captions held out.
+        samples_per_shard: in a full shard.
+        segments: cumulative totals at which the plan was, and is, ended: (1000,) or, grown once, (1000, 1500).
+
+    Returns:
+        the plan; a longer one from the same arguments begins with it, shard for shard.
+
+    Raises:
+        UsageError: more samples than prompts, or more shards than names.
+    """
+    if list(segments) != sorted(set(segments)) or not segments or segments[0] < 1:
+        raise ValueError(f"segments must be positive and increasing, not {segments}")
+    if not 1 <= samples_per_shard <= MAX_PER_SHARD:
+        raise ValueError(f"samples_per_shard must be 1 to {MAX_PER_SHARD}, not {samples_per_shard}")
+    if segments[-1] > len(prompts):
+        raise UsageError(
+            f"build.samples = {segments[-1]}: the prompt source holds {len(prompts)}; "
+            f"ask for at most {len(prompts)} or give more prompts"
+        )
+    shards: dict[str, list[list[PlannedSample]]] = {split: [] for split in SPLITS}
+    start = 0
+    for end in segments:
+        open_shard = dict.fromkeys(SPLITS, False)
+        for index in range(start, end):
+            prompt = prompts[index]
+            split = "val" if is_held_out(prompt.caption, val_fraction) else "train"
+            filled = shards[split]
+            if not open_shard[split] or len(filled[-1]) == samples_per_shard:
+                filled.append([])
+                open_shard[split] = True
+            identity = sample_id(prompt.caption)
+            filled[-1].append(
+                PlannedSample(
+                    id=identity,
+                    index=index,
+                    caption=prompt.caption,
+                    content=prompt.content,
+                    style=prompt.style,
+                    subject=prompt.subject,
+                    seed=sample_seed(seed, identity),
+                    split=split,
+                    shard=len(filled) - 1,
+                    position=len(filled[-1]),
+                )
+            )
+        start = end
+    if any(len(filled) > MAX_SHARDS for filled in shards.values()):
+        raise UsageError(f"build.samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it")
+    return Plan(
+        tuple(
+            PlannedShard(split, index, tuple(samples))
+            for split in SPLITS
+            for index, samples in enumerate(shards[split])
+        )
+    )
+
+
+def coverage(items: Iterable[Categorised]) -> Mapping[tuple[str, str, str], int]:
+    """How many items stand in each cell (content, style, subject)."""
+    return Counter((item.content, item.style, item.subject) for item in items)

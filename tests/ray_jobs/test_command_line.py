@@ -1,0 +1,127 @@
+"""Flags over YAML over defaults, and errors that fit on one line."""
+
+import pytest
+import yaml
+
+from ray_jobs.__main__ import JOBS, main
+from ray_jobs.command_line import as_yaml, parse
+from ray_jobs.options import BuildOptions, ModelPaths
+from shards.errors import UsageError
+
+
+def build(*words: str) -> BuildOptions:
+    options = parse(["build", *words], JOBS).options["build"]
+    assert isinstance(options, BuildOptions)
+    return options
+
+
+def test_defaults_are_those_of_the_options_model():
+    assert build() == BuildOptions()
+
+
+@pytest.mark.parametrize(
+    ("words", "layers"),
+    [
+        (["--build.layers", "-8"], [-8]),
+        (["--build.layers", "-8,-6"], [-8, -6]),
+        (["--build.layers=-8,-6,-2"], [-8, -6, -2]),
+        (["--build.layers", "[-8, -2]"], [-8, -2]),
+        (["--build.layers", "-8", "--build.layers", "-6"], [-8, -6]),
+    ],
+)
+def test_negative_layers_need_no_quoting(words, layers):
+    assert build(*words).layers == layers
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("build: {samples: 7, width: 512, models: {image: a, vl: b}}\ndemo: {output: elsewhere}\n")
+    options = build("--config", str(config), "--build.width", "256")
+    assert (options.samples, options.width, options.height) == (7, 256, 1024)
+    assert options.models == ModelPaths(image="a", vl="b")
+
+
+def test_printed_configuration_reads_back_to_itself(tmp_path, capsys):
+    words = ["--build.layers", "-8,-2", "--build.models.image", "a b", "--build.models.vl", "c"]
+    assert main(["build", *words, "--print-config"]) == 0
+    config = tmp_path / "run.yaml"
+    config.write_text(capsys.readouterr().out)
+    assert build("--config", str(config)) == build(*words)
+
+
+def test_yaml_form_holds_every_option():
+    tree = yaml.safe_load(as_yaml({"build": BuildOptions()}))
+    assert set(tree["build"]) == set(BuildOptions.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["biuld"], ["'biuld'", "did you mean build"]),
+        (["build", "--build.sampels", "3"], ["--build.sampels", "did you mean --build.samples"]),
+        (["plan", "--plan.samples", "3"], ["--plan.samples", "did you mean --build.samples"]),
+        (["build", "stray"], ["'stray'", "--section.field value"]),
+        (["build", "--build.samples", "0"], ["build.samples", "'0'", "greater than 0"]),
+        (["build", "--build.width", "-16"], ["build.width", "'-16'", "greater than 0"]),
+        (["build", "--build.height", "100"], ["build.height", "'100'", "multiple of 16", "96 or 112"]),
+        (["build", "--build.models", "large"], ["build.models", "'large'", "tiny"]),
+        (["build", "--build.models.image", "a"], ["build.models.vl", "is needed"]),
+        (["build", "--build.layers", "3"], ["build.layers", "counts from the end"]),
+        (["build", "--build.layers", "-8,-8"], ["build.layers", "twice"]),
+        (["build", "--build.text_modes", "captoin"], ["build.text_modes", "'captoin'", "'caption' or 'none'"]),
+        (["build", "--build.vl_tokens", "pooled:0"], ["build.vl_tokens", "'pooled:0'"]),
+        (["build", "--build.samples"], ["--build.samples", "expected one argument"]),
+        (["report"], ["report.run", "is needed"]),
+        (["build", "--config", "/nonexistent.yaml"], ["/nonexistent.yaml", "cannot be read"]),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_with_2(words, parts, capsys):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    for part in parts:
+        assert part in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("build: {sampels: 3}", ["build.sampels", "did you mean build.samples"]),
+        ("biuld: {samples: 3}", ["'biuld'", "did you mean 'build'".replace("'", "")]),
+        ("demo: {outptu: x}", ["demo.outptu", "demo.output"]),
+        ("build: 3", ["'build'", "3"]),
+        ("- build", ["list"]),
+        ("build: {samples: [", ["cannot be read as YAML"]),
+        ("build: {samples: many}", ["build.samples", "'many'"]),
+    ],
+)
+def test_yaml_errors_name_the_key_and_the_nearest_one(text, parts, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        build("--config", str(config))
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_bytes(b"build: {prompts: \xff\xfe}")
+    with pytest.raises(UsageError, match="cannot be read as YAML"):
+        build("--config", str(config))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_help(job, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([job, "--help"])
+    assert caught.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+def test_help_lists_the_jobs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert all(job in capsys.readouterr().out for job in JOBS)
