@@ -28,7 +28,7 @@ def area_weights(sources: Tensor, targets: Tensor) -> Tensor:
         targets: (B,) target lengths m, integer, at least 1.
 
     Returns:
-        (B, max m, max n) float32; rows past a target's length and columns past a source's length are zero.
+        (B, max m, max n) float64; rows past a target's length and columns past a source's length are zero.
     """
     n = sources.double()[:, None, None]
     m = targets.double()[:, None, None]
@@ -36,17 +36,18 @@ def area_weights(sources: Tensor, targets: Tensor) -> Tensor:
     column = torch.arange(int(sources.max()), device=sources.device, dtype=torch.float64)[None, None, :]
     overlap = torch.minimum((row + 1) * n / m, column + 1) - torch.maximum(row * n / m, column)
     inside = (row < m) & (column < n)
-    return (overlap.clamp(min=0) * m / n * inside).float()
+    return overlap.clamp(min=0) * (m / n) * inside
 
 
 def area_pool(tokens: Tensor, length: int) -> Tensor:
     """Resample one sequence (S, D) to (length, D) by area, in float32 at least; see `area_weights`."""
-    if tokens.shape[0] == length:
-        return tokens if tokens.dtype == torch.float64 else tokens.float()
-    lengths = torch.tensor([[tokens.shape[0]], [length]], device=tokens.device)
-    weights = area_weights(lengths[0], lengths[1])[0]
     wide = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    return weights.to(wide) @ tokens.to(wide)
+    if tokens.shape[0] == length:
+        return tokens.to(wide)
+    if length == 1:
+        return tokens.to(wide).mean(0, keepdim=True)
+    lengths = torch.tensor([[tokens.shape[0]], [length]], device=tokens.device)
+    return area_weights(lengths[0], lengths[1])[0].to(wide) @ tokens.to(wide)
 
 
 def position_mask(lengths: Tensor, longest: int) -> Tensor:
@@ -69,25 +70,18 @@ class Alignment:
             return min(self.length, text_tokens)
         return 1 if self.kind == "mean" else min(vl_tokens, text_tokens)
 
-    def target(self, text: Tensor, vl_tokens: int) -> Tensor:
-        """The text side (T, D) at the aligned positions: (L, D), float32 (float64 kept)."""
-        return self._bring(text, self.positions(vl_tokens, text.shape[0]), own_positions=True)
-
-    def output(self, tokens: Tensor, positions: int, *, own_positions: bool) -> Tensor:
-        """The other side of a pair at the aligned positions.
+    def bring(self, tokens: Tensor, positions: int, *, own_positions: bool = True) -> Tensor:
+        """Either side of a pair at the aligned positions.
 
         Args:
-            tokens: (S, D): VL tokens, or what a method made of them.
+            tokens: (S, D): text tokens, VL tokens, or what a method made of VL tokens.
             positions: L, from `positions`.
-            own_positions: whether position i of `tokens` belongs to VL token i (false for a fixed set of queries,
+            own_positions: whether position i of `tokens` belongs to token i (false for a fixed set of queries,
                 which are then spread over the positions by area).
 
         Returns:
             (L, D), float32 (float64 kept).
         """
-        return self._bring(tokens, positions, own_positions=own_positions)
-
-    def _bring(self, tokens: Tensor, positions: int, *, own_positions: bool) -> Tensor:
         if self.kind == "per_token" and own_positions:
             tokens = tokens[:positions]
         return area_pool(tokens, positions)

@@ -25,7 +25,13 @@ def blend_interpolate(vl: Tensor, text: Tensor, alpha: float) -> Tensor:
     """
     if not 0.0 <= alpha <= 1.0:  # NaN fails this, too
         raise UsageError(f"alpha = {alpha} is outside [0, 1]; 0 is text only, 1 is VL only")
-    if vl.dim() != 2 or text.dim() != 2 or vl.shape[-1] != text.shape[-1] or not vl.shape[0] or not text.shape[0]:
+    if (
+        vl.dim() != 2
+        or text.dim() != 2
+        or vl.shape[-1] != text.shape[-1]
+        or not vl.shape[0]
+        or not text.shape[0]
+    ):
         raise UsageError(
             f"cannot blend vl {tuple(vl.shape)} with text {tuple(text.shape)}; "
             "both must be (sequence, D) with the same D and at least one token"
@@ -34,5 +40,7 @@ def blend_interpolate(vl: Tensor, text: Tensor, alpha: float) -> Tensor:
         return text.clone()
     stretched = vl.float()
     if vl.shape[0] != text.shape[0]:
-        stretched = F.interpolate(stretched.T[None], size=text.shape[0], mode="linear", align_corners=False)[0].T
+        stretched = F.interpolate(stretched.T[None], size=text.shape[0], mode="linear", align_corners=False)[
+            0
+        ].T
     return (alpha * stretched.to(text.device) + (1 - alpha) * text.float()).to(text.dtype)

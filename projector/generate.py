@@ -43,7 +43,7 @@ class ImageGenerator:
         from diffusers import ZImagePipeline
 
         pipeline = ZImagePipeline.from_pretrained(
-            path, text_encoder=None, tokenizer=None, torch_dtype=dtype, revision=revision, use_safetensors=True
+            path, text_encoder=None, tokenizer=None, dtype=dtype, revision=revision, use_safetensors=True
         )
         return cls(pipeline.to(device), **settings)
 

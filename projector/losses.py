@@ -27,7 +27,9 @@ def dimension_weights(loss: Loss, named: Mapping[int, float] | None, target_std:
     Raises:
         UsageError: a named dimension does not exist.
     """
-    weights = target_std.float() ** 2 if loss == "raw_mse" else torch.ones_like(target_std, dtype=torch.float32)
+    weights = (
+        target_std.float() ** 2 if loss == "raw_mse" else torch.ones_like(target_std, dtype=torch.float32)
+    )
     for dimension, weight in (named or {}).items():
         if dimension >= weights.numel():
             raise UsageError(

@@ -15,7 +15,10 @@ from shards.errors import UsageError
 from shards.statistics import RunningStatistics
 
 ATTENTION_HEADS = 8  # head size 320 at width 2560
-POSITION_WAVELENGTHS = (0.004, 2.0)  # shortest and longest, as shares of the sequence: 4 of 1,024 positions to twice all
+POSITION_WAVELENGTHS = (
+    0.004,
+    2.0,
+)  # shortest and longest, as shares of the sequence: 4 of 1,024 positions to twice all
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,19 @@ class Attention(nn.Module):
         batch, positions, width = x.shape
         lengths = mask.sum(1) if mask is not None else x.new_full((batch,), positions)
         keys = self.key(x + relative_positions(lengths, positions, width).to(x.dtype))
-        split = (self.heads, width // self.heads)
+        queries = self._split(self.queries.to(keys.dtype)[None]).expand(batch, -1, -1, -1)
         attended = F.scaled_dot_product_attention(
-            self.queries.to(keys.dtype).unflatten(-1, split).transpose(0, 1).expand(batch, -1, -1, -1),
-            keys.unflatten(-1, split).transpose(1, 2),
-            self.value(x).unflatten(-1, split).transpose(1, 2),
+            queries,
+            self._split(keys),
+            self._split(self.value(x)),
             attn_mask=None if mask is None else mask[:, None, None, :],
         )
         mixed = F.gelu(self.mix(attended.transpose(1, 2).flatten(-2)))
         return self.out(mixed)  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, S, D) to (B, heads, S, D / heads)."""
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class ProjectorNetwork(nn.Module):

@@ -73,7 +73,9 @@ class TrainOptions(BaseModel):
     def _weights_are_weights(cls, weights: dict[int, float] | None) -> dict[int, float] | None:
         for dimension, weight in (weights or {}).items():
             if dimension < 0 or not 0 <= weight < float("inf"):
-                raise ValueError(f"holds {dimension}: {weight}; expected dimensions from 0 on and finite weights from 0 on")
+                raise ValueError(
+                    f"holds {dimension}: {weight}; expected dimensions from 0 on and finite weights from 0 on"
+                )
         return weights
 
     @property

@@ -23,6 +23,7 @@ LAYERS = 12  # so that -2, -6 and -8 exist with blocks to spare on both sides
 LATENT_CHANNELS = 16
 VOCABULARY = 1024
 OUTLIER_DIMENSIONS = (4, 19)  # blown up like dims 4 and 396 of the 4B models
+GAIN = 6.0  # of the last convolution, so that pictures use the range of colours without clipping too much
 SINK_SCALE = 40.0  # of the first token's residual, so that it is an attention sink like the real one
 RECIPE = 1  # counted up whenever the bytes made here change; part of the cache folder's name
 
@@ -179,17 +180,33 @@ def _save_pipeline(folder: Path, tokenizer: Any, text_encoder: Any) -> None:
 
 
 def _let_the_prompt_show(transformer: Any, vae: Any) -> None:
-    """Scale random weights so that the prompt's embedding, not the noise, decides what is seen."""
+    """Set random weights so that the prompt's embedding, not the noise, decides what is seen.
+
+    The noisy latents enter almost as a constant; what the picture shows comes from the caption tokens that each
+    patch attends to, which its position chooses; and the velocity is large beside the noise it starts from.
+    """
+    dim = transformer.dim
     with torch.no_grad():
-        for parameter in transformer.cap_embedder.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.orthogonal_(parameter, gain=1.5)
-        for name, parameter in transformer.named_parameters():
-            if "all_final_layer" in name and name.endswith("linear.weight"):
-                torch.nn.init.normal_(parameter, std=0.35)
-        # Noise reaches the image through the velocity's subtraction; a large velocity leaves it little say.
-        vae.decoder.conv_out.weight.mul_(6.0)
-        vae.decoder.conv_out.bias.zero_()
+        embed = transformer.all_x_embedder["2-1"]
+        embed.weight.mul_(0.02)
+        embed.bias.normal_(std=0.3)
+        torch.nn.init.orthogonal_(transformer.cap_embedder[1].weight, gain=1.5)
+        for block in (*transformer.noise_refiner, *transformer.layers):
+            gates = block.adaLN_modulation[0].bias.view(4, dim)
+            gates.zero_()
+            gates[1], gates[3] = 1.2, 0.3  # tanh of it: attention counts, the feed-forward part a little
+        last = transformer.all_final_layer["2-1"].linear
+        last.bias.zero_()
+        # The same output for the four latent pixels of a patch: areas of colour instead of a grid of dots.
+        last.weight.copy_(2.5 * torch.randn(LATENT_CHANNELS, dim).repeat(4, 1))
+        for name, parameter in vae.decoder.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()  # biases paint the same texture over every picture
+        for convolution in (module for module in vae.decoder.modules() if isinstance(module, torch.nn.Conv2d)):
+            kernel = convolution.weight
+            kernel.copy_(kernel.mean(dim=(2, 3), keepdim=True) + 0.5 * (kernel - kernel.mean(dim=(2, 3), keepdim=True)))
+        colours = vae.decoder.conv_out.weight
+        colours.sub_(colours.mean(dim=1, keepdim=True)).mul_(GAIN)  # no cast that all pictures share
 
 
 def _save_vision_language(folder: Path, tokenizer: Any, text_encoder: Any) -> None:

@@ -89,7 +89,8 @@ def connected() -> Iterator[Cluster]:
     already = ray.is_initialized()
     if not already:
         _join_or_start()
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for noisy in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         yield _survey()
     finally:
@@ -147,7 +148,9 @@ def _survey() -> Cluster:
 
 
 def _join_or_start() -> None:
-    # What workers have to say reaches the driver as results and errors, so their logs stay in Ray's own files.
+    # What workers have to say reaches the driver as results and errors, so their logs stay in Ray's own files;
+    # the core's log level is read when it starts, from the environment only.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address="auto", **quiet)

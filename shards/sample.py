@@ -217,15 +217,15 @@ def open_image(data: bytes) -> Image.Image:
 
 def encode_tensors(tensors: Mapping[str, Array]) -> bytes:
     """Tensors as the bytes of a safetensors file; the same tensors give the same bytes."""
-    flat = {
-        name: {
-            "dtype": tensor.dtype.name,
-            "shape": list(tensor.shape),
-            "data": np.ascontiguousarray(tensor).view(np.uint8).tobytes(),
-        }
-        for name, tensor in sorted(tensors.items())
+    # The library takes addresses, so the arrays must live until it is done.
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        for name, array in arrays.items()
     }
-    return bytes(safetensors.serialize(flat))
+    return bytes(safetensors.serialize(specs))
 
 
 def decode_tensors(data: bytes, names: Collection[str] | None = None) -> dict[str, Array]:

@@ -1,0 +1,181 @@
+"""What training leaves on storage: weights, description, resumable state; safetensors and JSON, each put whole."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn, optim
+
+from projector.networks import ProjectorNetwork, Shape
+from shards.errors import NotFoundError, UsageError
+from shards.storage import Storage
+
+FORMAT = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+STATE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run has come; everything but the tensors of its state."""
+
+    epoch: int = 0
+    """Epochs finished."""
+    losses: list[float] = field(default_factory=list)
+    """Loss sums of the steps already taken in the epoch under way."""
+    best_epoch: int = 0
+    """Epoch (from 1) with the best validation loss; 0 before the first."""
+    best_val_loss: float = float("inf")
+    """That loss."""
+    seconds: float = 0.0
+    """Time spent, over all attempts."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record per finished epoch: the lines of metrics.jsonl."""
+
+
+def put_json(storage: Storage, key: str, content: Any) -> None:
+    """Put a JSON file for people and programs."""
+    storage.put_bytes(key, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def get_json(storage: Storage, key: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UsageError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(storage.get_bytes(key))
+    except NotFoundError:
+        raise UsageError(
+            f"{storage.root}: no projector there ({key} is missing); give the folder that training or export wrote"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{storage.root}/{key} is not JSON: {error}; train or export again") from None
+
+
+def put_network(storage: Storage, network: ProjectorNetwork) -> None:
+    """Put the weights and the standardisation, on the CPU's layout whatever the device."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in network.state_dict().items()}
+    storage.put_bytes(WEIGHTS, safetensors.torch.save(tensors))
+
+
+def get_network(storage: Storage, config: Mapping[str, Any]) -> ProjectorNetwork:
+    """Build the network that config.json describes and load its weights.
+
+    Raises:
+        UsageError: the weights are missing, damaged, or not those of the described network.
+    """
+    try:
+        if config["format"] != FORMAT:
+            raise UsageError(
+                f"{storage.root}: {CONFIG} has format {config['format']!r}, this program reads {FORMAT}; "
+                "use the version that wrote it"
+            )
+        network = ProjectorNetwork(Shape(**config["network"]))
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{storage.root}/{CONFIG} does not describe a projector: {error}; train or export again"
+        ) from None
+    try:
+        network.load_state_dict(safetensors.torch.load(storage.get_bytes(WEIGHTS)))
+    except NotFoundError:
+        raise UsageError(
+            f"{storage.root}: {WEIGHTS} is missing (training stopped before its first epoch ended?); train again"
+        ) from None
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{storage.root}/{WEIGHTS} does not fit {CONFIG}: {reason}; train or export again"
+        ) from None
+    return network.eval()
+
+
+def put_state(
+    storage: Storage,
+    identity: Mapping[str, Any],
+    progress: Progress,
+    network: ProjectorNetwork,
+    optimizer: optim.Optimizer,
+) -> None:
+    """Put everything needed to go on, as one object: never half a state, and never one newer than another."""
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        tensors |= {
+            f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()
+        }
+    layout = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    story = {"identity": json.dumps(identity), "progress": json.dumps(vars(progress))}
+    storage.put_bytes(STATE, safetensors.torch.save(layout, metadata=story))
+
+
+@dataclass(frozen=True)
+class State:
+    """A state read back."""
+
+    progress: Progress
+    """How far that run had come."""
+    tensors: Mapping[str, Tensor]
+    """Of network and optimizer."""
+
+    def restore(self, network: nn.Module, optimizer: optim.Optimizer) -> None:
+        """Put the tensors where they were."""
+        prefix = "network."
+        network.load_state_dict(
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in self.tensors.items()
+                if name.startswith(prefix)
+            }
+        )
+        for name, parameter in network.named_parameters():
+            prefix = f"optimizer.{name}."
+            moments = {
+                key.removeprefix(prefix): tensor.to(parameter.device, copy=True)
+                for key, tensor in self.tensors.items()
+                if key.startswith(prefix)
+            }
+            if moments:
+                optimizer.state[parameter] = moments
+
+
+def get_state(storage: Storage, identity: Mapping[str, Any]) -> State | None:
+    """The state of an earlier attempt at the same run; None where there is none.
+
+    Args:
+        storage: the run's output.
+        identity: everything that decides the run's result.
+
+    Raises:
+        UsageError: the state belongs to another run; names each difference.
+    """
+    try:
+        data = storage.get_bytes(STATE)
+    except NotFoundError:
+        return None
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        theirs, progress = json.loads(header["identity"]), Progress(**json.loads(header["progress"]))
+        tensors = safetensors.torch.load(data)
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise UsageError(
+            f"{storage.root}/{STATE} is damaged ({error}); delete it to train from the start"
+        ) from None
+    mine = json.loads(json.dumps(identity))  # integer keys and tuples as JSON has them
+    differing = [
+        f"{key} {theirs.get(key)!r} there, {mine.get(key)!r} now"
+        for key in sorted(theirs.keys() | mine.keys())
+        if theirs.get(key) != mine.get(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{storage.root} holds a run with other settings: {'; '.join(differing)}; "
+            f"choose another train.output, or delete {STATE} there to train from the start"
+        )
+    return State(progress, tensors)
