@@ -306,7 +306,8 @@ class _Run:
         """Mean loss over the held-out pairs of all workers."""
         self.network.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for part in XX(            self.options.micro_batch or self.options.batch_size
+        for part in torch.split(
+            torch.arange(len(self.val_set.keys)), self.options.micro_batch or self.options.batch_size
         ):
             total[0] += self._error(self.network, self.val_set, part).double().cpu()
         total[1] = float(self.val_set.targets.lengths.sum())

@@ -1,0 +1,195 @@
+"""`python -m shards TOOL ROOT`: look at, check and mend a dataset, local or on S3, without Ray."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shards.dataset import Dataset
+from shards.errors import CorruptShardError, StorageError, UsageError
+from shards.maintain import collect_garbage, failures, repair, require_shards
+from shards.plan import SPLITS
+from shards.storage import open_storage
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a tool.
+
+    Args:
+        argv: the words after `python -m shards`.
+
+    Returns:
+        exit code: 0 all well, 1 something is wrong with the dataset, 2 usage error.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StorageError, CorruptShardError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m shards", description=__doc__)
+    tools = parser.add_subparsers(title="tools", required=True, metavar="TOOL")
+
+    def tool(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = tools.add_parser(name, help=text, description=text)
+        added.add_argument("root", help="local folder or s3://bucket/prefix")
+        added.set_defaults(run=run)
+        return added
+
+    tool("info", _info, "counts, bytes, failures, device seconds, fingerprint").add_argument(
+        "--json", action="store_true", help="as JSON"
+    )
+    for name, run, text in (
+        ("verify", _verify, "read everything and check it against commits and plan"),
+        ("repair", _repair, "take broken shards out, so that the next build makes them again"),
+    ):
+        tool(name, run, text).add_argument(
+            "--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes (default %(default)s)"
+        )
+    tool("urls", _urls, "addresses of the shards, for stock WebDataset loaders").add_argument(
+        "--split", choices=SPLITS, default="train"
+    )
+    tool("ls", _ls, "one line per shard")
+    preview = tool("preview", _preview, "contact sheet of the first pictures, by category")
+    preview.add_argument("--output", default="preview.png", help="PNG to write (default %(default)s)")
+    preview.add_argument("--count", type=int, default=36, help="pictures (default %(default)s)")
+    tool("gc", _gc, "remove shard files that no commit names; not while a build runs").add_argument(
+        "--dry-run", action="store_true", help="only list them"
+    )
+    tool("retry-failed", _retry_failed, "list the samples that a build would try again").add_argument(
+        "--json", action="store_true", help="as JSON"
+    )
+    return parser
+
+
+def _open(options: argparse.Namespace) -> Dataset:
+    return Dataset.open(open_storage(options.root))
+
+
+def info(dataset: Dataset) -> dict[str, Any]:
+    """What a dataset holds, as `info --json` prints it."""
+    commits = dataset.commits()
+    segments = dataset.segments()
+    planned = segments[-1] if segments else 0
+    accounted = sum(commit.samples + commit.failed for commit in commits)
+    return {
+        "root": dataset.storage.root,
+        "created": dataset.created,
+        "fingerprint": dataset.fingerprint,
+        "planned": planned,
+        "samples": sum(commit.samples for commit in commits),
+        "failed": sum(commit.failed for commit in commits),
+        "complete": bool(commits) and accounted == planned,
+        "shards": len(commits),
+        "bytes": sum(commit.bytes for commit in commits),
+        "device_seconds": round(sum(commit.device_seconds for commit in commits), 3),
+        "adopted_shards": sum(commit.adopted for commit in commits),
+        "splits": {
+            split: {
+                "shards": sum(commit.split == split for commit in commits),
+                "samples": sum(commit.samples for commit in commits if commit.split == split),
+            }
+            for split in SPLITS
+        },
+        "devices": sorted({commit.device for commit in commits if commit.device}),
+        "settings": {key: dataset.settings.get(key) for key in ("height", "width", "layers", "text_modes", "dtype")},
+    }
+
+
+def _info(options: argparse.Namespace) -> int:
+    facts = info(_open(options))
+    if options.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return 0
+    state = "complete" if facts["complete"] else "NOT complete"
+    print(f"{facts['root']}: {state}, {facts['samples']} samples + {facts['failed']} failed of {facts['planned']}")
+    for split, counts in facts["splits"].items():
+        print(f"  {split:<6} {counts['samples']} samples in {counts['shards']} shards")
+    print(f"  bytes  {facts['bytes'] / 1e6:,.1f} MB, {facts['device_seconds']:,.0f} device seconds")
+    print(f"  made   {facts['created']}, fingerprint {facts['fingerprint'][:16]}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from shards.verify import verify
+
+    findings = verify(options.root, workers=max(1, options.workers))
+    for problem in findings.problems:
+        print(problem)
+    verdict = f"{len(findings.problems)} problems" if findings.problems else "no problems"
+    print(f"{findings.shards} shards, {findings.samples} samples, {findings.bytes / 1e6:,.1f} MB read: {verdict}")
+    if not findings.complete:
+        print(f"not complete: {findings.accounted} of {findings.planned} planned samples; run the build again")
+    return 1 if findings.problems else 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    broken = repair(options.root, workers=max(1, options.workers))
+    for name in broken:
+        print(f"{name}: taken out")
+    print(f"{len(broken)} shards to make again: run the build" if broken else "nothing to repair")
+    return 0
+
+
+def _urls(options: argparse.Namespace) -> int:
+    dataset = _open(options)
+    require_shards(dataset)
+    for commit in dataset.commits():
+        if commit.split == options.split:
+            print(dataset.storage.url(commit.tar))
+    return 0
+
+
+def _ls(options: argparse.Namespace) -> int:
+    for commit in _open(options).commits():
+        note = " adopted" if commit.adopted else ""
+        print(
+            f"{commit.name}  {commit.samples:>5} samples  {commit.failed:>3} failed  {commit.bytes / 1e6:>9,.1f} MB  "
+            f"{commit.device_seconds:>8,.1f} s  {commit.created}  {commit.device}{note}"
+        )
+    return 0
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from shards.preview import contact_sheet
+    from shards.read import read_samples
+
+    dataset = _open(options)
+    require_shards(dataset)
+    path = Path(options.output)
+    contact_sheet(islice(read_samples(dataset, tensors=()), max(1, options.count))).save(path, format="PNG")
+    print(path.absolute())
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    keys = collect_garbage(_open(options), dry_run=options.dry_run)
+    for key in keys:
+        print(key)
+    print(f"{len(keys)} files {'would be removed' if options.dry_run else 'removed'}")
+    return 0
+
+
+def _retry_failed(options: argparse.Namespace) -> int:
+    rows = failures(_open(options))
+    if options.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return 0
+    for row in rows:
+        print(f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  (attempt {row['attempts']})")
+    print(f"{len(rows)} failed samples")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""Tidy and mend: what no commit names is removed, a broken shard is uncommitted so that a build makes it again."""
+
+from collections.abc import Iterable
+
+from shards.dataset import COMMITS, Dataset, failed_key
+from shards.errors import UsageError
+from shards.storage import open_storage
+from shards.verify import is_leftover, verify
+
+
+def leftovers(dataset: Dataset) -> list[str]:
+    """Keys of shard files that no commit names: what crashes left behind."""
+    named: set[str] = set()
+    for commit in dataset.commits():
+        named |= {commit.tar, commit.parquet}
+        if commit.failed:
+            named.add(failed_key(commit.name))
+    return [entry.key for entry in dataset.storage.list() if is_leftover(entry.key) and entry.key not in named]
+
+
+def collect_garbage(dataset: Dataset, *, dry_run: bool) -> list[str]:
+    """Remove what no commit names. Not while a build runs: its next shard has no commit yet.
+
+    Args:
+        dataset: opened dataset.
+        dry_run: only tell.
+
+    Returns:
+        the keys.
+    """
+    keys = leftovers(dataset)
+    if not dry_run:
+        for key in keys:
+            dataset.storage.delete(key)
+    return keys
+
+
+def uncommit(dataset: Dataset, names: Iterable[str]) -> None:
+    """Take shards out of the dataset; the next build makes them again.
+
+    The commit goes first: from then on the shard does not exist, whatever happens to the rest.
+    """
+    for name in names:
+        split, _, index = name.rpartition("-")
+        dataset.storage.delete(f"{COMMITS}{name}.json")
+        for key in (f"{split}/pairs-{index}.tar", f"{split}/pairs-{index}.parquet", failed_key(name)):
+            dataset.storage.delete(key)
+
+
+def repair(root: str, *, workers: int = 1) -> list[str]:
+    """Uncommit every shard that `verify` finds broken.
+
+    Args:
+        root: of the dataset.
+        workers: processes that read shards.
+
+    Returns:
+        names of the shards taken out.
+
+    Raises:
+        UsageError: there is no dataset.
+    """
+    dataset = Dataset.open(open_storage(root))
+    committed = dataset.committed()
+    broken = sorted({problem.shard for problem in verify(root, workers=workers).problems} & committed.keys())
+    uncommit(dataset, broken)
+    if broken:
+        dataset.write_manifest()
+    return broken
+
+
+def failures(dataset: Dataset) -> list[dict[str, object]]:
+    """Every sample in the dead-letter files, with its shard."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, object]] = []
+    for commit in dataset.commits():
+        if commit.failed:
+            table = pq.read_table(io.BytesIO(dataset.storage.get_bytes(failed_key(commit.name))))
+            rows += [{"shard": commit.name, **row} for row in table.to_pylist()]
+    return rows
+
+
+def require_shards(dataset: Dataset) -> None:
+    """Refuse a dataset in which nothing is committed yet."""
+    if not dataset.committed():
+        raise UsageError(f"{dataset.storage.root}: no shard is committed yet; build first")
