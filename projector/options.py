@@ -12,7 +12,9 @@ Loss = Literal["mse", "raw_mse"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 MLP_HIDDEN_OVER_WIDTH = 1.6  # the guide's 4096 at width 2560
-LEARNING_RATES: dict[Arch, float] = {"linear": 1e-3, "mlp": 3e-4, "attention": 3e-4}
+REFERENCE_WIDTH = 2560  # of the 4B models
+LEARNING_RATES: dict[Arch, float] = {"linear": 1e-3, "mlp": 3e-4, "attention": 3e-4}  # at the reference width
+HIGHEST_DEFAULT_RATE = 1e-2
 LONGEST_DEFAULT_WARMUP = 500  # optimizer steps, the guide's figure
 
 
@@ -46,7 +48,7 @@ class TrainOptions(BaseModel):
     micro_batch: Annotated[int, Field(gt=0)] | None = None
     """Pairs per forward pass on one worker; gradients add up to the batch. Absent: the worker's whole share."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; absent: 1e-3 for linear, 3e-4 for mlp and attention."""
+    """Peak learning rate; absent: 1e-3 for linear, 3e-4 for mlp and attention at width 2560, more below."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
@@ -78,10 +80,11 @@ class TrainOptions(BaseModel):
                 )
         return weights
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate given, or the architecture's own."""
-        return LEARNING_RATES[self.arch] if self.learning_rate is None else self.learning_rate
+    def peak_learning_rate(self, width: int) -> float:
+        """The learning rate given, or the architecture's own, which grows as the width shrinks."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return min(HIGHEST_DEFAULT_RATE, LEARNING_RATES[self.arch] * REFERENCE_WIDTH / width)
 
     def warmup(self, total_steps: int) -> int:
         """Optimizer steps of warm-up out of `total_steps`."""

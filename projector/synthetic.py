@@ -94,7 +94,8 @@ class Synthetic:
             latent = np.concatenate([np.tile(everywhere, (len(order), 1)), concepts[order]], axis=1)
             noise = random.normal(size=(len(order), self.width))
             unit = np.sqrt(signal) * (latent @ maps[f"{name}_mix"]) + np.sqrt(1 - signal) * noise
-            return (maps[f"{name}_mean"] + maps[f"{name}_std"] * unit).astype(np.float32)
+            values: Floats = (maps[f"{name}_mean"] + maps[f"{name}_std"] * unit).astype(np.float32)
+            return values
 
         text = side("text", spoken, self.text_signal)
         image = side("image", shown, self.image_signal)

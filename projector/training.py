@@ -252,7 +252,7 @@ class _Run:
     def _step(self, pairs: Tensor, step: int, total: int) -> Tensor:
         """One optimizer step on a batch; returns this worker's sum of errors, divided by the batch's positions."""
         options, world = self.options, self.world
-        rate = learning_rate(step, peak=options.peak_learning_rate, warmup=options.warmup(total), total=total)
+        rate = learning_rate(step, peak=options.peak_learning_rate(self.width), warmup=options.warmup(total), total=total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         pairs = pairs[pairs != NOBODY]

@@ -1,0 +1,112 @@
+"""The trained projector as users hold it: raw Qwen3-VL embeddings in, raw Qwen3-4B-like embeddings out.
+
+B batch, S sequence, M outputs, D hidden.
+"""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projector.checkpoint import CONFIG, get_json, get_network, put_json, put_network
+from projector.networks import ProjectorNetwork
+from shards.errors import UsageError
+from shards.storage import open_storage
+
+
+class Projector:
+    """A trained network with the description of what it may be applied to.
+
+    Args:
+        network: the network, statistics included.
+        config: the content of its config.json.
+    """
+
+    def __init__(self, network: ProjectorNetwork, config: dict[str, Any]) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, device: torch.device | str = "cpu") -> "Projector":
+        """Load what `train` or `export` wrote.
+
+        Args:
+            path: folder or s3:// root.
+            device: where to put it.
+
+        Raises:
+            UsageError: nothing there, or files that do not fit together.
+        """
+        storage = open_storage(str(path))
+        config = get_json(storage, CONFIG)
+        return cls(get_network(storage, config).to(device), config)
+
+    def save_pretrained(self, path: str) -> None:
+        """Write config.json and model.safetensors, which `from_pretrained` reads back."""
+        storage = open_storage(str(path))
+        put_network(storage, self.network)
+        put_json(storage, CONFIG, self.config)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.network.shape.width
+
+    @property
+    def layer(self) -> int:
+        """The Qwen3-VL layer it reads, counted from the end."""
+        return int(self.config["layer"])
+
+    @property
+    def text_mode(self) -> str:
+        """Text that stood in the VL input at training: `caption` or `none`."""
+        return str(self.config["text_mode"])
+
+    @property
+    def tokens(self) -> str:
+        """Kinds of VL tokens it takes: `image`, `text` or `all`; pass those and no others."""
+        return str(self.config["tokens"])
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether output i belongs to input i; attention has a fixed number of outputs instead."""
+        return self.network.keeps_positions
+
+    def to(self, device: torch.device | str) -> "Projector":
+        """Move to a device; returns itself."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Project embeddings.
+
+        Args:
+            embeddings: (S, D) or (B, S, D), raw, any float dtype, of the tokens named by `tokens`.
+            mask: (S,) or (B, S) bool, True where a position exists; None: everywhere.
+
+        Returns:
+            (M, D) or (B, M, D), raw, in the input's dtype and on its device; M is S unless the network is attention.
+
+        Raises:
+            UsageError: another shape or width, or no position at all.
+        """
+        if embeddings.dim() not in (2, 3) or embeddings.shape[-1] != self.width or not embeddings.shape[-2]:
+            raise UsageError(
+                f"embeddings of shape {tuple(embeddings.shape)} do not fit; this projector takes (seq, {self.width}) "
+                f"or (batch, seq, {self.width}) with at least one position"
+            )
+        if not embeddings.is_floating_point():
+            raise UsageError(f"embeddings are {embeddings.dtype}; pass a float dtype")
+        home = self.network.input_mean.device
+        batched = embeddings.to(home) if embeddings.dim() == 3 else embeddings.to(home)[None]
+        if mask is not None:
+            mask = (mask if mask.dim() == 2 else mask[None]).to(home)
+        outputs = self.network.project(batched, mask)
+        outputs = outputs if embeddings.dim() == 3 else outputs[0]
+        return outputs.to(embeddings.device, embeddings.dtype)
+
+    def __repr__(self) -> str:
+        shown = {key: self.config.get(key) for key in ("arch", "width", "layer", "text_mode", "tokens")}
+        return f"Projector({json.dumps(shown)[1:-1]})"
