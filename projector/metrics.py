@@ -12,12 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.statistics import RunningStatistics
+
 Float64 = NDArray[np.float64]
+Float32 = NDArray[np.float32]
 
 OUTLIER_RATIO = 2.0  # the guide's: a dimension with more than twice the target's std
 COLLAPSED_RATIO = 0.5  # its mirror image, which regression to the mean produces
 RMS_EPSILON = 1e-6  # of Qwen3's RMSNorm
-TOKENS_PER_PAIR = 64  # evenly spaced, for the Wasserstein distance: keeps memory independent of the image's size
+TOKENS_PER_PAIR = (
+    32  # evenly spaced, for the Wasserstein distance: keeps memory independent of the image's size
+)
 
 
 def rms_norm(rows: Tensor) -> Tensor:
@@ -38,7 +43,9 @@ class Moments:
         other.count = len(x)
         other.mean_x, other.mean_y = x.mean(0), y.mean(0)
         dx, dy = x - other.mean_x, y - other.mean_y
-        other.m2_x, other.m2_y, other.m_xy = (np.einsum("nd,nd->d", a, b) for a, b in ((dx, dx), (dy, dy), (dx, dy)))
+        other.m2_x, other.m2_y, other.m_xy = (
+            np.einsum("nd,nd->d", a, b) for a, b in ((dx, dx), (dy, dy), (dx, dy))
+        )
         other.squared_error = np.einsum("nd,nd->d", x - y, x - y)
         self.merge(other)
 
@@ -69,12 +76,6 @@ class Moments:
         ratio = np.full_like(self.m2_y, np.nan)
         return 1 - np.divide(self.squared_error, self.m2_y, out=ratio, where=self.m2_y > 0)
 
-    @property
-    def std_ratio(self) -> Float64:
-        """(D,) standard deviation of x over that of y; NaN where y never moves."""
-        ratio = np.full_like(self.m2_y, np.nan)
-        return np.sqrt(np.divide(self.m2_x, self.m2_y, out=ratio, where=self.m2_y > 0))
-
 
 @dataclass
 class Metrics:
@@ -94,19 +95,21 @@ class Metrics:
     normed: Moments = field(init=False)
     cosine: float = field(init=False, default=0.0)
     normed_cosine: float = field(init=False, default=0.0)
-    spread_x: Moments = field(init=False)
-    spread_y: Moments = field(init=False)
+    spread_x: RunningStatistics = field(init=False)
+    spread_y: RunningStatistics = field(init=False)
     queries: list[Float64] = field(init=False, default_factory=list)
     gallery: list[Float64] = field(init=False, default_factory=list)
-    slices_x: list[Float64] = field(init=False, default_factory=list)
-    slices_y: list[Float64] = field(init=False, default_factory=list)
+    slices_x: list[Float32] = field(init=False, default_factory=list)
+    slices_y: list[Float32] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         width = len(self.target_mean)
         self.content, self.normed = Moments(width), Moments(width)
-        self.spread_x, self.spread_y = Moments(width), Moments(width)
+        self.spread_x, self.spread_y = RunningStatistics(width), RunningStatistics(width)
 
-    def update(self, predicted: Tensor, target: Tensor, predicted_tokens: Tensor, target_tokens: Tensor) -> None:
+    def update(
+        self, predicted: Tensor, target: Tensor, predicted_tokens: Tensor, target_tokens: Tensor
+    ) -> None:
         """Take in one pair.
 
         Args:
@@ -126,9 +129,9 @@ class Metrics:
             (target_tokens, self.spread_y, self.slices_y),
         ):
             rows = tokens.double().numpy()
-            spread.update(rows, rows)
+            spread.update(rows)
             chosen = rows[np.unique(np.linspace(0, len(rows) - 1, TOKENS_PER_PAIR).round().astype(int))]
-            slices.append(self._standardised(chosen) @ self.directions)
+            slices.append((self._standardised(chosen) @ self.directions).astype(np.float32))
         self.queries.append(self._standardised(x.mean(0).numpy()))
         self.gallery.append(self._standardised(y.mean(0).numpy()))
 
@@ -147,11 +150,8 @@ class Metrics:
     def result(self) -> dict[str, Any]:
         """The figures under the names of eval.json."""
         squared_error = self.content.squared_error / self.content.count
-        # Columns of a median, never its mean over dims: dims 4 and 396 would decide it.
-        variance_x = self.spread_x.m2_x / self.spread_x.count
-        variance_y = self.spread_y.m2_x / self.spread_y.count
-        moving = variance_y > 0
-        ratio = np.sqrt(variance_x[moving] / variance_y[moving])
+        moving = self.spread_y.std() > 0
+        ratio = self.spread_x.std()[moving] / self.spread_y.std()[moving]
         recall = retrieval(np.array(self.queries), np.array(self.gallery))
         return {
             "mse": float(squared_error.mean()),
@@ -162,19 +162,21 @@ class Metrics:
             "std_ratio_range": [float(ratio.min()), float(ratio.max())],
             "outlier_dims": int((ratio > OUTLIER_RATIO).sum()),
             "collapsed_dims": int((ratio < COLLAPSED_RATIO).sum()),
-            "recall_at_1": float((recall[0]).mean()),
-            "recall_at_5": float((recall[1]).mean()),
+            "recall_at_1": float(recall[0].mean()),
+            "recall_at_5": float(recall[1].mean()),
             "rms_r2": float(np.nanmedian(self.normed.r2)),
             "rms_cosine": self.normed_cosine / self.content.count,
-            "sliced_wasserstein": sliced_wasserstein(np.concatenate(self.slices_x), np.concatenate(self.slices_y)),
+            "sliced_wasserstein": sliced_wasserstein(
+                np.concatenate(self.slices_x), np.concatenate(self.slices_y)
+            ),
         }
 
 
 def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5)) -> Float64:
     """Whether each query finds its own among all, by cosine similarity; ties count as half.
 
-    A candidate exactly as similar as the own one stands before it with probability one half, so a constant
-    predictor scores what chance scores and not, as with a naive ">", 1.
+    A candidate exactly as similar as the own one counts as half a candidate before it. With a naive ">" a constant
+    predictor would find its own first every time.
 
     Args:
         queries: (N, D) predicted means, standardised.
@@ -182,7 +184,7 @@ def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5
         ranks: k of each recall@k.
 
     Returns:
-        (len(ranks), N): expected hits, 0 to 1.
+        (len(ranks), N): 1 where the own one's rank, from 1, is at most k, else 0.
     """
     x, y = (_unit(rows) for rows in (queries, gallery))
     own = np.einsum("nd,nd->n", x, y)
@@ -192,11 +194,11 @@ def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5
         near = np.abs(similarity - own[:, None]) <= 1e-9
         better += ((similarity > own[:, None]) & ~near).sum(1)
         equal += near.sum(1)
-    ties = np.maximum(equal - 1, 0)  # without the own one
-    return np.stack([np.clip((k - better) / (ties + 1), 0, 1) for k in ranks])
+    rank = 1 + better + (equal - 1) / 2  # the own one is among the equal
+    return np.stack([(rank <= k).astype(np.float64) for k in ranks])
 
 
-def sliced_wasserstein(x: Float64, y: Float64) -> float:
+def sliced_wasserstein(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
     """Distance between two clouds: root mean over directions of the squared 2-Wasserstein distance along each.
 
     Exact for any two numbers of points: both empirical quantile functions are steps, compared step by step.

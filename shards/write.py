@@ -181,7 +181,7 @@ def write_table(path: Path, rows: list[dict[str, Any]], metadata: Mapping[bytes,
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist(rows)
-    pq.write_table(table.replace_schema_metadata(dict(metadata)), path, compression="zstd", store_schema=False)
+    pq.write_table(table.replace_schema_metadata(dict(metadata)), path, compression="zstd")
 
 
 def sha256_of(path: Path) -> str:

@@ -1,0 +1,204 @@
+"""Creation, growth, commit and adoption."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shards.dataset import Dataset, fingerprint_of
+from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
+from shards.storage import open_storage
+from tests_support import SETTINGS, a_plan, commit_shard, write_shard
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_fingerprint_sees_values_and_not_their_order():
+    assert fingerprint_of({"a": 1, "b": [1, 2]}) == fingerprint_of({"b": [1, 2], "a": 1})
+    assert fingerprint_of({"a": 1, "b": [1, 2]}) != fingerprint_of({"a": 1, "b": [2, 1]})
+
+
+def test_a_dataset_opens_again_with_tuples_for_lists(make_dataset):
+    dataset, _ = make_dataset()
+    again = Dataset.create_or_open(dataset.storage, {**SETTINGS, "layers": (-8, -6)}, {})
+    assert again.fingerprint == dataset.fingerprint
+    assert again.packages == {"numpy": "2"}
+
+
+def test_other_settings_are_named_with_both_values(make_dataset):
+    dataset, _ = make_dataset()
+    other = {**SETTINGS, "width": 64, "models": {"image": {"id": "other"}}, "steps": 9}
+    with pytest.raises(DatasetMismatchError) as caught:
+        Dataset.create_or_open(dataset.storage, other, {})
+    for part in (
+        "width is 32 there and 64 here",
+        "models.image.id is 'none' there and 'other' here",
+        "steps is '(absent)' there and 9 here",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_root_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"holds something that is no dataset \(holiday.jpg"):
+        Dataset.create_or_open(open_storage(str(tmp_path)), SETTINGS, {})
+
+
+def test_nothing_there_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="no dataset there"):
+        Dataset.open(open_storage(str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"format_version": 2}, UsageError, "format version 2"),
+        ({"settings": {}}, CorruptShardError, "the fingerprint is not that of its settings"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(make_dataset, change, error, message):
+    dataset, _ = make_dataset(shards=())
+    path = Path(dataset.storage.root) / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(error, match=message):
+        Dataset.open(dataset.storage)
+
+
+def test_a_dataset_only_grows_and_only_when_told(make_dataset):
+    dataset, _ = make_dataset(plan=a_plan(10), shards=())
+    assert dataset.grow(10, append=False) == (10,)
+    with pytest.raises(UsageError, match=r"planned for 10; pass --build.append true"):
+        dataset.grow(15, append=False)
+    assert dataset.grow(15, append=True) == (10, 15)
+    assert dataset.grow(15, append=True) == (10, 15)
+    with pytest.raises(UsageError, match="a dataset only grows, use 15 or more"):
+        dataset.grow(10, append=True)
+    assert dataset.segments() == (10, 15)
+
+
+def test_growth_leaves_the_first_shards_byte_for_byte(make_dataset, tmp_path):
+    dataset, plan = make_dataset(plan=a_plan(10))
+    before = {entry.key: (entry.tag, dataset.storage.get_bytes(entry.key)) for entry in dataset.storage.list("train/")}
+    segments = dataset.grow(17, append=True)
+    grown = a_plan(17, segments=segments)
+    todo = dataset.missing(grown)
+    assert {shard.name for shard in todo} == {s.name for s in grown.shards} - {s.name for s in plan.shards}
+    for shard in todo:
+        commit_shard(dataset, shard, tmp_path / "spool")
+    after = {entry.key: (entry.tag, dataset.storage.get_bytes(entry.key)) for entry in dataset.storage.list("train/")}
+    assert before.items() <= after.items()
+    assert sum(commit.samples for commit in dataset.commits()) == 17
+
+
+def test_commits_are_read_from_the_manifest_only_while_it_is_true(make_dataset):
+    dataset, plan = make_dataset()
+    path = Path(dataset.storage.root) / "manifest.json"
+    content = json.loads(path.read_text())
+    content["shards"][0]["samples"] = 77  # the tag still fits: the cache is believed
+    path.write_text(json.dumps(content))
+    assert dataset.commits()[0].samples == 77
+    content["shards"][0]["commit_tag"] = "stale"
+    path.write_text(json.dumps(content))
+    assert dataset.commits()[0].samples == len(plan.shards[0].samples)
+    path.write_text("{broken")
+    assert len(dataset.commits()) == len(plan.shards)
+
+
+def test_statistics_of_a_split_are_those_of_its_shards(make_dataset):
+    dataset, plan = make_dataset()
+    merged = dataset.statistics("train")
+    samples = sum(len(shard.samples) for shard in plan.shards if shard.split == "train")
+    assert merged["text/caption"].count == 3 * samples
+    assert merged["vl.none.-8/image"].count == 4 * samples
+
+
+def test_a_second_commit_of_the_same_content_is_the_first_one(make_dataset, tmp_path):
+    dataset, plan = make_dataset()
+    again = write_shard(dataset, plan.shards[0], tmp_path / "again")
+    commit = dataset.commit(again, attempt="second", wall_seconds=0, device_seconds=0, device="")
+    assert commit.attempt == "test"
+
+
+def test_a_second_commit_of_other_content_is_an_error_and_changes_nothing(make_dataset, tmp_path):
+    dataset, plan = make_dataset()
+    other = write_shard(dataset, plan.shards[0], tmp_path / "again", failing=(0,))
+    with pytest.raises(CorruptShardError, match="attempt test committed other content"):
+        dataset.commit(other, attempt="second", wall_seconds=0, device_seconds=0, device="")
+
+
+@pytest.mark.parametrize("failing", [(), (1,)])
+def test_a_whole_shard_without_commit_is_adopted(make_dataset, tmp_path, failing):
+    dataset, plan = make_dataset(shards=())
+    shard = plan.shards[0]
+    made = commit_shard(dataset, shard, tmp_path / "spool", failing=failing)
+    dataset.storage.delete(f"_commit/{shard.name}.json")
+    adopted = dataset.adopt(shard, attempt="later")
+    assert adopted is not None
+    assert adopted.adopted
+    assert (adopted.sha256, adopted.samples, adopted.failed) == (made.sha256, made.samples, made.failed)
+    assert dataset.statistics(shard.split)["text/caption"].count == 3 * made.samples
+
+
+@pytest.mark.parametrize("damage", ["no tar", "no parquet", "cut tar", "flipped bit", "cut parquet", "other plan"])
+def test_anything_less_is_not(make_dataset, tmp_path, damage):
+    dataset, plan = make_dataset(shards=())
+    shard = plan.shards[0]
+    commit = commit_shard(dataset, shard, tmp_path / "spool")
+    dataset.storage.delete(f"_commit/{shard.name}.json")
+    tar, parquet = (Path(dataset.storage.url(key)) for key in (commit.tar, commit.parquet))
+    if damage == "no tar":
+        tar.unlink()
+    elif damage == "no parquet":
+        parquet.unlink()
+    elif damage == "cut tar":
+        tar.write_bytes(tar.read_bytes()[:-512])
+    elif damage == "flipped bit":
+        data = bytearray(tar.read_bytes())
+        data[1000] ^= 1
+        tar.write_bytes(data)
+    elif damage == "cut parquet":
+        parquet.write_bytes(parquet.read_bytes()[:-9])
+    else:
+        shard = replace(shard, samples=shard.samples[:-1])
+    assert dataset.adopt(shard, attempt="later") is None
+    assert dataset.committed() == {}
+
+
+@pytest.mark.parametrize(
+    "point", ["before-parquet", "after-parquet", "before-tar", "after-tar", "before-commit", "after-commit"]
+)
+def test_killed_at_any_step_the_shard_is_there_whole_or_not_at_all(tmp_path, point):
+    root = tmp_path / "data"
+    script = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from pathlib import Path\n"
+        "from tests_support import *\n"
+        "from shards.storage import open_storage\n"
+        f"d = Dataset.create_or_open(open_storage({str(root)!r}), SETTINGS, {{}})\n"
+        f"commit_shard(d, a_plan().shards[0], Path({str(tmp_path / 'spool')!r}))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "SHARDS_CRASH_AT": point})
+    assert killed.returncode == -9
+    dataset = Dataset.open(open_storage(str(root)))
+    shard = a_plan().shards[0]
+    assert (shard.name in dataset.committed()) == (point == "after-commit")
+    whole_before_commit = point in ("after-tar", "before-commit")
+    if point != "after-commit":
+        assert (dataset.adopt(shard, attempt="next") is not None) == whole_before_commit
+        commit_shard(dataset, shard, tmp_path / "spool")
+    undisturbed = write_shard(dataset, shard, tmp_path / "undisturbed")
+    assert dataset.storage.get_bytes("train/pairs-000000.tar") == undisturbed.tar.read_bytes()
+    assert [commit.samples for commit in dataset.commits()] == [4]
+
+
+def test_the_crash_hook_is_silent_by_default(monkeypatch):
+    from shards.crash import crash_point
+
+    monkeypatch.delenv("SHARDS_CRASH_AT", raising=False)
+    crash_point("after-tar")
+    monkeypatch.setenv("SHARDS_CRASH_AT", "before-tar")
+    crash_point("after-tar")

@@ -1,0 +1,239 @@
+"""Each kind of damage at rest is found, named, and mended by taking out that shard only."""
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from shards.maintain import collect_garbage, repair
+from shards.verify import verify
+from tests_support import a_plan, commit_shard
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    return make_dataset()[0]
+
+
+def root(dataset):
+    return Path(dataset.storage.root)
+
+
+def problems(dataset):
+    return [str(problem) for problem in verify(dataset.storage.root).problems]
+
+
+def rewrite(dataset, change, *, name="train-000001", rehash=True):
+    """Rewrite a shard's members, and, as an attacker or a bug would, its commit's hash too."""
+    commit = dataset.commit_file(name)
+    tar = root(dataset) / commit["tar"]
+    with tarfile.open(tar) as source:
+        members = [(member, source.extractfile(member).read()) for member in source]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as target:
+        for member, data in change(members):
+            target.addfile(member, io.BytesIO(data) if data is not None else None)
+    tar.write_bytes(buffer.getvalue())
+    if rehash:
+        commit |= {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest(), "bytes": len(buffer.getvalue())}
+        (root(dataset) / "_commit" / f"{name}.json").write_text(json.dumps(commit))
+
+
+def header(name, size=0, kind=tarfile.REGTYPE, link=""):
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.linkname = size, kind, link
+    return member
+
+
+def test_a_sound_dataset_has_no_problems(dataset):
+    findings = verify(dataset.storage.root)
+    assert (findings.problems, findings.samples, findings.complete) == ([], 20, True)
+
+
+def test_workers_find_the_same(dataset):
+    (root(dataset) / "train" / "pairs-000001.tar").unlink()
+    assert verify(dataset.storage.root, workers=2).problems == verify(dataset.storage.root).problems
+
+
+def test_a_partial_dataset_is_not_called_whole(dataset):
+    dataset.storage.delete("_commit/val-000000.json")
+    findings = verify(dataset.storage.root)
+    assert not findings.complete
+    assert findings.accounted < findings.planned == 20
+
+
+def test_a_flipped_bit(dataset):
+    tar = root(dataset) / "train" / "pairs-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    assert any("train-000001" in problem and "SHA-256" in problem for problem in problems(dataset))
+
+
+def test_a_truncated_tar_even_at_a_member_boundary(dataset):
+    tar = root(dataset) / "train" / "pairs-000001.tar"
+    with tarfile.open(tar) as archive:
+        boundary = archive.getmembers()[8].offset
+    tar.write_bytes(tar.read_bytes()[:boundary] + bytes(1024))
+    found = problems(dataset)
+    assert any("bytes, its commit says" in problem for problem in found)
+    assert any("2 whole samples, its commit says 4" in problem for problem in found)
+
+
+def test_a_tar_cut_inside_a_member(dataset):
+    tar = root(dataset) / "train" / "pairs-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    assert any("the tar is broken" in problem or "does not decode" in problem for problem in problems(dataset))
+
+
+def test_a_missing_tar_parquet_and_failure_file(dataset, tmp_path):
+    for suffix in ("tar", "parquet"):
+        (root(dataset) / "train" / f"pairs-000001.{suffix}").unlink()
+    assert problems(dataset) == [
+        "train-000001: train/pairs-000001.tar is missing",
+    ]
+
+
+def test_a_missing_parquet(dataset):
+    (root(dataset) / "train" / "pairs-000001.parquet").unlink()
+    assert problems(dataset) == ["train-000001: train/pairs-000001.parquet is missing"]
+
+
+def test_swapped_tars(dataset):
+    first, second = (root(dataset) / "train" / f"pairs-00000{i}.tar" for i in (0, 1))
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+    found = problems(dataset)
+    assert any("train-000000" in problem and "does not belong here" in problem for problem in found)
+    assert any("train-000001" in problem and "SHA-256" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("member", "data", "message"),
+    [
+        (header("train-000001-0009.exe", 1), b"x", "is not one of a sample's four"),
+        (header("notes.txt", 1), b"x", "does not belong here"),
+        (header("../../etc/cron.d/x", 1), b"x", "does not belong here"),
+        (header("/etc/passwd", 1), b"x", "does not belong here"),
+        (header("train-000001-0009.txt", kind=tarfile.SYMTYPE, link="/etc/passwd"), None, "is no plain file"),
+        (header("train-000001-0009.txt", kind=tarfile.LNKTYPE, link="train-000001-0000.txt"), None, "is no plain file"),
+        (header("train-000001-0009.txt", kind=tarfile.CHRTYPE), None, "is no plain file"),
+        (header("train-000001-0003.txt", 1), b"x", "stands twice"),
+        (header("train-000001-0000.txt", 1), b"x", "not next to each other"),
+    ],
+)
+def test_members_that_do_not_belong(dataset, member, data, message):
+    rewrite(dataset, lambda members: [*members, (member, data)])
+    assert any(message in problem for problem in problems(dataset))
+
+
+def test_an_absurd_size_is_not_read(dataset):
+    def lie(members):
+        members[2][0].size = 1 << 40
+        return [(members[2][0], None)]
+
+    # ustar cannot say a terabyte in octal, so the header is patched by hand in base-256.
+    commit = dataset.commit_file("train-000001")
+    tar = root(dataset) / commit["tar"]
+    data = bytearray(tar.read_bytes())
+    data[124:136] = b"\x80" + (1 << 40).to_bytes(11, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = f"{sum(data[:512]):06o}\0 ".encode()
+    tar.write_bytes(data)
+    assert any("claims 1,099,511,627,776 bytes" in problem for problem in problems(dataset))
+
+
+def replaced(suffix, data):
+    def change(members):
+        for member, content in members:
+            if member.name == f"train-000001-0000.{suffix}":
+                new = data(content) if callable(data) else data
+                member.size = len(new)
+                yield member, new
+            else:
+                yield member, content
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data", "message"),
+    [
+        ("txt", b"another caption", "captions of .txt and .json differ"),
+        ("txt", b"\xff\xfe", "does not decode"),
+        ("json", b"{", "does not decode"),
+        ("json", b"[" * 100_000, "does not decode"),
+        ("png", b"no picture", "does not decode"),
+        ("safetensors", b"", "does not decode"),
+        ("safetensors", lambda old: old[:-1], "does not decode"),
+        ("json", lambda old: old.replace(b'"id": "', b'"id": "f'), "is not that of its caption"),
+    ],
+)
+def test_content_that_does_not_decode(dataset, suffix, data, message):
+    rewrite(dataset, replaced(suffix, data))
+    found = problems(dataset)
+    assert any("sample train-000001-0000" in problem and message in problem for problem in found)
+
+
+def test_a_sample_in_two_shards_and_in_both_splits(make_dataset, tmp_path):
+    from dataclasses import replace
+
+    plan = a_plan()
+    twin = plan.shards[0].samples[0]
+    val = next(shard for shard in plan.shards if shard.split == "val")
+    copy = replace(val.samples[0], id=twin.id, caption=twin.caption)
+    leaking = replace(val, samples=(copy, *val.samples[1:]))
+    dataset, _ = make_dataset(shards=[plan.shards[0], leaking])
+    found = problems(dataset)
+    assert any(f"id {twin.id} stands in {twin.key} too" in problem for problem in found)
+    assert any("its caption stands in both splits" in problem for problem in found)
+
+
+@pytest.mark.parametrize("name", ["train/pairs-000000.tar.bak", "virus.exe", "train/notes.txt", "_manifest.json"])
+def test_a_foreign_file(dataset, name):
+    (root(dataset) / name).write_bytes(b"x")
+    assert problems(dataset) == [f"{name}: a foreign file; nothing of this dataset names it"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"name": "train-000002"}'])
+def test_a_commit_that_cannot_be_believed(dataset, content):
+    (root(dataset) / "_commit" / "train-000001.json").write_text(content)
+    assert any("train-000001: its commit cannot be believed" in problem for problem in problems(dataset))
+
+
+def test_a_commit_of_another_dataset(dataset):
+    path = root(dataset) / "_commit" / "train-000001.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "0" * 64}))
+    assert any("another dataset's fingerprint" in problem for problem in problems(dataset))
+
+
+def test_repair_takes_out_the_broken_shard_only_and_a_build_makes_it_again(dataset, tmp_path):
+    plan = a_plan()
+    sound = {entry.key: entry.tag for entry in dataset.storage.list("train/") if "000001" not in entry.key}
+    before = dataset.storage.get_bytes("train/pairs-000001.tar")
+    rewrite(dataset, replaced("png", b"no picture"), rehash=False)
+    assert repair(dataset.storage.root) == ["train-000001"]
+    assert [shard.name for shard in dataset.missing(plan)] == ["train-000001"]
+    commit_shard(dataset, plan.shard("train-000001"), tmp_path / "spool")
+    assert dataset.storage.get_bytes("train/pairs-000001.tar") == before
+    assert problems(dataset) == []
+    assert {entry.key: entry.tag for entry in dataset.storage.list("train/") if "000001" not in entry.key} == sound
+
+
+def test_repair_of_a_sound_dataset_does_nothing(dataset):
+    assert repair(dataset.storage.root) == []
+
+
+def test_garbage_is_what_no_commit_names(dataset):
+    dataset.storage.delete("_commit/train-000001.json")
+    left = ["train/pairs-000001.parquet", "train/pairs-000001.tar"]
+    assert problems(dataset) == []  # a leftover of a crash is no damage
+    assert collect_garbage(dataset, dry_run=True) == left
+    assert dataset.storage.stat(left[0]) is not None
+    assert collect_garbage(dataset, dry_run=False) == left
+    assert collect_garbage(dataset, dry_run=False) == []
+    assert len(dataset.commits()) == len(a_plan().shards) - 1
