@@ -1,6 +1,6 @@
 """`evaluate`: a projector and every baseline on the held-out pairs."""
 
-from projector.evaluation import evaluate_checkpoints
+from projector.evaluation import evaluate_checkpoint
 from projector.options import EvaluateOptions
 from ray_jobs.cluster import signals_exit
 from shards.errors import UsageError
@@ -18,7 +18,7 @@ def evaluate(options: EvaluateOptions) -> int:
     if not options.checkpoint:
         raise UsageError("evaluate.checkpoint is needed: the folder of a trained projector")
     with signals_exit():
-        result = evaluate_checkpoints(options)
+        result = evaluate_checkpoint(options)
     for name, method in sorted(result["methods"].items(), key=lambda item: item[1]["mse_standardized"]):
         print(
             f"{name:>14}: standardised MSE {method['mse_standardized']:.4f}, "

@@ -11,7 +11,7 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from projector.data import load_pairs
+from projector.data import PairSource, load_pairs
 from projector.options import TrainOptions
 from projector.training import train as run_training
 from ray_jobs.cluster import Cluster, connected, signals_exit
@@ -37,7 +37,8 @@ def train(options: TrainOptions) -> int:
     for name in ("data", "output"):
         if not getattr(options, name):
             raise UsageError(f"train.{name} is needed: a local folder or s3://bucket/prefix")
-    load_pairs(options.data, "val", options, limit=1)  # says what is wrong with the data before workers start
+    for split in ("train", "val"):
+        _pairs(options, split)  # says what is wrong with the data before workers start
     with connected() as cluster, signals_exit():
         check_workers(options, cluster)
         print(f"train {options.arch} on {options.workers} workers to {options.output}", flush=True)
@@ -84,9 +85,18 @@ def _trainer(options: TrainOptions, cluster: Cluster, scratch: str) -> TorchTrai
 def _worker(config: dict[str, Any]) -> None:
     """One rank: Ray Train has set up the process group, the loop finds it."""
     options = TrainOptions.model_validate(config)
-    train_pairs = load_pairs(options.data, "train", options, limit=options.max_samples)
-    val_pairs = load_pairs(options.data, "val", options)
-    run_training(options, train_pairs, val_pairs)
+    run_training(options, _pairs(options, "train", options.max_samples), _pairs(options, "val"))
+
+
+def _pairs(options: TrainOptions, split: str, limit: int | None = None) -> PairSource:
+    return load_pairs(
+        options.data,
+        split,
+        layer=options.layer,
+        text_mode=options.text_mode,
+        tokens=options.tokens,
+        limit=limit,
+    )
 
 
 @contextmanager
