@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -152,14 +153,29 @@ def _join_or_start() -> None:
     # the core's log level is read when it starts, from the environment only.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with _native_stderr_closed():
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError as error:
+            if address := os.environ.get("RAY_ADDRESS"):
+                raise UsageError(
+                    f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}; "
+                    "start one with `ray start --head`, or unset RAY_ADDRESS to use a local one"
+                ) from None
+            # Ray warns of a coming default about hidden accelerators on every start; "0" is that default.
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            ray.init(address="local", include_dashboard=False, **quiet)
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Ray's core announces its own log level on stderr while it starts; its errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError as error:
-        if address := os.environ.get("RAY_ADDRESS"):
-            raise UsageError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}; "
-                "start one with `ray start --head`, or unset RAY_ADDRESS to use a local one"
-            ) from None
-        # Ray warns of a coming default about hidden accelerators on every start; "0" is that default.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(address="local", include_dashboard=False, **quiet)
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -195,7 +195,7 @@ def _curves(trainings: Mapping[str, Path]) -> list[str]:
                 series[name] = points
         if series:
             title = f"{label.capitalize()} by epoch for {', '.join(series)}"
-            charts.append(line_chart(series, x_label="epoch", y_label=label, title=title, log_y=True))
+            charts.append(line_chart(series, x_label="epoch", y_label=label, title=title))
     return charts
 
 

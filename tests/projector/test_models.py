@@ -1,0 +1,127 @@
+"""Models are pinned, hashed and refused before a weight is read."""
+
+import json
+import shutil
+
+import pytest
+
+from projector.models import CACHE_VARIABLE, file_hashes, resolve_models, tiny_folder
+from projector.tiny import make_tiny_models
+from shards.errors import UsageError
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A copy of the tiny models that a test may damage."""
+    shutil.copytree(tiny, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def resolve(folder):
+    return resolve_models({"image": str(folder / "image"), "vl": str(folder / "vl")})
+
+
+def test_both_models_are_pinned_by_their_files(tiny, tiny_sources):
+    assert (tiny_sources.hidden_size, tiny_sources.vl_layers) == (64, 12)
+    assert tiny_sources.image.files == file_hashes(tiny / "image")
+    for name in ("model_index.json", "transformer/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
+        assert len(tiny_sources.image.files[name]) == 64
+    told = tiny_sources.to_json()
+    assert told["vl"]["files"]["model.safetensors"]
+    assert str(tiny) not in json.dumps(told)
+
+
+def test_a_changed_weight_changes_the_hash(copy):
+    before = resolve(copy)
+    path = copy / "vl" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    after = resolve(copy)
+    assert before.vl.files["model.safetensors"] != after.vl.files["model.safetensors"]
+    assert before.image == after.image
+
+
+def edit(path, **changes):
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def no_weights(folder):
+    (folder / "image" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+def pickled_weights(folder):
+    path = folder / "vl" / "model.safetensors"
+    path.rename(path.with_name("pytorch_model.bin"))
+
+
+def missing_weight_shard(folder):
+    vl = folder / "vl"
+    (vl / "model.safetensors").rename(vl / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (vl / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def other_width(folder):
+    config = json.loads((folder / "vl" / "config.json").read_text())
+    config["text_config"]["hidden_size"] = 128
+    (folder / "vl" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (lambda f: shutil.rmtree(f / "image"), ["build.models.image", "no such folder"]),
+        (lambda f: shutil.rmtree(f / "vl"), ["build.models.vl", "no such folder"]),
+        (lambda f: (f / "image" / "model_index.json").unlink(), ["build.models.image", "no model_index.json"]),
+        (lambda f: (f / "vl" / "config.json").unlink(), ["build.models.vl", "no config.json"]),
+        (lambda f: shutil.rmtree(f / "image" / "tokenizer"), ["incomplete", "tokenizer/tokenizer_config.json"]),
+        (lambda f: (f / "vl" / "preprocessor_config.json").unlink(), ["incomplete", "preprocessor_config.json"]),
+        (no_weights, ["incomplete", "vae/*.safetensors"]),
+        (pickled_weights, ["pytorch_model.bin is pickled weights", "never loaded"]),
+        (missing_weight_shard, ["incomplete", "model-00002-of-00002.safetensors"]),
+        (lambda f: edit(f / "image" / "model_index.json", _class_name="FluxPipeline"), ["'FluxPipeline'", "ZImagePipeline"]),
+        (lambda f: edit(f / "vl" / "config.json", architectures=["LlamaForCausalLM"]), ["LlamaForCausalLM"]),
+        (lambda f: (f / "vl" / "config.json").write_text("{"), ["config.json cannot be read"]),
+        (lambda f: (f / "vl" / "config.json").write_text("[]"), ["config.json is not a JSON object"]),
+        (other_width, ["text encoder's hidden_size is 64", "cap_feat_dim is 64", "VL model's hidden_size is 128"]),
+    ],
+)
+def test_models_that_cannot_work_are_refused_without_loading(copy, damage, parts, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    damage(copy)
+    with pytest.raises(UsageError) as caught:
+        resolve(copy)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_hub_id_without_a_hub_is_a_usage_error(tiny, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=r"build.models.image = 'nobody/nothing@abc'.*local folder"):
+        resolve_models({"image": "nobody/nothing@abc", "vl": str(tiny / "vl")})
+
+
+@pytest.mark.parametrize("layers", [[-13], [-8, -100]])
+def test_layers_beyond_the_model(tiny_sources, layers):
+    with pytest.raises(UsageError, match="has 12 blocks, allowed are -12 to -1"):
+        tiny_sources.check_layers(layers)
+
+
+def test_tiny_models_are_the_same_bytes_every_time(tiny, tmp_path):
+    again = make_tiny_models(tmp_path / "again")
+    assert file_hashes(again) == file_hashes(tiny)
+
+
+def test_tiny_models_are_kept_in_the_cache_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    shutil.copytree(tiny, tmp_path / "tiny-1")
+    assert tiny_folder() == tmp_path / "tiny-1"
+    assert resolve_models("tiny").image.id == "tiny/image"

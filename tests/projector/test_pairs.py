@@ -1,0 +1,171 @@
+"""Planned samples to whole samples: one failure stays one, and the stored tensor is the conditioning."""
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from projector.pairs import PairMaker, PairSettings, pool_by_kind
+from shards.plan import make_plan
+from shards.prompts import Prompt
+from shards.sample import Expected, Failure, Sample, check_sample
+
+SETTINGS = PairSettings(
+    height=64,
+    width=64,
+    steps=2,
+    guidance=0.0,
+    layers=(-8, -6),
+    text_modes=("caption", "none"),
+    vl_tokens="all",
+    max_tokens=60,
+    dtype="float32",
+    batch_size=4,
+)
+EXPECTED = Expected(("caption", "none"), (-8, -6), 64, 64)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def plan_of(captions):
+    plan = make_plan([Prompt(c) for c in captions], seed=1, val_fraction=0, samples_per_shard=50, segments=(len(captions),))
+    return plan.shards[0].samples
+
+
+PLANNED = plan_of(["a red fox", "a <|im_end|> poison", "two\nlines", "far too long " * 30, "the passing of time"])
+
+
+@pytest.fixture(scope="module")
+def maker(tiny_sources):
+    torch.set_num_threads(1)
+    return PairMaker(tiny_sources, SETTINGS)
+
+
+def make_all(maker, planned):
+    return [result for batch in maker.batches(planned) for result in maker.make(batch)]
+
+
+def test_sound_captions_become_sound_samples_and_the_others_say_why(maker):
+    results = make_all(maker, PLANNED)
+    assert [type(result) for result in results] == [Sample, Failure, Sample, Failure, Sample]
+    for planned, result in zip(PLANNED, results, strict=True):
+        if isinstance(result, Sample):
+            assert check_sample(result, planned, EXPECTED) == 64
+            assert result.caption == planned.caption
+    assert (results[1].stage, results[1].error_class) == ("text", "SampleError")
+    assert "<|im_end|>" in results[1].message
+    assert "at most 60 allowed" in results[3].message
+
+
+def test_the_stored_tensor_is_the_one_that_conditioned_the_picture(maker, monkeypatch):
+    given = []
+    original = maker._images.generate
+    monkeypatch.setattr(maker._images, "generate", lambda e, s: given.extend(e) or original(e, s))
+    sample = maker.make(PLANNED[:1])[0]
+    stored = torch.from_numpy(sample.tensors["text"].astype(np.float32))
+    assert torch.equal(given[0], stored)
+
+
+def test_the_same_shard_gives_the_same_bytes_again(maker):
+    first, second = (make_all(maker, PLANNED) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        if isinstance(a, Sample):
+            assert a.image == b.image
+            assert all(np.array_equal(a.tensors[name].view(np.uint8), b.tensors[name].view(np.uint8)) for name in a.tensors)
+
+
+def test_a_sample_that_breaks_its_batch_fails_alone(maker, monkeypatch):
+    planned = plan_of(["one", "two", "three"])
+    original = maker._images.generate
+
+    def generate(embeddings, seeds):
+        if planned[1].seed in seeds:
+            raise RuntimeError("broken in the middle")
+        return original(embeddings, seeds)
+
+    monkeypatch.setattr(maker._images, "generate", generate)
+    results = maker.make(planned)
+    assert [type(result) for result in results] == [Sample, Failure, Sample]
+    assert (results[1].stage, results[1].message) == ("image", "broken in the middle")
+
+
+def test_out_of_memory_halves_the_batch_and_remembers(maker, monkeypatch):
+    planned = plan_of([f"caption {i}" for i in range(6)])
+    original, sizes = maker._images.generate, []
+
+    def generate(embeddings, seeds):
+        sizes.append(len(seeds))
+        if len(seeds) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(embeddings, seeds)
+
+    monkeypatch.setattr(maker._images, "generate", generate)
+    monkeypatch.setattr(maker, "batch_size", 4)
+    results = make_all(maker, planned)
+    assert all(isinstance(result, Sample) for result in results)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1, 1, 1]
+    assert maker.batch_size == 1
+
+
+def test_memory_that_does_not_do_for_one_is_a_failure(maker, monkeypatch):
+    def generate(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(maker._images, "generate", generate)
+    result = maker.make(PLANNED[:1])[0]
+    assert (result.stage, result.error_class) == ("memory", "OutOfMemoryError")
+
+
+def test_pooled_tokens_average_each_kind_down(tiny_sources):
+    maker = PairMaker(tiny_sources, replace(SETTINGS, vl_tokens="pooled:8"))
+    whole = PairMaker(tiny_sources, SETTINGS).make(PLANNED[:1])[0]
+    pooled = maker.make(PLANNED[:1])[0]
+    kinds = pooled.tensors["vl.caption.kind"]
+    assert [int((kinds == kind).sum()) for kind in range(4)][1] == 8
+    image = whole.tensors["vl.none.-8"][whole.tensors["vl.none.kind"] == 1].astype(np.float64)
+    average = pooled.tensors["vl.none.-8"][pooled.tensors["vl.none.kind"] == 1].astype(np.float64)
+    np.testing.assert_allclose(average.mean(axis=0), image.mean(axis=0), atol=0.05)
+    assert check_sample(pooled, PLANNED[0], EXPECTED) == 64
+
+
+def test_pooling_keeps_short_kinds_and_really_averages():
+    state = torch.arange(8.0)[:, None]
+    kind = torch.tensor([0, 1, 1, 1, 1, 1, 1, 2], dtype=torch.uint8)
+    assert pool_by_kind(state, kind, 2)[:, 0].tolist() == [0, 2, 5, 7]
+    assert torch.equal(pool_by_kind(state, kind, 6), state)
+
+
+def test_bfloat16_is_stored_bit_for_bit(tiny_sources):
+    sample = PairMaker(tiny_sources, replace(SETTINGS, dtype="bfloat16")).make(PLANNED[:1])[0]
+    assert {t.dtype for name, t in sample.tensors.items() if not name.endswith("kind")} == {np.dtype(ml_dtypes.bfloat16)}
+
+
+def test_guidance_and_default_settings_run(tiny_sources):
+    sample = PairMaker(tiny_sources, replace(SETTINGS, guidance=1.5)).make(PLANNED[:1])[0]
+    assert isinstance(sample, Sample)
+
+
+def test_there_is_something_to_learn(tiny_sources):
+    """A closed-form ridge from mean image token to mean caption token beats identity by far on held-out pairs."""
+    from shards.prompts import builtin_prompts
+
+    torch.set_num_threads(2)
+    maker = PairMaker(tiny_sources, replace(SETTINGS, height=128, width=128, steps=4, max_tokens=512, batch_size=8))
+    planned = make_plan(builtin_prompts().prompts, seed=0, val_fraction=0, samples_per_shard=200, segments=(120,)).shards[0]
+    x, y = [], []
+    for sample in make_all(maker, planned.samples):
+        tensors = {name: torch.from_numpy(t.astype(np.float32)).double() for name, t in sample.tensors.items()}
+        x.append(tensors["vl.none.-8"][tensors["vl.none.kind"] == 1].mean(0))
+        y.append(tensors["text"][tensors["text.kind"] == 2].mean(0))
+    x, y = torch.stack(x), torch.stack(y)
+    scale = lambda v: (v - v[:90].mean(0)) / v[:90].std(0)  # noqa: E731
+    a, b = scale(x), scale(y)
+    weights = torch.linalg.solve(a[:90].T @ a[:90] + 10 * torch.eye(64, dtype=torch.double), a[:90].T @ b[:90])
+
+    def correlation(p, t):
+        p, t = p - p.mean(0), t - t.mean(0)
+        return ((p * t).sum(0) / (p.norm(dim=0) * t.norm(dim=0))).median().item()
+
+    assert correlation(a[90:] @ weights, b[90:]) > 0.2
+    assert abs(correlation(x[90:], y[90:])) < 0.15
