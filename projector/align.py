@@ -2,10 +2,10 @@
 
 B batch, S source positions, L aligned positions, T text tokens, V vision-language tokens, D hidden.
 
-The text side decides which positions exist: a caption of T tokens gives min(T, length) aligned positions under
-`pool`, min(T, V) under `per_token` and one under `mean`. Whatever produces the other side (the VL tokens
-themselves, a projector, a baseline) is brought to those same positions, so methods are always compared on the
-same targets, and no position is ever made of padding.
+The text side decides which positions exist: a caption of T tokens gives min(T, length) aligned positions
+under `pool`, min(T, V) under `per_token` and one under `mean`. Whatever produces the other side (the VL
+tokens themselves, a projector, a baseline) is brought to those same positions, so methods are always compared
+on the same targets, and no position is ever made of padding.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ def area_weights(sources: Tensor, targets: Tensor) -> Tensor:
     """Weights that resample sequences by area: each target position averages the stretch of source it covers.
 
     A source of n positions is cut into m equal stretches; a position that lies across a cut counts with the
-    fraction inside. The mean over positions is kept exactly, and n < m repeats positions rather than invent any.
-    (torch's linear interpolation from 1,100 to 64 reads about 128 of the 1,100 positions; this reads all.)
+    fraction inside. The mean over positions is kept exactly, and n < m repeats positions rather than invent
+    any. (torch's linear interpolation from 1,100 to 64 reads about 128 of the 1,100 positions; this reads
+    all.)
 
     Args:
         sources: (B,) source lengths n, integer, at least 1.
@@ -76,8 +77,8 @@ class Alignment:
         Args:
             tokens: (S, D): text tokens, VL tokens, or what a method made of VL tokens.
             positions: L, from `positions`.
-            own_positions: whether position i of `tokens` belongs to token i (false for a fixed set of queries,
-                which are then spread over the positions by area).
+            own_positions: whether position i of `tokens` belongs to token i (false for a fixed set of
+                queries, which are then spread over the positions by area).
 
         Returns:
             (L, D), float32 (float64 kept).

@@ -33,8 +33,9 @@ KINDS: Mapping[Tokens, tuple[int, ...]] = {
 class Pair:
     """One sample's two sides, without what is the same in every sample.
 
-    Template tokens, vision markers and so the attention sink (position 0 of the text side, which is causal and hence
-    the same vector in every prompt) are left out of both sides: they would be 98% of a raw error and teach nothing.
+    Template tokens, vision markers and so the attention sink (position 0 of the text side, which is causal
+    and hence the same vector in every prompt) are left out of both sides: they would be 98% of a raw error
+    and teach nothing.
     """
 
     key: str
@@ -256,7 +257,8 @@ class Ragged:
             indices: (B,) int64.
 
         Returns:
-            (B, longest, D) and the mask (B, longest), True where a position exists. Padding repeats real rows.
+            (B, longest, D) and the mask (B, longest), True where a position exists. Padding repeats real
+            rows.
         """
         lengths = self.lengths[indices]
         starts = (self.lengths.cumsum(0) - self.lengths)[indices]
@@ -315,8 +317,9 @@ class Resident:
         Args:
             pairs: to read to the end; one is held at a time beside what is packed.
             alignment: of the two sides.
-            keeps_positions: whether the network's output i belongs to input i. Then its inputs are aligned here,
-                which is what a linear map does to its outputs anyway and costs far less; else all VL tokens go in.
+            keeps_positions: whether the network's output i belongs to input i. Then its inputs are aligned
+                here, which is what a linear map does to its outputs anyway and costs far less; else all VL
+                tokens go in.
             width: D.
             dtype: of what is held; bfloat16 as on disk, float32 in exact tests.
         """

@@ -2,11 +2,12 @@
 
 V vision-language tokens, P predicted tokens, L aligned positions, D hidden.
 
-Each method maps one pair's VL tokens (V, D) to predictions (P, D) exactly as at inference; only then are predictions
-and caption tokens brought to the same positions, which the caption alone decides (see `projector.align`):
-`pool` compares area-pooled predictions with area-pooled caption tokens, `per_token` position with position. Under `mean`
-only the two means are known to belong together, so errors, correlations and retrieval are those of means, while the
-figures on distributions (std ratios, Wasserstein) compare all predicted tokens with all caption tokens.
+Each method maps one pair's VL tokens (V, D) to predictions (P, D) exactly as at inference; only then are
+predictions and caption tokens brought to the same positions, which the caption alone decides (see
+`projector.align`): `pool` compares area-pooled predictions with area-pooled caption tokens, `per_token`
+position with position. Under `mean` only the two means are known to belong together, so errors, correlations
+and retrieval are those of means, while the figures on distributions (std ratios, Wasserstein) compare all
+predicted tokens with all caption tokens.
 """
 
 from collections.abc import Callable, Mapping

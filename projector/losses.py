@@ -1,4 +1,5 @@
-"""Training losses as sums that add up over workers: a sum of errors here, a division by the global count there.
+"""Training losses as sums that add up over workers: a sum of errors here, a division by the global count
+there.
 
 B batch, L aligned positions, D hidden.
 """
@@ -16,8 +17,8 @@ def dimension_weights(loss: Loss, named: Mapping[int, float] | None, target_std:
     """What one squared error in standardised space weighs, per dimension.
 
     Args:
-        loss: `mse` weighs every standardised dimension alike, `raw_mse` by the target's variance, which makes it
-            the error in raw units.
+        loss: `mse` weighs every standardised dimension alike, `raw_mse` by the target's variance, which makes
+            it the error in raw units.
         named: weights by dimension that multiply those; the guide's are {396: 10, 4: 5}.
         target_std: (D,) the standardisation's standard deviations.
 

@@ -1,7 +1,8 @@
 """Metrics of predicted against target embeddings: running sums in float64, mergeable, equal to plain numpy.
 
-n rows (tokens or means), D hidden, K directions. Nothing here keeps rows except two small samples that need them: the
-means of each pair, for retrieval, and a bounded number of projected tokens per pair, for the Wasserstein distance.
+n rows (tokens or means), D hidden, K directions. Nothing here keeps rows except two small samples that need
+them: the means of each pair, for retrieval, and a bounded number of projected tokens per pair, for the
+Wasserstein distance.
 """
 
 from dataclasses import dataclass, field
@@ -81,8 +82,8 @@ class Moments:
 class Metrics:
     """Everything measured of one method.
 
-    `content` rows are aligned one to one: row i of the prediction answers for row i of the target. `tokens` are the
-    two sides' tokens as sets, of any number each, for how they are distributed.
+    `content` rows are aligned one to one: row i of the prediction answers for row i of the target. `tokens`
+    are the two sides' tokens as sets, of any number each, for how they are distributed.
     """
 
     target_mean: Float64
@@ -175,8 +176,8 @@ class Metrics:
 def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5)) -> Float64:
     """Whether each query finds its own among all, by cosine similarity; ties count as half.
 
-    A candidate exactly as similar as the own one counts as half a candidate before it. With a naive ">" a constant
-    predictor would find its own first every time.
+    A candidate exactly as similar as the own one counts as half a candidate before it. With a naive ">" a
+    constant predictor would find its own first every time.
 
     Args:
         queries: (N, D) predicted means, standardised.
@@ -199,7 +200,8 @@ def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5
 
 
 def sliced_wasserstein(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
-    """Distance between two clouds: root mean over directions of the squared 2-Wasserstein distance along each.
+    """Distance between two clouds: root mean over directions of the squared 2-Wasserstein distance along
+    each.
 
     Exact for any two numbers of points: both empirical quantile functions are steps, compared step by step.
 

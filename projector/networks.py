@@ -40,11 +40,12 @@ class Shape:
 
 
 class Attention(nn.Module):
-    """Learnable queries that cross-attend over the input: any number of positions in, always the same number out.
+    """Learnable queries that cross-attend over the input: any number of positions in, always the same number
+    out.
 
-    The queries need no projection of their own, so with key, value, attention output and final linear layers of
-    D by D each the guide's "about 26M" at width 2560 comes to 26,388,480. Keys carry sinusoids of their relative
-    position, since without them attention cannot tell the corner of an image from its middle.
+    The queries need no projection of their own, so with key, value, attention output and final linear layers
+    of D by D each the guide's "about 26M" at width 2560 comes to 26,388,480. Keys carry sinusoids of their
+    relative position, since without them attention cannot tell the corner of an image from its middle.
     """
 
     def __init__(self, width: int, queries: int) -> None:
@@ -80,9 +81,9 @@ class Attention(nn.Module):
 class ProjectorNetwork(nn.Module):
     """Standardise the input per dimension, map it, and undo the target's standardisation.
 
-    `forward` stays in the standardised target space, where training's loss lives; `project` goes all the way from
-    raw to raw. The statistics are float32 buffers and are applied in float32 also under autocast: hidden states
-    reach 13,504, where bfloat16 resolves steps of 64.
+    `forward` stays in the standardised target space, where training's loss lives; `project` goes all the way
+    from raw to raw. The statistics are float32 buffers and are applied in float32 also under autocast: hidden
+    states reach 13,504, where bfloat16 resolves steps of 64.
     """
 
     input_mean: Tensor

@@ -87,7 +87,8 @@ class Projector:
             mask: (S,) or (B, S) bool, True where a position exists; None: everywhere.
 
         Returns:
-            (M, D) or (B, M, D), raw, in the input's dtype and on its device; M is S unless the network is attention.
+            (M, D) or (B, M, D), raw, in the input's dtype and on its device; M is S unless the network is
+            attention.
 
         Raises:
             UsageError: another shape or width, or no position at all.

@@ -11,9 +11,9 @@ NOBODY = -1
 def epoch_order(count: int, batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The batches of an epoch.
 
-    The pairs are cut into as many contiguous strata as a batch has places; each stratum is shuffled by itself and
-    fills one place. So a worker that holds a contiguous part of the pairs holds the same number of places in every
-    batch, whatever the number of workers, and the batches themselves do not depend on that number.
+    The pairs are cut into as many contiguous strata as a batch has places; each stratum is shuffled by itself
+    and fills one place. So a worker that holds a contiguous part of the pairs holds the same number of places
+    in every batch, whatever the number of workers, and the batches themselves do not depend on that number.
 
     Args:
         count: pairs in all.

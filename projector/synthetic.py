@@ -2,11 +2,12 @@
 
 T text tokens, V vision-language tokens, D hidden, L latent.
 
-A sample has a global latent (style, mood) and a few concepts, each a latent vector. Every caption token speaks of one
-concept and every image token shows one, in different orders: which image token belongs to which caption token is
-not written anywhere, as in real pairs. Either side is a linear image of its token's latent plus noise, scaled per
-dimension. The scales follow what was published of Qwen3-4B and Qwen3-VL-4B: a median standard deviation of 5.6, text
-dimension 4 at 87 and 396 at 1 without the sink, image tokens with a third less variance and single dimensions far off.
+A sample has a global latent (style, mood) and a few concepts, each a latent vector. Every caption token
+speaks of one concept and every image token shows one, in different orders: which image token belongs to which
+caption token is not written anywhere, as in real pairs. Either side is a linear image of its token's latent
+plus noise, scaled per dimension. The scales follow what was published of Qwen3-4B and Qwen3-VL-4B: a median
+standard deviation of 5.6, text dimension 4 at 87 and 396 at 1 without the sink, image tokens with a third
+less variance and single dimensions far off.
 """
 
 from collections.abc import Iterator
@@ -65,7 +66,9 @@ class Synthetic:
             for index in range(first + start, first + stop):
                 yield self._pair(index, maps, text_mode, tokens, dtype)
 
-        return PairSource(count, read, -8, text_mode, tokens, {"fingerprint": repr(self), "root": "synthetic"})
+        return PairSource(
+            count, read, -8, text_mode, tokens, {"fingerprint": repr(self), "root": "synthetic"}
+        )
 
     def _maps(self) -> dict[str, Floats]:
         random = np.random.default_rng([self.seed, 0])

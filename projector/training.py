@@ -1,7 +1,9 @@
-"""The training loop: one function per worker, the same result for any number of workers, resumable at any point.
+"""The training loop: one function per worker, the same result for any number of workers, resumable at any
+point.
 
-B batch, L aligned positions, M outputs, D hidden. The loss is a sum of errors divided by the number of aligned
-positions in the whole batch, over all workers, so neither padding nor the split over workers weighs in it.
+B batch, L aligned positions, M outputs, D hidden. The loss is a sum of errors divided by the number of
+aligned positions in the whole batch, over all workers, so neither padding nor the split over workers weighs
+in it.
 """
 
 import json
@@ -40,18 +42,10 @@ from shards.errors import UsageError
 from shards.statistics import RunningStatistics
 from shards.storage import open_storage
 
-STEPS_BETWEEN_LOOKS = (
-    50  # losses are summed over workers, checked and reported this often: each look waits for the device
-)
+STEPS_BETWEEN_LOOKS = 50  # losses are summed, checked and reported this often: each look waits for the device
 RESIDENT_SHARE = 0.7  # of the free device memory that pairs may take
-NOT_DECISIVE = {
-    "data",
-    "output",
-    "workers",
-    "micro_batch",
-    "checkpoint_seconds",
-    "max_samples",
-}  # options without effect on the result
+# Options without effect on the result (max_samples has it through the number of pairs, which is compared).
+NOT_DECISIVE = {"data", "output", "workers", "micro_batch", "checkpoint_seconds", "max_samples"}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -87,7 +81,8 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Train a projector, or go on where an earlier attempt stopped. Every worker of the process group calls this.
+    """Train a projector, or go on where an earlier attempt stopped. Every worker of the process group calls
+    this.
 
     Args:
         options: what to train.
@@ -96,7 +91,8 @@ def train(
         output: folder or s3:// root for the run's files; None takes `options.output`. Worker 0 writes them.
         on_epoch: called on every worker after each epoch with its metrics.
         on_progress: called on every worker every so many steps.
-        should_stop: asked on every worker every so many steps; when one says yes, all save the state and return.
+        should_stop: asked on every worker every so many steps; when one says yes, all save the state and
+            return.
         device: of this worker; None takes a GPU where there is one.
 
     Returns:
@@ -125,17 +121,15 @@ def train(
         lines = "".join(f"{json.dumps(record)}\n" for record in run.progress.history)
         storage.put_bytes(METRICS, lines.encode())
 
-    stopped = "finished"
-    while run.progress.epoch < options.epochs:
-        if not run.epoch(on_progress=on_progress, should_stop=should_stop, save=save):
-            stopped = "asked"
+    while run.progress.epoch < options.epochs and not run.asked_to_stop:
+        if run.epoch(on_progress=on_progress, should_stop=should_stop, save=save):
+            record = run.close_epoch()
+            save(best=record["best_epoch"] == record["epoch"])
+            if on_epoch:
+                on_epoch(record)
+        else:
             save(best=False)
-            break
-        record = run.close_epoch()
-        save(best=record["best_epoch"] == record["epoch"])
-        if on_epoch:
-            on_epoch(record)
-    summary = run.summary(stopped)
+    summary = run.summary("finished" if run.progress.epoch == options.epochs else "asked")
     if world.rank == 0:
         put_json(storage, SUMMARY, summary)
     return summary
@@ -154,7 +148,7 @@ class _Run:
     ) -> None:
         self.options = options
         self.world = world
-        self.started = time.monotonic()
+        self.asked_to_stop = False
         self.width = train_pairs.width
         self.train_count, self.val_count = len(train_pairs), len(val_pairs)
         if min(options.batch_size, self.train_count) < world.size:
@@ -239,10 +233,12 @@ class _Run:
             seen = self.world.add(torch.cat([torch.stack(sums), sums[0].new_tensor([float(asked)])])).tolist()
             self._check_finite(seen[:-1], order[first:last], first)
             progress.losses += seen[:-1]
+            self.asked_to_stop = bool(seen[-1])
             first = last
             if on_progress:
                 on_progress(self._tick(steps))
-            if first < steps and seen[-1]:
+            if first < steps and self.asked_to_stop:
+                progress.seconds += time.monotonic() - self.epoch_started
                 return False
             if first < steps and time.monotonic() - saved > options.checkpoint_seconds:
                 saved = time.monotonic()
@@ -252,7 +248,9 @@ class _Run:
     def _step(self, pairs: Tensor, step: int, total: int) -> Tensor:
         """One optimizer step on a batch; returns this worker's sum of errors, divided by the batch's positions."""
         options, world = self.options, self.world
-        rate = learning_rate(step, peak=options.peak_learning_rate(self.width), warmup=options.warmup(total), total=total)
+        rate = learning_rate(
+            step, peak=options.peak_learning_rate(self.width), warmup=options.warmup(total), total=total
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         pairs = pairs[pairs != NOBODY]
@@ -306,8 +304,9 @@ class _Run:
         """Mean loss over the held-out pairs of all workers."""
         self.network.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        for part in torch.split(
-            torch.arange(len(self.val_set.keys)), self.options.micro_batch or self.options.batch_size
+        mine = torch.arange(len(self.val_set.keys))
+        for part in (
+            torch.split(mine, self.options.micro_batch or self.options.batch_size) if len(mine) else ()
         ):
             total[0] += self._error(self.network, self.val_set, part).double().cpu()
         total[1] = float(self.val_set.targets.lengths.sum())
@@ -375,7 +374,8 @@ class _Run:
 def aligned_outputs(outputs: Tensor, batch: Batch, *, keeps_positions: bool) -> Tensor:
     """A network's outputs (B, M, D) at the target's positions (B, L, D), float32.
 
-    Networks that keep positions were given aligned inputs; the fixed outputs of the others are spread by area.
+    Networks that keep positions were given aligned inputs; the fixed outputs of the others are spread by
+    area.
     """
     if keeps_positions:
         return outputs

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from projector.align import Alignment, area_pool, area_weights, position_mask
+
+lengths = st.integers(1, 40)
+
+
+def pooled_by_hand(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Cut every token into `length` slices, so that each target position is a plain mean of whole slices."""
+    return np.repeat(tokens, length, axis=0).reshape(length, len(tokens), -1).mean(axis=1)
+
+
+@given(lengths, lengths)
+def test_area_pooling_averages_what_each_position_covers(n, m):
+    tokens = np.random.default_rng([n, m]).normal(size=(n, 3))
+    np.testing.assert_allclose(
+        area_pool(torch.from_numpy(tokens), m).numpy(), pooled_by_hand(tokens, m), atol=1e-12
+    )
+
+
+@given(lengths, lengths)
+def test_area_pooling_keeps_the_mean_and_reads_every_token(n, m):
+    weights = area_weights(torch.tensor([n]), torch.tensor([m]))[0].numpy()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-12)
+    np.testing.assert_allclose(weights.sum(axis=0), m / n, atol=1e-12)
+
+
+def test_a_batch_of_weights_is_each_ones_own_with_zeros_around():
+    sources, targets = torch.tensor([5, 2, 7]), torch.tensor([3, 4, 1])
+    weights = area_weights(sources, targets)
+    assert weights.shape == (3, 4, 7)
+    for row, n, m in zip(weights, sources, targets, strict=True):
+        torch.testing.assert_close(row[:m, :n], area_weights(n[None], m[None])[0])
+        assert row[m:].eq(0).all()
+        assert row[:, n:].eq(0).all()
+
+
+def test_pooling_is_in_float32_even_of_bfloat16():
+    tokens = torch.full((1000, 2), 13504.0, dtype=torch.bfloat16)
+    pooled = area_pool(tokens, 7)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, torch.full((7, 2), 13504.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("pool", [8, 5]), ("mean", [1, 1]), ("per_token", [20, 4])]
+)
+def test_the_caption_decides_the_positions(kind, positions):
+    alignment = Alignment(kind, length=8)
+    assert [alignment.positions(64, 20), alignment.positions(4, 5)] == positions
+
+
+def test_per_token_takes_positions_as_they_are_but_spreads_queries():
+    tokens = torch.arange(6.0)[:, None]
+    alignment = Alignment("per_token", length=8)
+    assert alignment.bring(tokens, 3).flatten().tolist() == [0, 1, 2]
+    spread = alignment.bring(tokens, 3, own_positions=False).flatten()
+    torch.testing.assert_close(spread, torch.tensor([0.5, 2.5, 4.5]))
+
+
+def test_position_mask():
+    assert position_mask(torch.tensor([0, 2]), 3).tolist() == [[False] * 3, [True, True, False]]

@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from projector.networks import ProjectorNetwork, Shape, relative_positions, safe_std
+from shards.errors import UsageError
+from shards.statistics import RunningStatistics
+
+SINK = 13504.0  # the largest activation published for Qwen3-4B, at the attention sink
+
+
+def network(arch, width=16, **overrides):
+    torch.manual_seed(0)
+    made = ProjectorNetwork(Shape(arch, width, **({"hidden": 24, "queries": 5} | overrides)))
+    for parameter in made.parameters():  # the last layer starts at zero, which would make many checks empty
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"), [("linear", 6_556_160), ("mlp", 20_978_176), ("attention", 26_388_480)]
+)
+def test_parameters_at_the_guides_width(arch, expected):
+    with torch.device("meta"):
+        assert ProjectorNetwork(Shape(arch, 2560, 4096, 64)).parameter_count == expected
+    assert abs(expected / {"linear": 6.5e6, "mlp": 20.9e6, "attention": 26e6}[arch] - 1) < 0.05
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_an_untrained_network_predicts_the_targets_mean(arch):
+    made = ProjectorNetwork(Shape(arch, 16, 24, 5))
+    statistics = RunningStatistics(16)
+    statistics.update(torch.randn(50, 16).numpy() * 3 + 7)
+    made.set_statistics(statistics, statistics)
+    out = made.project(torch.randn(2, 9, 16))
+    assert out.shape == (2, 5 if arch == "attention" else 9, 16)
+    torch.testing.assert_close(out, torch.from_numpy(statistics.mean).float().expand_as(out))
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_raw_to_raw_equals_standardise_map_and_undo(arch):
+    made = network(arch)
+    inputs, targets = RunningStatistics(16), RunningStatistics(16)
+    inputs.update(torch.randn(99, 16).numpy() * 40 + 300)
+    targets.update(torch.randn(99, 16).numpy() * 5 - 20)
+    x = torch.randn(3, 9, 16) * 40 + 300
+    standardised = (x - torch.from_numpy(inputs.mean).float()) / torch.from_numpy(inputs.std()).float()
+    plain = network(arch)(standardised)
+    made.set_statistics(inputs, targets)
+    expected = plain * torch.from_numpy(targets.std()).float() + torch.from_numpy(targets.mean).float()
+    torch.testing.assert_close(made.project(x), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(made.standardise_target(expected), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_does_not_see_padding():
+    made = network("attention")
+    x = torch.randn(2, 9, 16)
+    mask = torch.tensor([[True] * 9, [True] * 4 + [False] * 5])
+    out = made(x, mask)
+    torch.testing.assert_close(out[1], made(x[1:, :4])[0])
+    x[1, 4:] = 1e4
+    torch.testing.assert_close(made(x, mask)[1], out[1])
+
+
+def test_attention_sees_where_a_token_stands():
+    made = network("attention")
+    x = torch.randn(1, 9, 16)
+    assert not torch.allclose(made(x), made(x.flip(1)), atol=1e-3)
+
+
+def test_relative_positions_depend_on_the_share_of_the_length():
+    positions = relative_positions(torch.tensor([10, 5]), 10, 7)
+    assert positions.shape == (2, 10, 7)
+    torch.testing.assert_close(positions[0, 1::2][:2] * 0, positions[0, :2] * 0)
+    assert positions.abs().max() <= 1
+    # the middle of the third of five positions is the middle of the fifth and sixth of ten
+    torch.testing.assert_close(
+        relative_positions(torch.tensor([5]), 5, 7)[0], relative_positions(torch.tensor([5]), 10, 7)[0, :5]
+    )
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_bfloat16_autocast_survives_the_largest_activations(arch):
+    made = network(arch, width=64)
+    x = torch.randn(2, 12, 64)
+    x[..., 4] = SINK + 50 * torch.randn(2, 12)
+    statistics = RunningStatistics(64)
+    statistics.update(x.flatten(0, 1).numpy())
+    made.set_statistics(statistics, statistics)
+    exact = made.project(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = made.project(x)
+    assert rounded.dtype == torch.float32
+    error = ((rounded - exact) / made.target_std).abs().max()
+    assert error < 0.1, "bfloat16 steps at 13,504 are 64 wide: the mean must go before the rounding"
+
+
+def test_a_dimension_that_never_moves_is_not_divided_by_zero():
+    assert safe_std(torch.tensor([2.0, 0.0, 1e-9])).tolist() == [2.0, 1.0, 1.0]
+    assert safe_std(torch.zeros(2)).tolist() == [1.0, 1.0]
+
+
+def test_a_width_of_nothing():
+    with pytest.raises(UsageError, match="width 0"):
+        ProjectorNetwork(Shape("linear", 0, 1, 1))

@@ -1,0 +1,40 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from projector.options import EvaluateOptions, TrainOptions
+
+
+def test_every_field_says_what_it_is():
+    for model in (TrainOptions, EvaluateOptions):
+        assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_unknown_keys_and_nonsense_are_errors():
+    for wrong in ({"epoch": 3}, {"epochs": 0}, {"layer": 3}, {"arch": "transformer"}, {"learning_rate": -1.0}):
+        with pytest.raises(ValidationError):
+            TrainOptions(**wrong)
+
+
+@pytest.mark.parametrize("weights", [{-1: 2.0}, {3: -1.0}, {3: float("inf")}])
+def test_dimension_weights_that_are_none(weights):
+    with pytest.raises(ValidationError, match="expected dimensions from 0 on"):
+        TrainOptions(dim_weights=weights)
+
+
+def test_defaults_that_depend_on_the_rest():
+    assert TrainOptions(arch="mlp").hidden_size(2560) == 4096
+    assert TrainOptions(hidden=7).hidden_size(2560) == 7
+    assert TrainOptions(learning_rate=5.0).peak_learning_rate(64) == 5.0
+    assert TrainOptions().peak_learning_rate(64) > TrainOptions().peak_learning_rate(2560)
+    assert TrainOptions().warmup(100) == 5
+    assert TrainOptions().warmup(1_000_000) == 500
+    assert TrainOptions(warmup_steps=500).warmup(100) == 50
+
+
+def test_options_are_light():
+    check = "import sys, projector.options; print({'torch', 'numpy', 'pyarrow'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

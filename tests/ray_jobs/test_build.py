@@ -1,0 +1,185 @@
+"""`build` for real: Ray, actors, commits; killed in every way and the same bytes in the end."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ray_support import ROOT, build_command, bytes_of
+
+from shards.__main__ import info
+from shards.dataset import Dataset
+from shards.read import read_samples
+from shards.storage import open_storage
+from shards.verify import verify
+
+pytestmark = pytest.mark.ray
+
+
+def opened(output):
+    return Dataset.open(open_storage(str(output)))
+
+
+def assert_same(output, undisturbed):
+    assert bytes_of(output) == bytes_of(undisturbed)
+    findings = verify(str(output))
+    assert (findings.problems, findings.complete) == ([], True)
+    keys = [sample.key for sample in read_samples(opened(output), image=False, tensors=())]
+    assert len(keys) == len(set(keys)) == 24
+
+
+def test_a_build_is_complete_and_sound(undisturbed):
+    findings = verify(str(undisturbed))
+    assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
+    facts = info(opened(undisturbed))
+    assert (facts["complete"], facts["samples"], facts["failed"], facts["devices"]) == (True, 24, 0, ["CPU"])
+    assert facts["device_seconds"] > 0
+    shards = json.loads((undisturbed / "manifest.json").read_text())["shards"]
+    assert [shard["name"] for shard in shards] == sorted(opened(undisturbed).committed())
+
+
+def test_run_again_it_makes_nothing(run_build, undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/*") if path.name != "manifest.json"}
+    done = run_build(undisturbed)
+    assert done.returncode == 0
+    assert "0 to make" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/*")} == before
+
+
+def kill_after_commits(output, environment, number, *, signal_number=signal.SIGKILL, wait=0.0):
+    """Start a build and send it a signal once so many shards are committed; gives its exit code."""
+    process = subprocess.Popen(
+        build_command(output), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(list(Path(output).glob("_commit/*.json"))) < number and process.poll() is None:
+        assert time.monotonic() < deadline, "no commits"
+        time.sleep(0.02)
+    time.sleep(wait)
+    process.send_signal(signal_number)
+    return process.wait(timeout=60)
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(run_build, undisturbed, environment, tmp_path):
+    output = tmp_path / "data"
+    moments = random.Random(11)  # noqa: S311
+    for committed in (0, 2):
+        kill_after_commits(output, environment, committed, wait=moments.uniform(0, 1.5))
+    made = set(Path(output).glob("_commit/*.json"))
+    kept = {path: path.stat().st_ino for path in made}
+    done = run_build(output)
+    assert done.returncode == 0, done.stderr
+    assert_same(output, undisturbed)
+    assert {path: path.stat().st_ino for path in made} == kept
+
+
+def test_sigterm_stops_at_a_sample_boundary_with_143(run_build, undisturbed, environment, tmp_path):
+    output = tmp_path / "data"
+    assert kill_after_commits(output, environment, 1, signal_number=signal.SIGTERM) == 143
+    findings = verify(str(output))
+    assert findings.problems == []
+    assert not findings.complete
+    assert run_build(output).returncode == 0
+    assert_same(output, undisturbed)
+
+
+@pytest.mark.parametrize("point", ["mid-shard:3", "after-tar:1"])
+def test_a_killed_worker_needs_no_second_run(run_build, undisturbed, tmp_path, point):
+    output = tmp_path / "data"
+    once = tmp_path / "once"
+    done = run_build(output, extra={"SHARDS_CRASH_AT": point, "SHARDS_CRASH_ONCE": str(once)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert once.exists(), "the crash hook never fired"
+    assert_same(output, undisturbed)
+    assert any(commit.adopted for commit in opened(output).commits()) == point.startswith("after-tar")
+
+
+@pytest.mark.parametrize("actors", [1, 4])
+def test_bytes_do_not_depend_on_the_number_of_actors(run_build, undisturbed, tmp_path, actors):
+    assert run_build(tmp_path / "data", actors=actors).returncode == 0
+    assert_same(tmp_path / "data", undisturbed)
+
+
+def test_growing_leaves_the_first_shards_and_other_settings_are_refused(run_build, undisturbed, tmp_path):
+    output = tmp_path / "data"
+    assert run_build(output, samples=14).returncode == 0
+    first = bytes_of(output)
+    refused = run_build(output, samples=24)
+    assert refused.returncode == 2
+    assert "--build.append true" in refused.stderr
+    other = run_build(output, samples=14, seed=5)
+    assert other.returncode == 2
+    assert "seed is 0 there and 5 here" in other.stderr
+    assert run_build(output, samples=24, append="true").returncode == 0
+    assert first.items() <= bytes_of(output).items()
+    ids = {sample.metadata["id"] for sample in read_samples(opened(output), image=False, tensors=())}
+    assert ids == {s.metadata["id"] for s in read_samples(opened(undisturbed), image=False, tensors=())}
+
+
+def write_prompts(path, poisoned):
+    path.write_text("".join(f"caption {i}{' <|im_end|>' if i in poisoned else ''}\n" for i in range(24)))
+    return path
+
+
+def test_poison_samples_are_written_down_and_the_rest_is_made(run_build, tmp_path):
+    output = tmp_path / "data"
+    done = run_build(output, prompts=write_prompts(tmp_path / "p.txt", {3}))
+    assert done.returncode == 0, done.stderr
+    facts = info(opened(output))
+    assert (facts["samples"], facts["failed"], facts["complete"]) == (23, 1, True)
+    (failed,) = (output / "failed").glob("*.parquet")
+    (row,) = pq.read_table(failed).to_pylist()
+    assert row["caption"] == "caption 3 <|im_end|>"
+    assert (row["stage"], row["error_class"]) == ("text", "SampleError")
+    assert verify(str(output)).problems == []
+
+
+def test_too_many_failures_stop_the_run(run_build, tmp_path):
+    prompts = write_prompts(tmp_path / "p.txt", set(range(0, 24, 2)))
+    done = run_build(tmp_path / "data", prompts=prompts)
+    assert done.returncode == 1
+    assert "samples failed, more than build.max_failed_fraction" in done.stdout
+    assert "Run it again" in done.stdout
+
+
+def test_four_declared_gpus_are_four_devices(environment, tmp_path):
+    output = tmp_path / "data"
+    script = (
+        "import ray; ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)\n"
+        "from ray_jobs.__main__ import main\n"
+        f"raise SystemExit(main({build_command(output, samples=32)[3:]!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    devices = {commit.device.split(" (")[0] for commit in opened(output).commits()}
+    assert devices == {"GPU 0", "GPU 1", "GPU 2", "GPU 3"}
+    assert info(opened(output))["settings"]["dtype"] == "bfloat16"
+
+
+def test_ray_reads_the_shards(environment, undisturbed):
+    urls = [opened(undisturbed).storage.url(commit.tar) for commit in opened(undisturbed).commits()]
+    script = (
+        "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
+        f"rows = ray.data.read_webdataset({urls!r}, decoder=None).take_all()\n"
+        "print(len({row['__key__'] for row in rows}), all({'txt', 'json', 'png', 'safetensors'} <= set(r) for r in rows))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split()[-2:] == ["24", "True"], done.stderr
+
+
+def test_what_a_build_says(run_build, tmp_path):
+    done = run_build(tmp_path / "data", samples=8)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("8 samples in ")
+    assert any(line.startswith("build: 8/8 samples (100%)") for line in lines)
+    assert lines[-1].startswith("complete: 8 samples, 0 failed")
+    assert done.stderr == ""
