@@ -1,1 +1,24 @@
+"""Steer Z-Image with a picture: read it with Qwen3-VL, project what was read, blend it into the conditioning."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from projector.blend import blend_interpolate
+    from projector.extractor import VLEmbeddingExtractor
+    from projector.projector import Projector
+
+__all__ = ["Projector", "VLEmbeddingExtractor", "blend_interpolate"]
+
+_HOMES = {
+    "Projector": "projector.projector",
+    "VLEmbeddingExtractor": "projector.extractor",
+    "blend_interpolate": "projector.blend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: options and statistics are wanted where torch is not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'projector' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

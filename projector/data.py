@@ -322,11 +322,17 @@ class Resident:
                 tokens go in.
             width: D.
             dtype: of what is held; bfloat16 as on disk, float32 in exact tests.
+
+        Raises:
+            UsageError: a pair with NaN or infinite values, which would poison the statistics of all; names it.
         """
         keys: list[str] = []
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
         for pair in pairs:
+            for side, tokens in (("VL", pair.vl), ("text", pair.text)):
+                if not tokens.isfinite().all():
+                    raise UsageError(f"pair {pair.key}: NaN or infinite values on the {side} side; run verify on the data")
             positions = alignment.positions(len(pair.vl), len(pair.text))
             keys.append(pair.key)
             inputs.append((alignment.bring(pair.vl, positions) if keeps_positions else pair.vl).to(dtype))

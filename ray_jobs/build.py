@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected
 from ray_jobs.monitor import Monitor, Snapshot
 from ray_jobs.options import BuildOptions
 from ray_jobs.progress import Progress
-from shards.dataset import Dataset
+from shards.dataset import Dataset, is_new
 from shards.errors import UsageError
 from shards.plan import Plan, PlannedShard, make_plan
 from shards.prompts import PromptSource, builtin_prompts, read_prompts
@@ -58,9 +58,11 @@ def build(options: BuildOptions) -> int:
     if not options.output:
         raise UsageError("build.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
     prompts = prompts_of(options)
+    plan_of(options, prompts, segments=(options.samples,))  # says now, not after Ray has started, if prompts run out
+    storage = open_storage(options.output)
+    is_new(storage)
     sources = resolve_models(options.models if isinstance(options.models, str) else options.models.model_dump())
     sources.check_layers(options.layers)
-    storage = open_storage(options.output)
     stop = StopRequest()
     with connected() as cluster, stop.heeded():
         check_shared(storage.root, cluster)
@@ -164,7 +166,7 @@ def prompts_of(options: BuildOptions) -> PromptSource:
     return read_prompts(Path(options.prompts), options.prompt_column) if options.prompts else builtin_prompts()
 
 
-def plan_of(options: BuildOptions, prompts: PromptSource, segments: Any) -> Plan:
+def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[int]) -> Plan:
     """The plan of a run."""
     return make_plan(
         prompts.prompts,

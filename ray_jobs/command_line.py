@@ -88,7 +88,7 @@ def parse(argv: Sequence[str], jobs: Mapping[str, Job]) -> Invocation:
         raise UsageError(_one_line(error)) from None
     except SettingsError as error:
         raise UsageError(str(error)) from None
-    options = {name: getattr(settings, _attribute(name)) for name in job.sections}
+    options = {name: getattr(settings, name) for name in job.sections}
     return Invocation(job.name, options, parsed.print_config)
 
 
@@ -101,22 +101,18 @@ def as_yaml(options: Mapping[str, BaseModel]) -> str:
 def _settings_class(job: Job) -> type[BaseSettings]:
     """A settings class with one field per section; a section left out is checked like an empty one."""
     fields: dict[str, Any] = {
-        _attribute(name): (section, Field(default_factory=dict, validate_default=True, alias=name))
+        name: (section, Field(default_factory=dict, validate_default=True))
         for name, section in job.sections.items()
     }
 
     class FlagsThenFile(BaseSettings):
-        model_config = SettingsConfigDict(extra="forbid", populate_by_name=True, cli_exit_on_error=False)
+        model_config = SettingsConfigDict(extra="forbid", cli_exit_on_error=False)
 
         @classmethod
         def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:
             return (init_settings,)  # no environment variables: what a run does stands in its flags and file
 
     return create_model(f"{job.name.title()}Settings", __base__=FlagsThenFile, **fields)
-
-
-def _attribute(section: str) -> str:
-    return f"{section}_"  # `import` is a section but not a Python name
 
 
 def _join_negative_values(argv: Sequence[str]) -> list[str]:
@@ -184,7 +180,7 @@ def _one_line(error: ValidationError) -> str:
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "missing"), problems[0])
     # A union adds the branch it tried, such as literal['tiny'] or a class name: no key a user could type.
-    where = ".".join(str(part).rstrip("_") for part in first["loc"] if re.fullmatch(r"[a-z0-9_]+", str(part)))
+    where = ".".join(str(part) for part in first["loc"] if re.fullmatch(r"[a-z0-9_]+", str(part)))
     if first["type"] == "missing":
         return f"{where} is needed and was not given; pass --{where} VALUE or set it in the --config file"
     message = first["msg"].removeprefix("Value error, ")

@@ -77,6 +77,23 @@ def failed_key(name: str) -> str:
     return f"failed/{name}.parquet"
 
 
+def is_new(storage: Storage) -> bool:
+    """Whether a root is empty, so that a dataset can be made there.
+
+    Raises:
+        UsageError: it holds something that is no dataset.
+    """
+    if storage.stat(DATASET) is not None:
+        return False
+    foreign = next(iter(storage.list()), None)
+    if foreign is not None:
+        raise UsageError(
+            f"{storage.root}: holds something that is no dataset ({foreign.key}, no {DATASET}); "
+            "give an empty or new root"
+        )
+    return True
+
+
 class Dataset:
     """An opened dataset. Make one with `open` or `create_or_open`."""
 
@@ -127,13 +144,7 @@ class Dataset:
             UsageError: the root holds something else.
         """
         settings = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists
-        if storage.stat(DATASET) is None:
-            foreign = next(iter(storage.list()), None)
-            if foreign is not None:
-                raise UsageError(
-                    f"{storage.root}: holds something that is no dataset ({foreign.key}, no {DATASET}); "
-                    "give an empty or new root"
-                )
+        if is_new(storage):
             description = {
                 "format_version": FORMAT_VERSION,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),

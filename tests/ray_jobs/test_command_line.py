@@ -124,4 +124,5 @@ def test_every_job_has_help(job, capsys):
 def test_help_lists_the_jobs(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert all(job in capsys.readouterr().out for job in JOBS)
+    text = capsys.readouterr().out
+    assert all(job in text for job in JOBS)

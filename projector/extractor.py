@@ -1,0 +1,178 @@
+"""From a picture to embeddings that condition Z-Image, in one call.
+
+Letters: S tokens returned, D hidden size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from projector.models import read_json
+from projector.projector import Projector
+from projector.vision import VisionEncoding, VisionLanguageEncoder
+from shards.errors import UsageError
+from shards.sample import KIND_CAPTION, KIND_IMAGE
+
+TEXT_STD = 61.0  # over all dimensions of Qwen3-4B's conditioning, sink included, as the guide's family measured it
+KINDS = {"image": (KIND_IMAGE,), "text": (KIND_CAPTION,), "all": (KIND_IMAGE, KIND_CAPTION)}
+
+
+@dataclass(frozen=True)
+class VLExtractionResult:
+    """What was read from a picture.
+
+    Attributes:
+        embeddings: (S, D), projected when a projector is loaded.
+        kind: (S,) uint8, image or caption; empty where the projector does not keep positions.
+        hidden_layer: of the VL model.
+        text_mode: `caption` when a text stood in the input, else `none`.
+        tokens: which tokens were taken: `image`, `text` or `all`.
+        projected: whether a projector was applied.
+        original_std: over all numbers as they were read.
+        scaled_std: over all numbers of `embeddings`.
+    """
+
+    embeddings: torch.Tensor
+    kind: torch.Tensor
+    hidden_layer: int
+    text_mode: str
+    tokens: str
+    projected: bool
+    original_std: float
+    scaled_std: float
+
+    @property
+    def num_tokens(self) -> int:
+        """S."""
+        return len(self.embeddings)
+
+
+class VLEmbeddingExtractor:
+    """Qwen3-VL and, where given, a projector behind it; make one with `from_pretrained`."""
+
+    def __init__(self, encoder: VisionLanguageEncoder, projector: Projector | None = None) -> None:
+        self._encoder = encoder
+        self._projector = projector
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_path: str,
+        projector_path: str | None = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> "VLEmbeddingExtractor":
+        """Load the model and the projector.
+
+        Args:
+            model_path: Qwen3-VL folder.
+            projector_path: trained or exported projector; None for raw hidden states.
+            device: of both.
+            dtype: of the VL model.
+
+        Raises:
+            UsageError: no such model, or a projector of another width or of a layer the model has not.
+        """
+        folder = Path(model_path)
+        text = read_json(folder / "config.json", "model_path", folder).get("text_config", {})
+        width, depth = int(text["hidden_size"]), int(text["num_hidden_layers"])
+        projector = Projector.from_pretrained(projector_path, device=device) if projector_path else None
+        if projector is not None and projector.width != width:
+            raise UsageError(
+                f"projector_path = {projector_path!r}: its width is {projector.width}, the VL model's is {width}; "
+                "use the model it was trained on"
+            )
+        if projector is not None and projector.layer < -depth:
+            raise UsageError(
+                f"projector_path = {projector_path!r}: trained on layer {projector.layer}, the VL model has "
+                f"{depth} blocks; use the model it was trained on"
+            )
+        # A projector names its layer, so nothing after it is computed; without one every layer can be asked for.
+        layers = [projector.layer] if projector is not None else list(range(-depth, 0))
+        encoder = VisionLanguageEncoder.from_pretrained(
+            model_path, device=device, dtype=dtype, layers=layers, text_modes=["none"]
+        )
+        return cls(encoder, projector)
+
+    def extract(
+        self,
+        image: Image.Image,
+        text: str | None = None,
+        *,
+        hidden_layer: int = -8,
+        text_tokens_only: bool = False,
+        image_tokens_only: bool = False,
+        scale_to_text: bool = False,
+    ) -> VLExtractionResult:
+        """Read a picture.
+
+        Args:
+            image: any size and mode.
+            text: stands beside the picture in the input; None for the picture alone.
+            hidden_layer: which state; with a projector, the one it was trained on.
+            text_tokens_only, image_tokens_only: which tokens to take; with a projector, those it was trained on
+                are taken when neither is asked for.
+            scale_to_text: multiply so that the standard deviation over all numbers is the text encoder's.
+
+        Returns:
+            embeddings (S, D) and what they are.
+
+        Raises:
+            UsageError: a layer, tokens or a text that the projector was not trained for.
+        """
+        mode = "caption" if text else "none"
+        tokens = self._tokens(text_tokens_only, image_tokens_only)
+        self._check(hidden_layer, mode, tokens)
+        self._encoder.text_modes = (mode,)
+        encoding = self._encoder.encode([image.convert("RGB")], [text or ""])[0]
+        if not isinstance(encoding, VisionEncoding):
+            raise UsageError(str(encoding))
+        kind = encoding.kind[mode]
+        keep = torch.isin(kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
+        states = encoding.states[mode][hidden_layer]
+        embeddings = states[keep.to(states.device)]
+        original_std = float(embeddings.float().std())
+        if self._projector is not None:
+            embeddings = self._projector(embeddings)
+        if scale_to_text:
+            embeddings = embeddings * (TEXT_STD / float(embeddings.float().std()))
+        kept = kind[keep] if len(embeddings) == int(keep.sum()) else torch.empty(0, dtype=torch.uint8)
+        return VLExtractionResult(
+            embeddings=embeddings,
+            kind=kept,
+            hidden_layer=hidden_layer,
+            text_mode=mode,
+            tokens=tokens,
+            projected=self._projector is not None,
+            original_std=original_std,
+            scaled_std=float(embeddings.float().std()),
+        )
+
+    def _tokens(self, text_only: bool, image_only: bool) -> str:
+        if text_only and image_only:
+            raise UsageError("text_tokens_only and image_tokens_only exclude each other; leave both out for all tokens")
+        if text_only:
+            return "text"
+        if image_only:
+            return "image"
+        return self._projector.tokens if self._projector is not None else "all"
+
+    def _check(self, layer: int, mode: str, tokens: str) -> None:
+        """Refuse what the loaded model or projector was not made for."""
+        if layer not in self._encoder.layers:
+            allowed = ", ".join(map(str, self._encoder.layers))
+            raise UsageError(f"hidden_layer = {layer}: allowed are {allowed}")
+        if tokens == "text" and mode == "none":
+            raise UsageError("text_tokens_only needs a text; pass text=…")
+        projector = self._projector
+        if projector is None:
+            return
+        if tokens != projector.tokens:
+            raise UsageError(f"tokens {tokens!r}: the projector was trained on {projector.tokens!r}; take the same")
+        # The picture stands before the text and attention is causal: image tokens are the same with any text.
+        if mode != projector.text_mode and projector.tokens != "image":
+            wanted = "a text" if projector.text_mode == "caption" else "no text"
+            raise UsageError(f"text mode {mode!r}: the projector was trained on {projector.text_mode!r}; pass {wanted}")

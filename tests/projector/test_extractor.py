@@ -1,0 +1,109 @@
+"""The extractor: right tokens of the right layer, and refusals that say why."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from projector import Projector, VLEmbeddingExtractor, blend_interpolate
+from projector.data import Pair, in_memory
+from projector.options import TrainOptions
+from projector.training import train
+from projector.vision import VisionLanguageEncoder
+from shards.errors import UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (256, 256, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def raw(tiny):
+    return VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), dtype=torch.float32)
+
+
+def a_projector(folder, *, width=64, tokens="image", text_mode="caption", layer=-8):
+    random = torch.Generator().manual_seed(0)
+    pairs = [
+        Pair(f"k{i}", torch.randn(6, width, generator=random), torch.tensor([1, 1, 1, 2, 2, 2], dtype=torch.uint8),
+             torch.randn(4, width, generator=random))
+        for i in range(8)
+    ]  # fmt: skip
+    only = [pair.only(tokens) for pair in pairs]
+    source = in_memory(only, layer=layer, text_mode=text_mode, tokens=tokens)
+    options = TrainOptions(
+        output=str(folder), arch="linear", epochs=1, tokens=tokens, text_mode=text_mode, layer=layer, batch_size=4
+    )
+    train(options, source, source, device="cpu")
+    return str(folder)
+
+
+@pytest.mark.parametrize("layer", [-2, -6, -8])
+def test_states_are_the_encoders(tiny, raw, layer):
+    encoder = VisionLanguageEncoder.from_pretrained(
+        str(tiny / "vl"), device="cpu", dtype=torch.float32, layers=[layer], text_modes=["caption"]
+    )
+    expected = encoder.encode([PICTURE], ["a red fox"])[0]
+    found = raw.extract(PICTURE, text="a red fox", hidden_layer=layer)
+    keep = (expected.kind["caption"] == 1) | (expected.kind["caption"] == 2)
+    torch.testing.assert_close(found.embeddings, expected.states["caption"][layer][keep])
+    assert found.kind.tolist() == expected.kind["caption"][keep].tolist()
+    assert (found.text_mode, found.tokens, found.projected, found.hidden_layer) == ("caption", "all", False, layer)
+    assert found.original_std == pytest.approx(float(found.embeddings.std()))
+
+
+def test_tokens_can_be_chosen(raw):
+    image = raw.extract(PICTURE, text="a red fox", image_tokens_only=True)
+    text = raw.extract(PICTURE, text="a red fox", text_tokens_only=True)
+    both = raw.extract(PICTURE, text="a red fox")
+    assert (image.num_tokens, image.num_tokens + text.num_tokens) == (64, both.num_tokens)
+    assert raw.extract(PICTURE).text_mode == "none"
+
+
+def test_image_tokens_do_not_see_the_text(raw):
+    torch.testing.assert_close(
+        raw.extract(PICTURE, text="a red fox", image_tokens_only=True).embeddings,
+        raw.extract(PICTURE, image_tokens_only=True).embeddings,
+    )
+
+
+def test_scaling_to_text(raw):
+    assert raw.extract(PICTURE, scale_to_text=True).scaled_std == pytest.approx(61.0, rel=1e-4)
+
+
+def test_a_projector_is_applied_to_what_it_was_trained_on(tiny, raw, tmp_path):
+    path = a_projector(tmp_path / "p")
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    found = extractor.extract(PICTURE, text="a red fox", hidden_layer=-8)
+    expected = Projector.from_pretrained(path)(raw.extract(PICTURE, image_tokens_only=True).embeddings)
+    torch.testing.assert_close(found.embeddings, expected)
+    assert (found.projected, found.tokens) == (True, "image")
+    blended = blend_interpolate(found.embeddings, torch.zeros(9, 64), alpha=0.5)
+    assert blended.shape == (9, 64)
+
+
+@pytest.mark.parametrize(
+    ("projector", "call", "message"),
+    [
+        ({}, {"hidden_layer": -6}, "hidden_layer = -6: allowed are -8"),
+        ({}, {"text": "x", "text_tokens_only": True}, "tokens 'text': the projector was trained on 'image'"),
+        ({"tokens": "all"}, {}, "text mode 'none': the projector was trained on 'caption'; pass a text"),
+        (None, {"text_tokens_only": True}, "needs a text"),
+        (None, {"text_tokens_only": True, "image_tokens_only": True}, "exclude each other"),
+        (None, {"hidden_layer": -40}, "hidden_layer = -40"),
+        (None, {"text": "<|image_pad|>"}, "special token"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny, tmp_path, projector, call, message):
+    path = a_projector(tmp_path / "p", **projector) if projector is not None else None
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    with pytest.raises(UsageError, match=message):
+        extractor.extract(PICTURE, **call)
+
+
+def test_projectors_of_other_models_are_refused_at_loading(tiny, tmp_path):
+    with pytest.raises(UsageError, match="its width is 32, the VL model's is 64"):
+        VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), a_projector(tmp_path / "a", width=32))
+    with pytest.raises(UsageError, match="trained on layer -20, the VL model has 12 blocks"):
+        VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), a_projector(tmp_path / "b", layer=-20))
+    with pytest.raises(UsageError, match=r"no config.json"):
+        VLEmbeddingExtractor.from_pretrained(str(tmp_path / "none"))

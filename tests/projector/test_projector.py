@@ -1,0 +1,92 @@
+import json
+
+import pytest
+import torch
+
+from projector.networks import ProjectorNetwork, Shape
+from projector.projector import Projector
+from shards.errors import UsageError
+from shards.statistics import RunningStatistics
+
+WIDTH = 16
+
+
+def projector(arch="mlp"):
+    torch.manual_seed(1)
+    network = ProjectorNetwork(Shape(arch, WIDTH, 24, 5))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    statistics = RunningStatistics(WIDTH)
+    statistics.update(torch.randn(40, WIDTH).numpy() * 9 + 2)
+    network.set_statistics(statistics, statistics)
+    config = {"format": 1, "arch": arch, "width": WIDTH, "layer": -6, "text_mode": "none", "tokens": "image"}
+    return Projector(network, config | {"network": network.shape.as_json()})
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_save_load_identical_output(tmp_path, arch):
+    made = projector(arch)
+    made.save_pretrained(str(tmp_path))
+    loaded = Projector.from_pretrained(str(tmp_path))
+    x = torch.randn(9, WIDTH)
+    assert torch.equal(loaded(x), made(x))
+    assert loaded.config == made.config
+    assert (loaded.layer, loaded.text_mode, loaded.tokens, loaded.width) == (-6, "none", "image", WIDTH)
+    assert loaded.keeps_positions == (arch != "attention")
+    assert "-6" in repr(loaded)
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_same_rank_and_dtype_out_as_in(arch):
+    made, x = projector(arch), torch.randn(2, 9, WIDTH)
+    outputs = 5 if arch == "attention" else 9
+    assert made(x).shape == (2, outputs, WIDTH)
+    torch.testing.assert_close(made(x[0]), made(x)[0], rtol=1e-5, atol=1e-5)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert made(x.to(dtype)).dtype == dtype
+    assert not made(x).requires_grad
+
+
+def test_masked_positions_do_not_reach_attention():
+    made, x = projector("attention"), torch.randn(9, WIDTH)
+    mask = torch.tensor([True] * 6 + [False] * 3)
+    torch.testing.assert_close(made(x, mask), made(x[:6]))
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (16,), (1, 2, 9, 16), (0, 16)])
+def test_embeddings_that_do_not_fit(shape):
+    with pytest.raises(UsageError, match=r"do not fit; this projector takes \(seq, 16\)"):
+        projector()(torch.randn(shape))
+
+
+def test_embeddings_that_are_no_floats():
+    with pytest.raises(UsageError, match="pass a float dtype"):
+        projector()(torch.ones(2, WIDTH, dtype=torch.int64))
+
+
+def test_folders_that_hold_no_projector(tmp_path):
+    with pytest.raises(UsageError, match=r"no projector there \(config.json is missing\)"):
+        Projector.from_pretrained(str(tmp_path))
+    projector().save_pretrained(str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"model.safetensors is missing"):
+        Projector.from_pretrained(str(tmp_path))
+    projector("linear").save_pretrained(str(tmp_path / "other"))
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"does not fit config.json"):
+        Projector.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is not JSON"), ('{"format": 1}', "does not describe a projector"), ('{"format": 2}', "format 2, this program reads 1")],
+)
+def test_configs_that_are_none(tmp_path, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        Projector.from_pretrained(str(tmp_path))
+
+
+def test_a_config_is_readable_json(tmp_path):
+    projector().save_pretrained(str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["network"]["hidden"] == 24

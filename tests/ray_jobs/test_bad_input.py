@@ -1,0 +1,156 @@
+"""Bad input ends with one clear line and exit code 2, before a model loads and before Ray starts."""
+
+import pytest
+import ray
+import transformers
+
+from projector.models import CACHE_VARIABLE
+from ray_jobs import cluster
+from ray_jobs.__main__ import main
+from ray_jobs.build import crew_for
+from ray_jobs.cluster import Cluster, check_shared
+from ray_jobs.options import BuildOptions
+from projector.options import TrainOptions
+from ray_jobs.train import check_workers
+from shards.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def nothing_heavy(monkeypatch, environment):
+    monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("started Ray"))
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+
+
+def refusal(capsys, *words):
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "holds no prompts"),
+        ("twice.txt", b"a\nb\nA\n", "line 3: duplicate of line 1"),
+        ("bytes.txt", b"\xff\xfe\n", "not UTF-8"),
+        ("columns.csv", b"a,b\n1,2\n", "no column named prompt"),
+        ("kind.docx", b"x", "unknown kind"),
+    ],
+)
+def test_prompt_files(capsys, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    words = ("build", "--build.output", str(tmp_path / "out"), "--build.prompts", str(tmp_path / name))
+    assert message in refusal(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_file_that_is_not_there(capsys, tmp_path):
+    words = ("build", "--build.output", str(tmp_path / "out"), "--build.prompts", str(tmp_path / "none.txt"))
+    assert "cannot be read" in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("height", "0", "greater than 0"),
+        ("height", "-256", "greater than 0"),
+        ("width", "250", "multiple of 16"),
+        ("steps", "0", "greater than 0"),
+        ("val_fraction", "1.5", "less than 1"),
+        ("layers", "-99", "allowed are -12 to -1"),
+        ("samples", "1000000", "the prompt source holds 25200"),
+    ],
+)
+def test_numbers(capsys, tmp_path, flag, value, message):
+    words = ("build", "--build.output", str(tmp_path / "out"), f"--build.{flag}", value)
+    assert message in refusal(capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_output(capsys):
+    assert "build.output is needed" in refusal(capsys, "build")
+
+
+def test_an_output_that_holds_something_else(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    assert "thesis.tex" in refusal(capsys, "build", "--build.output", str(tmp_path))
+    file = tmp_path / "thesis.tex"
+    assert "is a file" in refusal(capsys, "build", "--build.output", str(file))
+    assert "unknown scheme 'gs'" in refusal(capsys, "build", "--build.output", "gs://bucket/x")
+
+
+def test_models_that_are_not_there(capsys, tmp_path):
+    words = ("build", "--build.output", str(tmp_path / "out"), "--build.models.vl", "x")
+    assert "no such folder" in refusal(capsys, *words, "--build.models.image", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "message"),
+    [
+        ("train", ("--train.output", "x"), "train.data is needed"),
+        ("train", ("--train.data", "x"), "train.output is needed"),
+        ("train", ("--train.data", "/nonexistent", "--train.output", "x"), "no dataset there"),
+        ("evaluate", (), "evaluate.checkpoint is needed"),
+        ("report", ("--report.run", "/nonexistent"), "no such folder"),
+    ],
+)
+def test_later_jobs(capsys, job, words, message):
+    assert message in refusal(capsys, job, *words)
+
+
+def test_a_report_on_nothing(capsys, tmp_path):
+    assert "no dataset.json, metrics.jsonl or eval.json" in refusal(capsys, "report", "--report.run", str(tmp_path))
+
+
+NODES = ("a" * 56, "b" * 56)
+
+
+def test_a_local_output_that_some_node_does_not_see(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "nodes_without", lambda path, _: [NODES[1]] if path.exists() else [])
+    with pytest.raises(UsageError, match=r"1 of 2 nodes do not see it \(bbbbbbbb\); use a shared file system or s3:"):
+        check_shared(str(tmp_path / "data"), Cluster(NODES, 4, 0))
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_shared_output_and_a_single_node_are_fine(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "nodes_without", lambda *_: [])
+    check_shared(str(tmp_path / "data"), Cluster(NODES, 4, 0))
+    monkeypatch.setattr(cluster, "nodes_without", lambda *_: pytest.fail("asked"))
+    check_shared(str(tmp_path / "data"), Cluster(NODES[:1], 4, 0))
+    check_shared("s3://bucket/prefix", Cluster(NODES, 4, 0))
+
+
+def crew(cpus=4, gpus=0, **options):
+    made = crew_for(BuildOptions(**options), Cluster(NODES, cpus, gpus))
+    return made.actors, made.gpus
+
+
+def test_the_crew_follows_the_cluster():
+    assert crew() == (4, 0.0)
+    assert crew(gpus=8) == (8, 1.0)
+    assert crew(gpus=8, gpus_per_actor=0.5) == (16, 0.5)
+    assert crew(gpus=8, gpus_per_actor=0.0) == (4, 0.0)
+    assert crew(actors=3) == (3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus_per_actor": 1.0}, "the cluster has 0 GPUs"),
+        ({"gpus": 2, "actors": 3}, "enough for 2"),
+    ],
+)
+def test_more_than_the_cluster_has(options, message):
+    with pytest.raises(UsageError, match=message):
+        crew(**options)
+
+
+def test_more_workers_than_seats():
+    with pytest.raises(UsageError, match="the cluster has 4 CPUs, one per worker; use at most 4"):
+        check_workers(TrainOptions(workers=5), Cluster(NODES, 4, 0))
+    with pytest.raises(UsageError, match="the cluster has 2 GPUs"):
+        check_workers(TrainOptions(workers=3), Cluster(NODES, 64, 2))
+    check_workers(TrainOptions(workers=2), Cluster(NODES, 4, 2))

@@ -1,0 +1,100 @@
+"""`train`, `evaluate` and `report` on a dataset that `build` made, with two DDP workers on Ray Train."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from ray_support import ROOT
+
+from projector import Projector
+from shards.dataset import Dataset
+from shards.storage import open_storage
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="session")
+def run_job(environment):
+    def run(job, **options):
+        words = [sys.executable, "-m", "ray_jobs", job]
+        for name, value in options.items():
+            words += [f"--{job}.{name}", str(value)]
+        return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(run_job, undisturbed, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "linear"
+    done = run_job("train", data=undisturbed, output=output, arch="linear", epochs=6, workers=2)
+    assert done.returncode == 0, done.stderr
+    assert "trained: 4,160 parameters" in done.stdout
+    return output
+
+
+def lines(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_files_of_a_training(trained):
+    assert {path.name for path in trained.iterdir()} >= {"config.json", "model.safetensors", "metrics.jsonl", "summary.json"}
+    assert not [path for path in trained.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+    assert [line["epoch"] for line in lines(trained)] == list(range(1, 7))
+    assert json.loads((trained / "summary.json").read_text())["world_size"] == 2
+    assert Projector.from_pretrained(str(trained)).width == 64
+
+
+def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, tmp_path):
+    done = run_job("train", data=undisturbed, output=tmp_path / "one", arch="linear", epochs=6, workers=1)
+    assert done.returncode == 0, done.stderr
+    for key in ("train_loss", "val_loss"):
+        one, two = ([line[key] for line in lines(output)] for output in (tmp_path / "one", trained))
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(run_job, undisturbed, environment, tmp_path):
+    options = {"data": undisturbed, "arch": "mlp", "epochs": 40, "workers": 2}
+    words = [sys.executable, "-m", "ray_jobs", "train", "--train.output", str(tmp_path / "killed")]
+    for name, value in options.items():
+        words += [f"--train.{name}", str(value)]
+    process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done_before = len(lines(tmp_path / "killed"))
+    assert run_job("train", output=tmp_path / "killed", **options).returncode == 0
+    assert run_job("train", output=tmp_path / "whole", **options).returncode == 0
+    assert done_before < 40
+    for killed, whole in zip(lines(tmp_path / "killed"), lines(tmp_path / "whole"), strict=True):
+        assert killed["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-6)
+
+
+def test_other_options_do_not_go_on_in_the_same_folder(run_job, undisturbed, trained):
+    done = run_job("train", data=undisturbed, output=trained, arch="linear", epochs=9, workers=2)
+    assert done.returncode in (1, 2)
+    assert "epochs" in done.stderr
+
+
+def test_evaluation_and_report(run_job, undisturbed, trained):
+    held_out = [c for c in Dataset.open(open_storage(str(undisturbed))).commits() if c.split == "val"]
+    done = run_job("evaluate", checkpoint=trained, output=trained)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((trained / "eval.json").read_text())
+    assert result["pairs"] == sum(commit.samples for commit in held_out)
+    assert {"no_input", "identity", "global_scale", "per_dim_norm", "projector"} <= set(result["methods"])
+    done = run_job("report", run=trained.parent)
+    assert done.returncode == 0, done.stderr
+    page = (trained.parent / "report.html").read_text()
+    for part in ("<svg", "data:image/webp;base64,", "linear", "identity", "held-out pairs"):
+        assert part in page
+    for part in ("http://", "https://", "<script src", "<link"):
+        assert part not in page.replace("http://www.w3.org/", "").replace("http://purl.org/", "").replace(
+            "http://creativecommons.org/", ""
+        )
