@@ -1,4 +1,4 @@
-"""What training leaves on storage: weights, description, resumable state; safetensors and JSON, each put whole."""
+"""What training leaves on storage: weights, description and resumable state, each object put whole."""
 
 import json
 from collections.abc import Mapping
@@ -54,7 +54,8 @@ def get_json(storage: Storage, key: str) -> Any:
         return json.loads(storage.get_bytes(key))
     except NotFoundError:
         raise UsageError(
-            f"{storage.root}: no projector there ({key} is missing); give the folder that training or export wrote"
+            f"{storage.root}: no projector there ({key} is missing); "
+            "give the folder that training or export wrote"
         ) from None
     except ValueError as error:
         raise UsageError(f"{storage.root}/{key} is not JSON: {error}; train or export again") from None
@@ -87,7 +88,8 @@ def get_network(storage: Storage, config: Mapping[str, Any]) -> ProjectorNetwork
         network.load_state_dict(safetensors.torch.load(storage.get_bytes(WEIGHTS)))
     except NotFoundError:
         raise UsageError(
-            f"{storage.root}: {WEIGHTS} is missing (training stopped before its first epoch ended?); train again"
+            f"{storage.root}: {WEIGHTS} is missing "
+            "(training stopped before its first epoch ended?); train again"
         ) from None
     except (safetensors.SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -50,8 +50,8 @@ class Pair:
     def __post_init__(self) -> None:
         if self.vl.dim() != 2 or self.text.dim() != 2 or self.vl.shape[1] != self.text.shape[1]:
             raise UsageError(
-                f"pair {self.key}: VL side {tuple(self.vl.shape)} and text side {tuple(self.text.shape)} do not fit; "
-                "both must be (tokens, D) with the same D"
+                f"pair {self.key}: VL side {tuple(self.vl.shape)} and text side "
+                f"{tuple(self.text.shape)} do not fit; both must be (tokens, D) with the same D"
             )
         if len(self.vl_kind) != len(self.vl):
             raise UsageError(
@@ -172,16 +172,18 @@ class _ShardReader:
         layers, modes = sample.metadata["layers"], sample.metadata["text_modes"]
         if self.layer not in layers:
             raise UsageError(
-                f"train.layer = {self.layer}: {where} holds layers {layers}; choose one, or extract that layer"
+                f"train.layer = {self.layer}: {where} holds layers {layers}; "
+                "choose one, or extract that layer"
             )
         if self.text_mode not in modes:
             raise UsageError(
-                f"train.text_mode = {self.text_mode!r}: {where} holds {modes}; choose one, or extract that mode"
+                f"train.text_mode = {self.text_mode!r}: {where} holds {modes}; "
+                "choose one, or extract that mode"
             )
         if not np.isin(sample.tensors[self._vl_kind], KINDS[self.tokens]).any():
             raise UsageError(
-                f"train.tokens = {self.tokens!r}: the VL input of text mode {self.text_mode!r} has no such tokens; "
-                "use `image`, or text mode `caption`"
+                f"train.tokens = {self.tokens!r}: the VL input of text mode {self.text_mode!r} "
+                "has no such tokens; use `image`, or text mode `caption`"
             )
 
     def read(self, start: int, stop: int) -> Iterator[Pair]:
@@ -223,7 +225,7 @@ class Ragged:
 
     @classmethod
     def of(cls, sequences: list[Tensor], width: int) -> "Ragged":
-        """Concatenate (n, D) sequences; empties the list on the way, so that memory never holds everything twice."""
+        """Concatenate (n, D) sequences, emptying the list so that memory never holds everything twice."""
         lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
         dtype = sequences[0].dtype if sequences else torch.bfloat16
         values = torch.empty(int(lengths.sum()), width, dtype=dtype)
@@ -324,7 +326,7 @@ class Resident:
             dtype: of what is held; bfloat16 as on disk, float32 in exact tests.
 
         Raises:
-            UsageError: a pair with NaN or infinite values, which would poison the statistics of all; names it.
+            UsageError: a pair with NaN or infinite values, which would poison all statistics; names it.
         """
         keys: list[str] = []
         inputs: list[Tensor] = []
@@ -332,7 +334,9 @@ class Resident:
         for pair in pairs:
             for side, tokens in (("VL", pair.vl), ("text", pair.text)):
                 if not tokens.isfinite().all():
-                    raise UsageError(f"pair {pair.key}: NaN or infinite values on the {side} side; run verify on the data")
+                    raise UsageError(
+                        f"pair {pair.key}: NaN or infinite values on the {side} side; run verify on the data"
+                    )
             positions = alignment.positions(len(pair.vl), len(pair.text))
             keys.append(pair.key)
             inputs.append((alignment.bring(pair.vl, positions) if keeps_positions else pair.vl).to(dtype))

@@ -116,7 +116,8 @@ def evaluate(
     for name, projector in projectors.items():
         if projector.width != val_pairs.width:
             raise UsageError(
-                f"{name} has width {projector.width}, the pairs have {val_pairs.width}; evaluate it on pairs of its models"
+                f"{name} has width {projector.width}, the pairs have {val_pairs.width}; "
+                "evaluate it on pairs of its models"
             )
     reference = Reference.of(train_pairs)
     methods = reference.baselines() | {

@@ -227,4 +227,5 @@ def random_directions(width: int, count: int, seed: int) -> Float64:
 
 def _unit(rows: Float64) -> Float64:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    unit: Float64 = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return unit

@@ -44,7 +44,7 @@ class Attention(nn.Module):
     out.
 
     The queries need no projection of their own, so with key, value, attention output and final linear layers
-    of D by D each the guide's "about 26M" at width 2560 comes to 26,388,480. Keys carry sinusoids of their
+    of D by D each the guide's "about 26M" at width 2560 comes to 26,385,920. Keys carry sinusoids of their
     relative position, since without them attention cannot tell the corner of an image from its middle.
     """
 
@@ -52,7 +52,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = next(heads for heads in range(ATTENTION_HEADS, 0, -1) if width % heads == 0)
         self.queries = nn.Parameter(torch.randn(queries, width))
-        self.key = nn.Linear(width, width)
+        # Softmax cancels a bias on keys: its gradient is rounding noise, which Adam would blow up.
+        self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width)
         self.mix = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
@@ -166,7 +167,7 @@ def relative_positions(lengths: Tensor, positions: int, width: int) -> Tensor:
 
 
 def safe_std(std: Tensor) -> Tensor:
-    """Standard deviations that can be divided by: a dimension that (nearly) never moves gets 1 and so becomes 0."""
+    """Standard deviations to divide by: a dimension that (nearly) never moves gets 1 and so becomes 0."""
     moving = std > 1e-6 * std.max().clamp(min=1e-30)
     return torch.where(moving, std, torch.ones_like(std))
 
@@ -187,6 +188,6 @@ def _core(shape: Shape) -> nn.Module:
 
 
 def _start_from_the_mean(out: nn.Linear) -> None:
-    """Zero the last layer: in standardised space an untrained network then predicts the mean, the best constant."""
+    """Zero the last layer: an untrained network then predicts the mean, the best constant there is."""
     nn.init.zeros_(out.weight)
     nn.init.zeros_(out.bias)

@@ -26,17 +26,17 @@ class TrainOptions(BaseModel):
     data: str = ""
     """Root of the dataset: a local folder or s3://bucket/prefix."""
     output: str = ""
-    """Where config.json, model.safetensors, metrics.jsonl, summary.json and the resumable state go: folder or s3://."""
+    """Where config.json, model.safetensors, metrics.jsonl and summary.json go: a folder or s3://."""
     arch: Arch = "linear"
-    """Network: `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M, fixed number of outputs)."""
+    """Network: `linear` (6.6M parameters at width 2560), `mlp` (21M) or `attention` (26M)."""
     layer: Annotated[int, Field(lt=0)] = -8
     """Qwen3-VL layer to read, counted from the end; must be one the dataset holds."""
     text_mode: TextMode = "caption"
     """Text that stood in the VL input: the sample's caption or none; must be one the dataset holds."""
     tokens: Tokens = "image"
-    """VL tokens to project: `image`, `text` (the caption's own), or `all` (both); template and markers never."""
+    """VL tokens to project: `image`, `text` (the caption's own) or `all` (both)."""
     align: Align = "pool"
-    """How VL and text tokens are matched: area-`pool`ed to one length, `mean` of each side, or `per_token` by position."""
+    """What is compared: sides area-`pool`ed to a length, the `mean` of each, or `per_token` positions."""
     length: Annotated[int, Field(gt=0, le=4096)] = 64
     """Positions that `pool` keeps at most, and learnable queries (outputs) of `attention`."""
     hidden: Annotated[int, Field(gt=0)] | None = None
@@ -46,13 +46,13 @@ class TrainOptions(BaseModel):
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Pairs per optimizer step, over all workers together."""
     micro_batch: Annotated[int, Field(gt=0)] | None = None
-    """Pairs per forward pass on one worker; gradients add up to the batch. Absent: the worker's whole share."""
+    """Pairs per forward pass on a worker; gradients add up. Absent: the worker's whole share of a batch."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; absent: 1e-3 for linear, 3e-4 for mlp and attention at width 2560, more below."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Optimizer steps of linear warm-up, at most half of all steps; absent: a twentieth of them, at most 500."""
+    """Steps of linear warm-up, at most half of all; absent: a twentieth of them, at most 500."""
     loss: Loss = "mse"
     """`mse` on standardised values (every dimension counts alike) or `raw_mse`."""
     dim_weights: dict[int, float] | None = None
@@ -60,9 +60,9 @@ class TrainOptions(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; absent (null): no clipping."""
     precision: Precision = "auto"
-    """Matrix arithmetic: `auto` is bfloat16 on GPUs and float32 on CPUs; statistics and losses are float32 always."""
+    """Matrix arithmetic: `auto` is bfloat16 on GPUs, float32 on CPUs; losses are float32 always."""
     workers: Annotated[int, Field(gt=0)] = 1
-    """Data-parallel workers (one GPU each where there are GPUs); the result does not depend on their number."""
+    """Data-parallel workers, one GPU each where there are any; the result does not depend on them."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Resumable state is saved after each epoch, and inside long epochs at least this often."""
     seed: Annotated[int, Field(ge=0)] = 0

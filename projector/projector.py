@@ -95,8 +95,8 @@ class Projector:
         """
         if embeddings.dim() not in (2, 3) or embeddings.shape[-1] != self.width or not embeddings.shape[-2]:
             raise UsageError(
-                f"embeddings of shape {tuple(embeddings.shape)} do not fit; this projector takes (seq, {self.width}) "
-                f"or (batch, seq, {self.width}) with at least one position"
+                f"embeddings of shape {tuple(embeddings.shape)} do not fit; this projector takes "
+                f"(seq, {self.width}) or (batch, seq, {self.width}) with at least one position"
             )
         if not embeddings.is_floating_point():
             raise UsageError(f"embeddings are {embeddings.dtype}; pass a float dtype")

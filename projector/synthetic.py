@@ -31,7 +31,7 @@ COPY_NOISE = 0.045  # of a dimension's std: gives the caption's copy in the VL i
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A world of pairs; a sample is a function of (seed, index), so any range can be made again at any time."""
+    """A world of pairs; a sample is a function of (seed, index), so any range can be made again."""
 
     width: int
     """D."""

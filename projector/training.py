@@ -153,7 +153,8 @@ class _Run:
         self.train_count, self.val_count = len(train_pairs), len(val_pairs)
         if min(options.batch_size, self.train_count) < world.size:
             raise UsageError(
-                f"{world.size} workers cannot share batches of {min(options.batch_size, self.train_count)} pairs; "
+                f"{world.size} workers cannot share batches of "
+                f"{min(options.batch_size, self.train_count)} pairs; "
                 "use fewer train.workers or a larger train.batch_size"
             )
         self.alignment = Alignment(options.align, options.length)
@@ -246,7 +247,7 @@ class _Run:
         return True
 
     def _step(self, pairs: Tensor, step: int, total: int) -> Tensor:
-        """One optimizer step on a batch; returns this worker's sum of errors, divided by the batch's positions."""
+        """One optimizer step; returns this worker's sum of errors, divided by the whole batch's positions."""
         options, world = self.options, self.world
         rate = learning_rate(
             step, peak=options.peak_learning_rate(self.width), warmup=options.warmup(total), total=total
@@ -296,7 +297,8 @@ class _Run:
             ]
             raise NonFiniteLossError(
                 f"the loss became {loss} in epoch {self.progress.epoch + 1}, step {first + offset + 1}; "
-                f"pairs of this worker in that batch: {', '.join(keys)}. Look at those, or lower train.learning_rate"
+                f"pairs of this worker in that batch: {', '.join(keys)}. "
+                "Look at those, or lower train.learning_rate"
             )
 
     @torch.no_grad()
@@ -384,7 +386,7 @@ def aligned_outputs(outputs: Tensor, batch: Batch, *, keeps_positions: bool) -> 
 
 
 def seeded_network(options: TrainOptions, width: int) -> ProjectorNetwork:
-    """The untrained network of these options; the same numbers on every worker, the global generator untouched."""
+    """The untrained network of these options, the same everywhere; the global generator stays untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return ProjectorNetwork(Shape(options.arch, width, options.hidden_size(width), options.length))

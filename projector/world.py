@@ -1,4 +1,4 @@
-"""The workers of a training run, seen from one of them: torch.distributed where it runs, one worker alone otherwise."""
+"""The workers of a training run, seen from one of them: torch.distributed where it runs, else one alone."""
 
 from dataclasses import dataclass
 

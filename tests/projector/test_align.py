@@ -46,9 +46,7 @@ def test_pooling_is_in_float32_even_of_bfloat16():
     torch.testing.assert_close(pooled, torch.full((7, 2), 13504.0))
 
 
-@pytest.mark.parametrize(
-    ("kind", "positions"), [("pool", [8, 5]), ("mean", [1, 1]), ("per_token", [20, 4])]
-)
+@pytest.mark.parametrize(("kind", "positions"), [("pool", [8, 5]), ("mean", [1, 1]), ("per_token", [20, 4])])
 def test_the_caption_decides_the_positions(kind, positions):
     alignment = Alignment(kind, length=8)
     assert [alignment.positions(64, 20), alignment.positions(4, 5)] == positions

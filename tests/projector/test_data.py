@@ -120,11 +120,16 @@ def root(tmp_path_factory):
     Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(picture, "PNG")
     for planned in plan.shards:
         with ShardWriter(
-            planned, tmp_path_factory.mktemp("spool"), dataset.fingerprint, Expected(("caption",), (-8, -6), 16, 16)
+            planned,
+            tmp_path_factory.mktemp("spool"),
+            dataset.fingerprint,
+            Expected(("caption",), (-8, -6), 16, 16),
         ) as writer:
             for sample in planned.samples:
                 writer.add(
-                    make_sample(sample, image=picture.getvalue(), image_format="png", tensors=tensors(sample.index))
+                    make_sample(
+                        sample, image=picture.getvalue(), image_format="png", tensors=tensors(sample.index)
+                    )
                 )
             dataset.commit(writer.close(), attempt="a", wall_seconds=1, device_seconds=1, device="cpu")
     return str(root)

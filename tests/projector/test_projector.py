@@ -79,7 +79,11 @@ def test_folders_that_hold_no_projector(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not JSON"), ('{"format": 1}', "does not describe a projector"), ('{"format": 2}', "format 2, this program reads 1")],
+    [
+        ("{", "is not JSON"),
+        ('{"format": 1}', "does not describe a projector"),
+        ('{"format": 2}', "format 2, this program reads 1"),
+    ],
 )
 def test_configs_that_are_none(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)

@@ -13,7 +13,13 @@ def test_every_field_says_what_it_is():
 
 
 def test_unknown_keys_and_nonsense_are_errors():
-    for wrong in ({"epoch": 3}, {"epochs": 0}, {"layer": 3}, {"arch": "transformer"}, {"learning_rate": -1.0}):
+    for wrong in (
+        {"epoch": 3},
+        {"epochs": 0},
+        {"layer": 3},
+        {"arch": "transformer"},
+        {"learning_rate": -1.0},
+    ):
         with pytest.raises(ValidationError):
             TrainOptions(**wrong)
 

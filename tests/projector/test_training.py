@@ -46,9 +46,7 @@ def weights(output):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_learns_and_leaves_its_files(tmp_path, arch, align):
     records = []
-    summary = train(
-        options(tmp_path, arch=arch, align=align, epochs=12), TRAIN, VAL, on_epoch=records.append
-    )
+    summary = train(options(tmp_path, arch=arch, align=align, epochs=12), TRAIN, VAL, on_epoch=records.append)
     assert summary["best_val_loss"] < 0.93, "the mean of the training targets scores about 1"
     assert summary["stopped"] == "finished"
     assert summary == json.loads((tmp_path / "summary.json").read_text())
@@ -70,7 +68,11 @@ def test_the_best_epochs_weights_are_kept(tmp_path):
     val_losses = []
 
     def stop_after_best():
-        return len(curve(tmp_path / "cut")) >= best - 1 if (tmp_path / "cut" / "metrics.jsonl").exists() else False
+        return (
+            len(curve(tmp_path / "cut")) >= best - 1
+            if (tmp_path / "cut" / "metrics.jsonl").exists()
+            else False
+        )
 
     train(options(tmp_path / "cut", epochs=30, **chosen), TRAIN, VAL, should_stop=stop_after_best)
     val_losses = [line[2] for line in curve(tmp_path / "cut")]
@@ -137,7 +139,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path):
 def test_a_damaged_state_says_so(tmp_path):
     train(options(tmp_path), TRAIN, VAL)
     (tmp_path / "state.safetensors").write_bytes(b"not a state at all")
-    with pytest.raises(UsageError, match="damaged .* delete it to train from the start"):
+    with pytest.raises(UsageError, match=r"damaged .* delete it to train from the start"):
         train(options(tmp_path), TRAIN, VAL)
 
 
@@ -149,7 +151,9 @@ def test_micro_batches_change_nothing(tmp_path, arch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
-    with pytest.raises(NonFiniteLossError, match=r"in epoch 1, step \d+; .* synthetic-0000\d\d.* lower train"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"in epoch 1, step \d+; .* synthetic-0000\d\d.* lower train"
+    ):
         train(options(tmp_path, learning_rate=1e30, warmup_steps=0), TRAIN, VAL)
     assert not (tmp_path / "model.safetensors").exists()
 
@@ -194,8 +198,20 @@ def train_together(tmp_path, size, arch, count, val):
     output = tmp_path / f"{arch}-{size}"
     workers = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, str(rank), str(size), str(tmp_path / f"meet-{arch}-{size}")]
-            + [str(output), arch, str(count), str(val)],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                WORKER,
+                str(rank),
+                str(size),
+                str(tmp_path / f"meet-{arch}-{size}"),
+                str(output),
+                arch,
+                str(count),
+                str(val),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
