@@ -15,7 +15,9 @@ from projector.vision import VisionEncoding, VisionLanguageEncoder
 from shards.errors import UsageError
 from shards.sample import KIND_CAPTION, KIND_IMAGE
 
-TEXT_STD = 61.0  # over all dimensions of Qwen3-4B's conditioning, sink included, as the guide's family measured it
+TEXT_STD = (
+    61.0  # over all dimensions of Qwen3-4B's conditioning, sink included, as the guide's family measured it
+)
 KINDS = {"image": (KIND_IMAGE,), "text": (KIND_CAPTION,), "all": (KIND_IMAGE, KIND_CAPTION)}
 
 
@@ -153,7 +155,9 @@ class VLEmbeddingExtractor:
 
     def _tokens(self, text_only: bool, image_only: bool) -> str:
         if text_only and image_only:
-            raise UsageError("text_tokens_only and image_tokens_only exclude each other; leave both out for all tokens")
+            raise UsageError(
+                "text_tokens_only and image_tokens_only exclude each other; leave both out for all tokens"
+            )
         if text_only:
             return "text"
         if image_only:
@@ -171,8 +175,12 @@ class VLEmbeddingExtractor:
         if projector is None:
             return
         if tokens != projector.tokens:
-            raise UsageError(f"tokens {tokens!r}: the projector was trained on {projector.tokens!r}; take the same")
+            raise UsageError(
+                f"tokens {tokens!r}: the projector was trained on {projector.tokens!r}; take the same"
+            )
         # The picture stands before the text and attention is causal: image tokens are the same with any text.
         if mode != projector.text_mode and projector.tokens != "image":
             wanted = "a text" if projector.text_mode == "caption" else "no text"
-            raise UsageError(f"text mode {mode!r}: the projector was trained on {projector.text_mode!r}; pass {wanted}")
+            raise UsageError(
+                f"text mode {mode!r}: the projector was trained on {projector.text_mode!r}; pass {wanted}"
+            )

@@ -59,7 +59,9 @@ class ImageGenerator:
             RGB pictures.
         """
         conditioning = [embedding.to(self.pipeline.transformer.dtype) for embedding in embeddings]
-        negative = [self.negative.to(conditioning[0])] * len(conditioning) if self.negative is not None else None
+        negative = (
+            [self.negative.to(conditioning[0])] * len(conditioning) if self.negative is not None else None
+        )
         images: list[Image.Image] = self.pipeline(
             prompt_embeds=conditioning,
             negative_prompt_embeds=negative if self.guidance > 0 else None,

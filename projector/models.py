@@ -78,7 +78,7 @@ class ModelSources:
         }
 
 
-def resolve_models(models: Literal["tiny"] | Mapping[str, str]) -> ModelSources:
+def resolve_models(models: Literal["tiny"] | dict[str, str]) -> ModelSources:
     """Find the models of a run and check that they fit together.
 
     Args:
@@ -95,7 +95,6 @@ def resolve_models(models: Literal["tiny"] | Mapping[str, str]) -> ModelSources:
         image, vl = folder / "image", folder / "vl"
         sources = {"image": ("tiny/image", image, ""), "vl": ("tiny/vl", vl, "")}
     else:
-        assert not isinstance(models, str)
         sources = {name: _locate(f"build.models.{name}", models[name]) for name in ("image", "vl")}
         image, vl = sources["image"][1], sources["vl"][1]
     _check_pipeline(image)
@@ -125,14 +124,18 @@ def _locate(option: str, name: str) -> tuple[str, Path, str]:
     identity, _, revision = name.partition("@")
     looks_local = name.startswith(("/", ".", "~")) or folder.exists() or identity.count("/") != 1
     if looks_local:
-        raise UsageError(f"{option} = {name!r}: no such folder; give a model folder or a hub id such as org/name")
+        raise UsageError(
+            f"{option} = {name!r}: no such folder; give a model folder or a hub id such as org/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         found = Path(
             snapshot_download(
-                identity, revision=revision or None, ignore_patterns=[f"*{suffix}" for suffix in PICKLED_SUFFIXES]
+                identity,
+                revision=revision or None,
+                ignore_patterns=[f"*{suffix}" for suffix in PICKLED_SUFFIXES],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -150,7 +153,9 @@ def _check_pipeline(folder: Path) -> None:
         raise UsageError(
             f"build.models.image = {str(folder)!r}: holds a {index.get('_class_name')!r}; a {PIPELINE_CLASS} is needed"
         )
-    missing = [f"{part}/{name}" for part, name in PIPELINE_PARTS.items() if not (folder / part / name).is_file()]
+    missing = [
+        f"{part}/{name}" for part, name in PIPELINE_PARTS.items() if not (folder / part / name).is_file()
+    ]
     for part in WEIGHTED_PARTS:
         if f"{part}/config.json" not in missing:
             missing += [f"{part}/{name}" for name in _missing_weights(folder / part)]
@@ -199,7 +204,9 @@ def _check_fit(image: Path, vl: Path) -> tuple[int, int]:
     }
     if len(set(widths.values())) != 1:
         told = ", ".join(f"{name} is {width}" for name, width in widths.items())
-        raise UsageError(f"build.models: the widths differ: {told}; use models of one width (2560 for the 4B ones)")
+        raise UsageError(
+            f"build.models: the widths differ: {told}; use models of one width (2560 for the 4B ones)"
+        )
     return int(language["hidden_size"]), int(language["num_hidden_layers"])
 
 
@@ -212,7 +219,9 @@ def read_json(path: Path, option: str, folder: Path) -> dict[str, Any]:
             f"{option} = {str(folder)!r}: no {path.relative_to(folder)} there; give a complete model folder"
         ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"{option} = {str(folder)!r}: {path.relative_to(folder)} cannot be read: {error}") from None
+        raise UsageError(
+            f"{option} = {str(folder)!r}: {path.relative_to(folder)} cannot be read: {error}"
+        ) from None
     if not isinstance(content, dict):
         raise UsageError(f"{option} = {str(folder)!r}: {path.relative_to(folder)} is not a JSON object")
     return content
@@ -222,7 +231,9 @@ def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that decides what the model computes, by relative name."""
     paths = sorted(_model_files(folder))
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; disks like several readers
-        return dict(zip((str(path.relative_to(folder)) for path in paths), pool.map(_sha256, paths), strict=True))
+        return dict(
+            zip((str(path.relative_to(folder)) for path in paths), pool.map(_sha256, paths), strict=True)
+        )
 
 
 def _model_files(folder: Path) -> Iterator[Path]:

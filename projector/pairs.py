@@ -63,7 +63,11 @@ class PairMaker:
             negative=self._empty_prompt() if settings.guidance > 0 else None,
         )
         self._vision = VisionLanguageEncoder.from_pretrained(
-            sources.vl.path, device=device, dtype=dtype, layers=settings.layers, text_modes=settings.text_modes
+            sources.vl.path,
+            device=device,
+            dtype=dtype,
+            layers=settings.layers,
+            text_modes=settings.text_modes,
         )
 
     def _empty_prompt(self) -> torch.Tensor:
@@ -117,7 +121,7 @@ class PairMaker:
 
     def _encode(self, captions: Sequence[str]) -> list[TextEncoding | SampleError]:
         """Conditioning as it is stored: rounded to bfloat16 before it is used, so that both are the same tensor."""
-        with _stage("text"):
+        with _Stage("text"):
             return [
                 item
                 if isinstance(item, SampleError)
@@ -128,18 +132,19 @@ class PairMaker:
     def _picture_and_read(
         self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]
     ) -> dict[str, Sample | Failure]:
-        with _stage("image"):
+        with _Stage("image"):
             images = self._images.generate(
-                [encoding.embeddings for _, encoding in conditioned], [planned.seed for planned, _ in conditioned]
+                [encoding.embeddings for _, encoding in conditioned],
+                [planned.seed for planned, _ in conditioned],
             )
-        with _stage("vl"):
+        with _Stage("vl"):
             seen = self._vision.encode(images, [planned.caption for planned, _ in conditioned])
         results: dict[str, Sample | Failure] = {}
         for (planned, encoding), image, states in zip(conditioned, images, seen, strict=True):
             if isinstance(states, SampleError):
                 results[planned.id] = Failure.from_exception("vl", states)
                 continue
-            with _stage("check"):
+            with _Stage("check"):
                 results[planned.id] = make_sample(
                     planned,
                     image=as_png(image),
@@ -149,7 +154,7 @@ class PairMaker:
         return results
 
 
-class _stage:
+class _Stage:
     """Marks an exception with the stage it left from."""
 
     def __init__(self, name: str) -> None:

@@ -142,4 +142,6 @@ def special_token_in(tokenizer: Any, caption: str) -> Literal[""] | str:
 
 def caption_kinds(offsets: Sequence[tuple[int, int]], start: int, length: int) -> list[int]:
     """Kind of each token: caption where it covers a character of the caption, template elsewhere."""
-    return [KIND_CAPTION if first < start + length and last > start else KIND_TEMPLATE for first, last in offsets]
+    return [
+        KIND_CAPTION if first < start + length and last > start else KIND_TEMPLATE for first, last in offsets
+    ]

@@ -104,8 +104,8 @@ def _tokenizer() -> Any:
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer = Qwen2TokenizerFast(
         tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - a vocabulary entry
+        pad_token="<|endoftext|>",  # noqa: S106
         unk_token=None,
         bos_token=None,
         model_max_length=4096,
@@ -144,7 +144,12 @@ def _text_encoder(vocabulary: int, eos: int) -> Any:
 
 
 def _save_pipeline(folder: Path, tokenizer: Any, text_encoder: Any) -> None:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
 
     transformer = ZImageTransformer2DModel(
         in_channels=LATENT_CHANNELS,
@@ -202,9 +207,13 @@ def _let_the_prompt_show(transformer: Any, vae: Any) -> None:
         for name, parameter in vae.decoder.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()  # biases paint the same texture over every picture
-        for convolution in (module for module in vae.decoder.modules() if isinstance(module, torch.nn.Conv2d)):
+        for convolution in (
+            module for module in vae.decoder.modules() if isinstance(module, torch.nn.Conv2d)
+        ):
             kernel = convolution.weight
-            kernel.copy_(kernel.mean(dim=(2, 3), keepdim=True) + 0.5 * (kernel - kernel.mean(dim=(2, 3), keepdim=True)))
+            kernel.copy_(
+                kernel.mean(dim=(2, 3), keepdim=True) + 0.5 * (kernel - kernel.mean(dim=(2, 3), keepdim=True))
+            )
         colours = vae.decoder.conv_out.weight
         colours.sub_(colours.mean(dim=1, keepdim=True)).mul_(GAIN)  # no cast that all pictures share
 

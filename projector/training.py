@@ -104,7 +104,7 @@ def train(
     """
     world = World.join(device)
     storage = open_storage(output or options.output)
-    identity = _identity(options, train_pairs, val_pairs)
+    identity = run_identity(options, train_pairs, val_pairs)
     state = get_state(storage, identity)
     if state is not None and state.progress.epoch == options.epochs and storage.stat(SUMMARY):
         return dict(get_json(storage, SUMMARY))
@@ -399,7 +399,7 @@ def precision(options: TrainOptions, world: World) -> str:
     return "bfloat16" if world.device.type == "cuda" else "float32"
 
 
-def _identity(options: TrainOptions, train_pairs: PairSource, val_pairs: PairSource) -> dict[str, Any]:
+def run_identity(options: TrainOptions, train_pairs: PairSource, val_pairs: PairSource) -> dict[str, Any]:
     """Everything that decides a run's result; a state is taken up only by a run with the same."""
     return {
         **{

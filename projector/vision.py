@@ -53,14 +53,22 @@ class VisionLanguageEncoder:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, image_processor: Any, *, layers: Sequence[int], text_modes: Sequence[str]
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        layers: Sequence[int],
+        text_modes: Sequence[str],
     ) -> None:
         self.model = model.model.eval()
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.layers, self.text_modes = tuple(layers), tuple(text_modes)
         self._image_id = model.config.image_token_id
         self._templates = {
-            "caption": template_around(tokenizer, lambda text: [{"type": "image"}, {"type": "text", "text": text}]),
+            "caption": template_around(
+                tokenizer, lambda text: [{"type": "image"}, {"type": "text", "text": text}]
+            ),
             "none": (_template_alone(tokenizer), ""),
         }
         self._captured: dict[int, torch.Tensor] = {}
@@ -122,10 +130,14 @@ class VisionLanguageEncoder:
         problems = [special_token_in(self.tokenizer, caption) for caption in captions]
         sound = [index for index, problem in enumerate(problems) if not problem]
         encodings = iter(
-            self._encode([images[index] for index in sound], [captions[index] for index in sound]) if sound else []
+            self._encode([images[index] for index in sound], [captions[index] for index in sound])
+            if sound
+            else []
         )
         return [
-            SampleError(f"caption holds the special token {problem!r}; remove it") if problem else next(encodings)
+            SampleError(f"caption holds the special token {problem!r}; remove it")
+            if problem
+            else next(encodings)
             for problem in problems
         ]
 
@@ -141,7 +153,8 @@ class VisionLanguageEncoder:
         kinds: list[dict[str, torch.Tensor]] = [{} for _ in images]
         for mode in self.text_modes:
             tokens = [
-                self._tokenize(mode, caption, count) for caption, count in zip(captions, image_tokens, strict=True)
+                self._tokenize(mode, caption, count)
+                for caption, count in zip(captions, image_tokens, strict=True)
             ]
             for index, by_layer in enumerate(self._forward(tokens, grid, seen)):
                 states[index][mode] = by_layer
@@ -165,12 +178,16 @@ class VisionLanguageEncoder:
                 kinds.append(KIND_MARKER if kind == KIND_TEMPLATE and token in markers else kind)
         return _Tokens(ids, kinds)
 
-    def _forward(self, tokens: Sequence[_Tokens], grid: torch.Tensor, seen: Any) -> list[dict[int, torch.Tensor]]:
+    def _forward(
+        self, tokens: Sequence[_Tokens], grid: torch.Tensor, seen: Any
+    ) -> list[dict[int, torch.Tensor]]:
         """One pass of the language model over a batch, padded on the right."""
         device = grid.device
         longest = max(len(item.ids) for item in tokens)
         padding = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([item.ids + [padding] * (longest - len(item.ids)) for item in tokens], device=device)
+        ids = torch.tensor(
+            [item.ids + [padding] * (longest - len(item.ids)) for item in tokens], device=device
+        )
         lengths = torch.tensor([len(item.ids) for item in tokens], device=device)
         mask = (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
         self._captured.clear()

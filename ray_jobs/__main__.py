@@ -17,9 +17,17 @@ JOBS = {
             "Print what a build would make: samples, shards, coverage, bytes, requests.",
             {"plan": PlanOptions, "build": BuildOptions},
         ),
-        Job("build", "Generate images, extract paired embeddings, commit shards; resumes.", {"build": BuildOptions}),
+        Job(
+            "build",
+            "Generate images, extract paired embeddings, commit shards; resumes.",
+            {"build": BuildOptions},
+        ),
         Job("train", "Train a projector on the shards with Ray Train.", {"train": TrainOptions}),
-        Job("evaluate", "Measure projectors on held-out pairs against every baseline.", {"evaluate": EvaluateOptions}),
+        Job(
+            "evaluate",
+            "Measure projectors on held-out pairs against every baseline.",
+            {"evaluate": EvaluateOptions},
+        ),
         Job("report", "Write one HTML page from a run's files.", {"report": ReportOptions}),
         Job("demo", "The whole chain on tiny random models.", {"demo": DemoOptions}),
     )

@@ -27,7 +27,16 @@ from shards.sample import Expected
 from shards.storage import open_storage
 
 BUILDER_CPUS = 0.01  # builders are placed by GPU; a whole CPU each would leave none for Ray Data's own tasks
-RECORDED_PACKAGES = ("torch", "transformers", "diffusers", "tokenizers", "safetensors", "pillow", "numpy", "ray")
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "tokenizers",
+    "safetensors",
+    "pillow",
+    "numpy",
+    "ray",
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,14 @@ def build(options: BuildOptions) -> int:
     if not options.output:
         raise UsageError("build.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
     prompts = prompts_of(options)
-    plan_of(options, prompts, segments=(options.samples,))  # says now, not after Ray has started, if prompts run out
+    plan_of(
+        options, prompts, segments=(options.samples,)
+    )  # says now, not after Ray has started, if prompts run out
     storage = open_storage(options.output)
     is_new(storage)
-    sources = resolve_models(options.models if isinstance(options.models, str) else options.models.model_dump())
+    sources = resolve_models(
+        options.models if isinstance(options.models, str) else options.models.model_dump()
+    )
     sources.check_layers(options.layers)
     stop = StopRequest()
     with connected() as cluster, stop.heeded():
@@ -86,12 +99,15 @@ def _complete(
     if len(todo) < len(plan.shards):
         print(f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make", flush=True)
     progress = Progress("build", len(plan), done=len(plan) - todo_samples)
-    monitor = ray.remote(Monitor).options(num_cpus=0, max_concurrency=1).remote(options.max_failed_fraction)
+    actor: Any = ray.remote(Monitor)
+    monitor = actor.options(num_cpus=0).remote(options.max_failed_fraction)
     if todo:
         with _watched(monitor, progress, stop):
             for row in _run(todo, crew, spec, monitor):
                 if row["outcome"] == "abandoned":
-                    print(f"{row['name']}: given up, its worker died {row['failed'] or 'each'} time", flush=True)
+                    print(
+                        f"{row['name']}: given up, its worker died {row['failed'] or 'each'} time", flush=True
+                    )
     end: Snapshot = ray.get(monitor.snapshot.remote())
     progress.show(end.made + end.failed, _failed_note(end), final=True)
     dataset.write_manifest()
@@ -163,7 +179,9 @@ def _summary(dataset: Dataset) -> str:
 
 def prompts_of(options: BuildOptions) -> PromptSource:
     """The prompts a run draws on."""
-    return read_prompts(Path(options.prompts), options.prompt_column) if options.prompts else builtin_prompts()
+    return (
+        read_prompts(Path(options.prompts), options.prompt_column) if options.prompts else builtin_prompts()
+    )
 
 
 def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[int]) -> Plan:

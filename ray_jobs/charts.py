@@ -1,6 +1,7 @@
 """Drawings of the report as inline SVG: text stays text, and colours follow the page's light or dark theme."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,23 @@ mpl.use("svg")  # the backend that needs no display; before pyplot is imported
 import matplotlib.pyplot as plt
 
 INK = "#0b0c0d"  # stands for the page's text colour; replaced by `currentColor` in the SVG
-SERIES = ("#2f7ed8", "#d9822b", "#3a9d5d", "#a05cc9", "#c94f5c", "#7a8290")  # readable on white and on near-black
+SERIES = (
+    "#2f7ed8",
+    "#d9822b",
+    "#3a9d5d",
+    "#a05cc9",
+    "#c94f5c",
+    "#7a8290",
+)  # readable on white and on near-black
 
 
 def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str, title: str, log_y: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    log_y: bool = False,
 ) -> str:
     """Curves over a shared axis.
 
@@ -63,7 +76,9 @@ def heat_map(
     for y, row in enumerate(grid):
         for x, count in enumerate(row):
             alpha = 0.12 + 0.68 * count / top
-            axes.add_patch(mpl.patches.Rectangle((x, y), 0.96, 0.94, color=SERIES[0], alpha=alpha if count else 0.0))
+            axes.add_patch(
+                mpl.patches.Rectangle((x, y), 0.96, 0.94, color=SERIES[0], alpha=alpha if count else 0.0)
+            )
             axes.text(x + 0.48, y + 0.47, str(count), ha="center", va="center", fontsize=9)
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(rows), 0)
@@ -95,5 +110,6 @@ def _as_svg(figure: Any, title: str) -> str:
     plt.close(figure)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

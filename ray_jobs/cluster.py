@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -131,7 +132,9 @@ def nodes_without(path: Path, cluster: Cluster) -> list[str]:
     exists = ray.remote(num_cpus=0)(_exists)
     seen = ray.get(
         [
-            exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(path))
+            exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                str(path)
+            )
             for node in cluster.nodes
         ]
     )
@@ -152,7 +155,7 @@ def _join_or_start() -> None:
     # What workers have to say reaches the driver as results and errors, so their logs stay in Ray's own files;
     # the core's log level is read when it starts, from the environment only.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _native_stderr_closed():
         try:
             ray.init(address="auto", **quiet)

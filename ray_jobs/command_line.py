@@ -14,7 +14,13 @@ from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from shards.errors import UsageError
 
@@ -75,7 +81,9 @@ def parse(argv: Sequence[str], jobs: Mapping[str, Job]) -> Invocation:
     settings_class = _settings_class(job)
     parser = _Parser(prog=f"python -m ray_jobs {job.name}", description=job.does, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the sections below; flags win over it")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with the sections below; flags win over it"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved options and stop")
     flags = CliSettingsSource[BaseSettings](settings_class, root_parser=parser, cli_hide_none_type=True)
     parsed, unknown = parser.parse_known_args(_join_negative_values(argv[1:]))
@@ -109,7 +117,14 @@ def _settings_class(job: Job) -> type[BaseSettings]:
         model_config = SettingsConfigDict(extra="forbid", cli_exit_on_error=False)
 
         @classmethod
-        def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> tuple[Any, ...]:
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings,)  # no environment variables: what a run does stands in its flags and file
 
     return create_model(f"{job.name.title()}Settings", __base__=FlagsThenFile, **fields)
@@ -192,4 +207,3 @@ def _overview(jobs: Mapping[str, Job]) -> str:
     width = max(map(len, jobs))
     lines = "\n".join(f"  {job.name:<{width}}  {job.does}" for job in jobs.values())
     return f"Jobs:\n{lines}\n\npython -m ray_jobs JOB --help lists a job's options."
-

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from projector.options import EvaluateOptions, TrainOptions
+from projector.options import Arch, EvaluateOptions, TrainOptions
 from ray_jobs.build import build
 from ray_jobs.cluster import connected
 from ray_jobs.evaluate import evaluate
@@ -10,7 +10,7 @@ from ray_jobs.options import BuildOptions, DemoOptions, ReportOptions
 from ray_jobs.report import report
 from ray_jobs.train import train
 
-ARCHITECTURES = ("linear", "mlp", "attention")
+ARCHITECTURES: tuple[Arch, ...] = ("linear", "mlp", "attention")
 WORKERS = 2  # enough to go through DDP on any machine
 EPOCHS = 40  # a second or two each at the tiny models' width
 

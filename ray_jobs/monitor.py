@@ -8,8 +8,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-FAILURE_GRACE = 20  # samples seen before the failed share counts: one bad sample among the first must not stop a run
-MAX_ATTEMPTS = 3  # tries at one shard within a run; a shard that kills its worker each time must not go on for ever
+FAILURE_GRACE = (
+    20  # samples seen before the failed share counts: one bad sample among the first must not stop a run
+)
+MAX_ATTEMPTS = (
+    3  # tries at one shard within a run; a shard that kills its worker each time must not go on for ever
+)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ class BuildOptions(Section):
     @classmethod
     def _tiny_or_mapping(cls, models: object) -> object:
         if isinstance(models, str) and models != "tiny":
-            raise ValueError("must be `tiny` or both build.models.image and build.models.vl (folders or hub ids)")
+            raise ValueError(
+                "must be `tiny` or both build.models.image and build.models.vl (folders or hub ids)"
+            )
         return models
 
     @field_validator("layers", "text_modes")

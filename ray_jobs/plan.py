@@ -55,7 +55,8 @@ def estimated(made: Plan, build: BuildOptions) -> dict[str, int]:
     if build.vl_tokens != "all":
         image_tokens = min(image_tokens, int(build.vl_tokens.removeprefix("pooled:")))
     vl_tokens = sum(
-        image_tokens + TEMPLATE_TOKENS + (CAPTION_TOKENS if mode == "caption" else 0) for mode in build.text_modes
+        image_tokens + TEMPLATE_TOKENS + (CAPTION_TOKENS if mode == "caption" else 0)
+        for mode in build.text_modes
     )
     embeddings = 2 * HIDDEN_SIZE * (CAPTION_TOKENS + TEMPLATE_TOKENS + vl_tokens * len(build.layers))
     per_sample = embeddings + int(build.height * build.width * PNG_BYTES_PER_PIXEL)

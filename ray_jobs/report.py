@@ -80,7 +80,9 @@ def report(options: ReportOptions) -> int:
 def find_run(folder: Path) -> Run:
     """Look at what lies in a run folder: datasets, trained projectors, evaluations."""
     if not folder.is_dir():
-        raise UsageError(f"report.run = {str(folder)!r}: no such folder; give the folder that holds a run's outputs")
+        raise UsageError(
+            f"report.run = {str(folder)!r}: no such folder; give the folder that holds a run's outputs"
+        )
     # Two levels: a run's own outputs and what stands inside them; deeper down are shards and checkpoints.
     places = [folder, *sorted(path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_dir())]
     trainings = {_name(place, folder): place for place in places if (place / "metrics.jsonl").is_file()}
@@ -91,7 +93,9 @@ def find_run(folder: Path) -> Run:
     }
     datasets = [str(place) for place in places if (place / "dataset.json").is_file()]
     if not datasets:
-        datasets = sorted({str(_config(place).get("options", {}).get("data", "")) for place in trainings.values()} - {""})
+        datasets = sorted(
+            {str(_config(place).get("options", {}).get("data", "")) for place in trainings.values()} - {""}
+        )
     if not (datasets or trainings or evaluations):
         raise UsageError(
             f"report.run = {str(folder)!r}: no dataset.json, metrics.jsonl or eval.json there or one level down; "
@@ -175,7 +179,9 @@ def _coverage(datasets: Iterable[Dataset]) -> str:
 def _pictures(datasets: Iterable[Dataset]) -> str:
     """A contact sheet as base64 WebP; empty without a dataset."""
     for dataset in datasets:
-        samples = [sample for sample, _ in zip(read_samples(dataset, tensors=()), range(PICTURES), strict=False)]
+        samples = [
+            sample for sample, _ in zip(read_samples(dataset, tensors=()), range(PICTURES), strict=False)
+        ]
         if samples:
             buffer = io.BytesIO()
             contact_sheet(samples).save(buffer, format="WEBP", quality=82)
@@ -229,7 +235,11 @@ def _number(value: Any) -> str:
 def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Path]) -> str:
     shown = {
         "datasets": [
-            {"root": dataset.storage.root, "fingerprint": dataset.fingerprint, "settings": _short(dataset.settings)}
+            {
+                "root": dataset.storage.root,
+                "fingerprint": dataset.fingerprint,
+                "settings": _short(dataset.settings),
+            }
             for dataset in datasets
         ],
         "trainings": {name: _config(folder) for name, folder in trainings.items()},
@@ -240,7 +250,9 @@ def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Path]) -> str
 def _short(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the long list of file hashes, which dataset.json keeps."""
     models = {
-        name: {key: value for key, value in model.items() if key != "files"} if isinstance(model, dict) else model
+        name: {key: value for key, value in model.items() if key != "files"}
+        if isinstance(model, dict)
+        else model
         for name, model in settings.get("models", {}).items()
     }
     return {**settings, "models": models}

@@ -11,8 +11,10 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from projector.checkpoint import get_state
 from projector.data import PairSource, load_pairs
 from projector.options import TrainOptions
+from projector.training import run_identity
 from projector.training import train as run_training
 from ray_jobs.cluster import Cluster, connected, signals_exit
 from ray_jobs.progress import Progress
@@ -37,8 +39,9 @@ def train(options: TrainOptions) -> int:
     for name in ("data", "output"):
         if not getattr(options, name):
             raise UsageError(f"train.{name} is needed: a local folder or s3://bucket/prefix")
-    for split in ("train", "val"):
-        _pairs(options, split)  # says what is wrong with the data before workers start
+    # What is wrong with the data or the output is said now: inside workers it would look like their failure.
+    train_pairs, val_pairs = _pairs(options, "train", options.max_samples), _pairs(options, "val")
+    get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
         check_workers(options, cluster)
         print(f"train {options.arch} on {options.workers} workers to {options.output}", flush=True)
@@ -77,7 +80,9 @@ def _trainer(options: TrainOptions, cluster: Cluster, scratch: str) -> TorchTrai
         # A name of its own each time: the state that counts lies in train.output, hashed with its options, and
         # Ray would go on from a run of the same name whatever its settings were.
         run_config=RunConfig(
-            name=uuid.uuid4().hex, storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
+            name=uuid.uuid4().hex,
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
 

@@ -102,7 +102,9 @@ def info(dataset: Dataset) -> dict[str, Any]:
             for split in SPLITS
         },
         "devices": sorted({commit.device for commit in commits if commit.device}),
-        "settings": {key: dataset.settings.get(key) for key in ("height", "width", "layers", "text_modes", "dtype")},
+        "settings": {
+            key: dataset.settings.get(key) for key in ("height", "width", "layers", "text_modes", "dtype")
+        },
     }
 
 
@@ -112,7 +114,9 @@ def _info(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return 0
     state = "complete" if facts["complete"] else "NOT complete"
-    print(f"{facts['root']}: {state}, {facts['samples']} samples + {facts['failed']} failed of {facts['planned']}")
+    print(
+        f"{facts['root']}: {state}, {facts['samples']} samples + {facts['failed']} failed of {facts['planned']}"
+    )
     for split, counts in facts["splits"].items():
         print(f"  {split:<6} {counts['samples']} samples in {counts['shards']} shards")
     print(f"  bytes  {facts['bytes'] / 1e6:,.1f} MB, {facts['device_seconds']:,.0f} device seconds")
@@ -127,9 +131,13 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in findings.problems:
         print(problem)
     verdict = f"{len(findings.problems)} problems" if findings.problems else "no problems"
-    print(f"{findings.shards} shards, {findings.samples} samples, {findings.bytes / 1e6:,.1f} MB read: {verdict}")
+    print(
+        f"{findings.shards} shards, {findings.samples} samples, {findings.bytes / 1e6:,.1f} MB read: {verdict}"
+    )
     if not findings.complete:
-        print(f"not complete: {findings.accounted} of {findings.planned} planned samples; run the build again")
+        print(
+            f"not complete: {findings.accounted} of {findings.planned} planned samples; run the build again"
+        )
     return 1 if findings.problems else 0
 
 
@@ -186,7 +194,9 @@ def _retry_failed(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     for row in rows:
-        print(f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  (attempt {row['attempts']})")
+        print(
+            f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  (attempt {row['attempts']})"
+        )
     print(f"{len(rows)} failed samples")
     return 0
 

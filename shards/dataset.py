@@ -7,6 +7,7 @@ that spares readers one request per shard; it is believed only where its entry's
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -152,10 +153,9 @@ class Dataset:
                 "settings": settings,
                 "packages": dict(packages),
             }
-            try:
+            # Another builder may have been first; its settings are then checked like any other's.
+            with suppress(AlreadyExistsError):
                 storage.put_bytes(DATASET, _json(description), create_only=True)
-            except AlreadyExistsError:
-                pass  # another builder was first; its settings are checked like any other's
         dataset = cls.open(storage)
         if dataset.fingerprint != fingerprint_of(settings):
             differences = "; ".join(_differences(dataset.settings, settings))
@@ -305,8 +305,9 @@ class Dataset:
             other = json.loads(self.storage.get_bytes(key))
             if (other["sha256"], other["slice_hash"]) != (record["sha256"], record["slice_hash"]):
                 raise CorruptShardError(
-                    f"{record['name']}: attempt {other['attempt']} committed other content (tar {other['sha256'][:12]}) "
-                    f"while this one wrote {record['sha256'][:12]}; run `python -m shards verify {self.storage.root}`"
+                    f"{record['name']}: attempt {other['attempt']} committed other content "
+                    f"(tar {other['sha256'][:12]}) while this one wrote {record['sha256'][:12]}; "
+                    f"run `python -m shards verify {self.storage.root}`"
                 ) from None
             return Commit.from_json(other)
         crash_point("after-commit")

@@ -15,7 +15,9 @@ def leftovers(dataset: Dataset) -> list[str]:
         named |= {commit.tar, commit.parquet}
         if commit.failed:
             named.add(failed_key(commit.name))
-    return [entry.key for entry in dataset.storage.list() if is_leftover(entry.key) and entry.key not in named]
+    return [
+        entry.key for entry in dataset.storage.list() if is_leftover(entry.key) and entry.key not in named
+    ]
 
 
 def collect_garbage(dataset: Dataset, *, dry_run: bool) -> list[str]:

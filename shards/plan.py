@@ -192,7 +192,9 @@ def make_plan(
             )
         start = end
     if any(len(filled) > MAX_SHARDS for filled in shards.values()):
-        raise UsageError(f"build.samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it")
+        raise UsageError(
+            f"build.samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it"
+        )
     return Plan(
         tuple(
             PlannedShard(split, index, tuple(samples))

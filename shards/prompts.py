@@ -92,12 +92,14 @@ _THINGS = {
 # How it is shown, by content type: seven settings each, whole phrases that read on after the thing.
 _SETTINGS = {
     "photograph": (
-        "in soft morning light, shallow depth of field", "at dusk with long shadows", "under an overcast sky, muted colours",
+        "in soft morning light, shallow depth of field", "at dusk with long shadows",
+        "under an overcast sky, muted colours",
         "in hard midday sun, high contrast", "lit by a single window from the left", "in light rain, with reflections",
         "seen from a low angle against the sky",
     ),
     "illustration": (
-        "as a storybook illustration in warm colours", "as a cartoon with bold outlines", "as an anime frame with clear skies",
+        "as a storybook illustration in warm colours", "as a cartoon with bold outlines",
+        "as an anime frame with clear skies",
         "as an ink drawing with a light wash", "as an editorial illustration in three colours",
         "as a pencil sketch on rough paper", "as a vector illustration with rounded shapes",
     ),
@@ -195,21 +197,29 @@ def read_prompts(path: Path, column: str | None = None) -> PromptSource:
     readers = {".txt": _lines, ".tsv": _table, ".csv": _table, ".jsonl": _json_lines, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(f"build.prompts = {str(path)!r}: unknown kind {path.suffix!r}; use {', '.join(readers)}")
+        raise UsageError(
+            f"build.prompts = {str(path)!r}: unknown kind {path.suffix!r}; use {', '.join(readers)}"
+        )
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UsageError(f"build.prompts = {str(path)!r}: cannot be read: {error.strerror or error}") from None
+        raise UsageError(
+            f"build.prompts = {str(path)!r}: cannot be read: {error.strerror or error}"
+        ) from None
     if not path.is_file():
         raise UsageError(f"build.prompts = {str(path)!r}: is not a file; give one of {', '.join(readers)}")
     if size > MAX_FILE_BYTES:
-        raise UsageError(f"build.prompts = {str(path)!r}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it")
+        raise UsageError(
+            f"build.prompts = {str(path)!r}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it"
+        )
     if path.suffix.lower() == ".txt" and column is not None:
         raise UsageError(f"build.prompt_column = {column!r}: a .txt file has no columns; leave it out")
     try:
         prompts = tuple(_checked(path, reader(path, column)))
     except OSError as error:
-        raise UsageError(f"build.prompts = {str(path)!r}: cannot be read: {error.strerror or error}") from None
+        raise UsageError(
+            f"build.prompts = {str(path)!r}: cannot be read: {error.strerror or error}"
+        ) from None
     if not prompts:
         raise UsageError(f"build.prompts = {str(path)!r}: holds no prompts; put at least one in")
     return PromptSource(path.name, _hash(prompts), prompts)
@@ -301,7 +311,10 @@ def _parquet(path: Path, column: str | None) -> Iterator[tuple[int, Prompt]]:
     try:
         file = pq.ParquetFile(path)
         chosen = _caption_column(path, file.schema_arrow.names, column)
-        kept = [chosen, *(name for name in CATEGORY_COLUMNS if name in file.schema_arrow.names and name != chosen)]
+        kept = [
+            chosen,
+            *(name for name in CATEGORY_COLUMNS if name in file.schema_arrow.names and name != chosen),
+        ]
         number = 0
         for batch in file.iter_batches(columns=kept):
             for row in batch.to_pylist():

@@ -12,7 +12,9 @@ from shards.errors import CorruptShardError, NotFoundError
 from shards.sample import IMAGE_FORMATS, Sample, decode_tensors
 from shards.storage import Storage
 
-_intact: set[tuple[str, str, str, str]] = set()  # shards whose hash this process has checked: root, tar, tag, sha256
+_intact: set[tuple[str, str, str, str]] = (
+    set()
+)  # shards whose hash this process has checked: root, tar, tag, sha256
 
 
 def read_samples(
@@ -58,7 +60,8 @@ def check_intact(storage: Storage, commit: Commit) -> None:
         raise CorruptShardError(f"{commit.name}: {commit.tar} is missing; run repair, then build")
     if entry.size != commit.bytes:
         raise CorruptShardError(
-            f"{commit.name}: {commit.tar} has {entry.size} bytes, its commit says {commit.bytes}; run repair, then build"
+            f"{commit.name}: {commit.tar} has {entry.size} bytes, its commit says {commit.bytes}; "
+            "run repair, then build"
         )
     mark = (storage.root, commit.tar, entry.tag, commit.sha256)
     if mark in _intact:

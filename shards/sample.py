@@ -171,13 +171,17 @@ def check_tensors(tensors: Mapping[str, Array], expected: Expected) -> int:
     for name, tensor in tensors.items():
         if name.endswith(".kind"):
             if tensor.dtype != np.uint8 or tensor.ndim != 1 or len(tensor) == 0:
-                raise ValueError(f"{name}: {tensor.dtype} {tensor.shape}, expected uint8 (tokens,) with a token")
+                raise ValueError(
+                    f"{name}: {tensor.dtype} {tensor.shape}, expected uint8 (tokens,) with a token"
+                )
             if tensor.max() > KIND_MARKER:
                 raise ValueError(f"{name}: kind {tensor.max()} does not exist")
             continue
         kinds = tensors[name.rpartition(".")[0] + ".kind" if name != "text" else "text.kind"]
         if tensor.dtype != ml_dtypes.bfloat16 or tensor.shape != (len(kinds), size) or size == 0:
-            raise ValueError(f"{name}: {tensor.dtype} {tensor.shape}, expected bfloat16 ({len(kinds)}, {size})")
+            raise ValueError(
+                f"{name}: {tensor.dtype} {tensor.shape}, expected bfloat16 ({len(kinds)}, {size})"
+            )
         # bfloat16 keeps NaN and infinity in the all-ones exponent; comparing bits is much faster than isfinite.
         if ((tensor.view(np.uint16) & 0x7F80) == 0x7F80).any():
             raise ValueError(f"{name}: NaN or infinite values")
@@ -194,9 +198,9 @@ def check_image(data: bytes, expected: Expected) -> None:
     with open_image(data) as picture:
         if expected.width and picture.size != (expected.width, expected.height):
             raise ValueError(f"image is {picture.size}, expected {(expected.width, expected.height)}")
-        extrema = picture.convert("RGB").getextrema()
-    if all(low == high for low, high in extrema):
-        raise ValueError(f"image is one colour, RGB {tuple(low for low, _ in extrema)}")
+        colours = picture.convert("RGB").getcolors(maxcolors=1)  # None when there are more
+    if colours is not None:
+        raise ValueError(f"image is one colour, RGB {colours[0][1]}")
 
 
 def open_image(data: bytes) -> Image.Image:

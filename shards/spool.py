@@ -44,7 +44,9 @@ class Spool:
     @contextmanager
     def workspace(self, name: str) -> Iterator[Path]:
         """A folder of one's own, removed at the end whatever happens."""
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_started(os.getpid())}-{name}-", dir=self.folder))
+        folder = Path(
+            tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-{_started(os.getpid())}-{name}-", dir=self.folder)
+        )
         try:
             yield folder
         finally:

@@ -86,7 +86,13 @@ def open_storage(root: str) -> Storage:
 def check_key(key: str) -> str:
     """Refuse keys that could leave the root; returns the key."""
     parts = key.split("/")
-    if not key or key.startswith("/") or "\\" in key or "\0" in key or any(p in ("", ".", "..") for p in parts):
+    if (
+        not key
+        or key.startswith("/")
+        or "\\" in key
+        or "\0" in key
+        or any(p in ("", ".", "..") for p in parts)
+    ):
         raise ValueError(f"not a relative key: {key!r}")
     return key
 
@@ -144,7 +150,9 @@ class LocalStorage:
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
-            raise StorageError(f"{self.url(key)}: {len(data)} bytes at {start} instead of {length}; it was cut short")
+            raise StorageError(
+                f"{self.url(key)}: {len(data)} bytes at {start} instead of {length}; it was cut short"
+            )
         return data
 
     def open(self, key: str) -> BinaryIO:

@@ -99,7 +99,9 @@ def verify(root: str, *, workers: int = 1) -> Findings:
         findings.bytes += seen.bytes
         for identity, caption, key in seen.samples:
             if identity in seen_ids:
-                findings.problems.append(Problem(commit.name, key, f"id {identity} stands in {seen_ids[identity]} too"))
+                findings.problems.append(
+                    Problem(commit.name, key, f"id {identity} stands in {seen_ids[identity]} too")
+                )
             seen_ids[identity] = key
             split, other = seen_captions.setdefault(caption, (commit.split, key))
             if split != commit.split:
@@ -131,7 +133,10 @@ def _commits(dataset: Dataset) -> tuple[list[Commit], Findings]:
         try:
             commit = Commit.from_json(dataset.commit_file(name))
             expected_tar = f"{commit.split}/pairs-{commit.shard:06d}.tar"
-            if (commit.name, commit.tar) != (name, expected_tar) or f"{commit.split}-{commit.shard:06d}" != name:
+            if (commit.name, commit.tar) != (
+                name,
+                expected_tar,
+            ) or f"{commit.split}-{commit.shard:06d}" != name:
                 raise ValueError(f"it names {commit.name} and {commit.tar}")
         except (ValueError, TypeError, AttributeError, CorruptShardError) as error:
             findings.problems.append(Problem(name, "", f"its commit cannot be believed: {error}"))
@@ -193,7 +198,9 @@ def _check_shard(storage: Storage, commit: Commit, expected: Expected) -> _Seen:
     elif stream.digest.hexdigest() != commit.sha256:
         problems.append(Problem(commit.name, "", f"{commit.tar} has another SHA-256 than its commit says"))
     if len(samples) != commit.samples:
-        problems.append(Problem(commit.name, "", f"{len(samples)} whole samples, its commit says {commit.samples}"))
+        problems.append(
+            Problem(commit.name, "", f"{len(samples)} whole samples, its commit says {commit.samples}")
+        )
     if storage.stat(commit.parquet) is None:
         problems.append(Problem(commit.name, "", f"{commit.parquet} is missing"))
     if commit.failed and storage.stat(failed_key(commit.name)) is None:
@@ -247,7 +254,12 @@ def _check_header(member: tarfile.TarInfo, commit: Commit) -> str:
     """What is wrong with a member before its content is read; empty when nothing is."""
     stem, _, suffix = member.name.partition(".")
     prefix = f"{commit.name}-"
-    if "/" in member.name or "\\" in member.name or not stem.startswith(prefix) or not stem[len(prefix) :].isdigit():
+    if (
+        "/" in member.name
+        or "\\" in member.name
+        or not stem.startswith(prefix)
+        or not stem[len(prefix) :].isdigit()
+    ):
         return f"member {member.name!r} does not belong here"
     if not member.isreg():
         return f"member {member.name!r} is no plain file (type {member.type!r})"
@@ -259,7 +271,11 @@ def _check_header(member: tarfile.TarInfo, commit: Commit) -> str:
 
 
 def _check_members(
-    key: str, members: dict[str, bytes], commit: Commit, expected: Expected, samples: list[tuple[str, str, str]]
+    key: str,
+    members: dict[str, bytes],
+    commit: Commit,
+    expected: Expected,
+    samples: list[tuple[str, str, str]],
 ) -> str:
     """What is wrong with a sample; empty, and the sample counted, when nothing is."""
     images = [suffix for suffix in IMAGE_FORMATS if suffix in members]
@@ -302,6 +318,11 @@ def is_leftover(key: str) -> bool:
     stem, dot, suffix = name.partition(".")
     if folder in ("train", "val"):
         number = stem.removeprefix("pairs-")
-        return stem.startswith("pairs-") and len(number) == 6 and number.isdigit() and dot + suffix in (".tar", ".parquet")
+        return (
+            stem.startswith("pairs-")
+            and len(number) == 6
+            and number.isdigit()
+            and dot + suffix in (".tar", ".parquet")
+        )
     split, _, number = stem.partition("-")
     return folder == "failed" and split in ("train", "val") and number.isdigit() and suffix == "parquet"

@@ -57,7 +57,9 @@ class ShardWriter:
         self._path = folder / f"{planned.name}.tar"
         self._file = self._path.open("xb")
         # Plain ustar: names are short ASCII, sizes far under 8 GB, and no extended header can vary.
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(  # noqa: SIM115 - closed with the shard
+            fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT
+        )
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -14,7 +14,9 @@ def make_dataset(tmp_path):
 
     def make(root: str | None = None, plan: Plan | None = None, settings=SETTINGS, shards=None):
         plan = plan or a_plan()
-        dataset = Dataset.create_or_open(open_storage(root or str(tmp_path / "data")), settings, {"numpy": "2"})
+        dataset = Dataset.create_or_open(
+            open_storage(root or str(tmp_path / "data")), settings, {"numpy": "2"}
+        )
         dataset.grow(len(plan), append=True)
         for planned in plan.shards if shards is None else shards:
             commit_shard(dataset, planned, tmp_path / "spool")

@@ -27,7 +27,9 @@ def modules(room: str) -> list[str]:
 def intruders(statement: str, forbidden: tuple[str, ...]) -> list[str]:
     """Run an import in a fresh interpreter and name the forbidden packages it drew in."""
     check = f"import sys; {statement}; print(*sorted(set({forbidden!r}) & {{m.split('.')[0] for m in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", check], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", check], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     return done.stdout.split()
 
 
@@ -80,7 +82,12 @@ def file_of(module: str) -> Path:
 
 
 def test_there_is_no_room_for_forgotten_code():
-    assert not [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.stem in ("utils", "common", "helpers")]
+    assert not [
+        path
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if path.stem in ("utils", "common", "helpers")
+    ]
 
 
 def test_the_map_names_every_file():

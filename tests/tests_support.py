@@ -27,9 +27,19 @@ EXPECTED = Expected(text_modes=("caption", "none"), layers=(-8, -6), width=SIZE,
 
 def a_plan(count: int = 20, per_shard: int = 4, segments: tuple[int, ...] | None = None) -> Plan:
     """A plan over captions that hold everything a caption may hold."""
-    odd = ["<b>bold</b> & \"quoted\"", "emoji 🦊 and עברית", "two\nlines", "back\\slash; $(rm -rf) `x`", "../../etc/passwd"]
-    prompts = [Prompt(odd[i] if i < len(odd) else f"caption number {i}", content="photograph") for i in range(count)]
-    return make_plan(prompts, seed=7, val_fraction=0.3, samples_per_shard=per_shard, segments=segments or (count,))
+    odd = [
+        '<b>bold</b> & "quoted"',
+        "emoji 🦊 and עברית",
+        "two\nlines",
+        "back\\slash; $(rm -rf) `x`",
+        "../../etc/passwd",
+    ]
+    prompts = [
+        Prompt(odd[i] if i < len(odd) else f"caption number {i}", content="photograph") for i in range(count)
+    ]
+    return make_plan(
+        prompts, seed=7, val_fraction=0.3, samples_per_shard=per_shard, segments=segments or (count,)
+    )
 
 
 def a_sample(planned: PlannedSample, **changes: np.ndarray) -> Sample:

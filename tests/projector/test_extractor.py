@@ -31,7 +31,13 @@ def a_projector(folder, *, width=64, tokens="image", text_mode="caption", layer=
     only = [pair.only(tokens) for pair in pairs]
     source = in_memory(only, layer=layer, text_mode=text_mode, tokens=tokens)
     options = TrainOptions(
-        output=str(folder), arch="linear", epochs=1, tokens=tokens, text_mode=text_mode, layer=layer, batch_size=4
+        output=str(folder),
+        arch="linear",
+        epochs=1,
+        tokens=tokens,
+        text_mode=text_mode,
+        layer=layer,
+        batch_size=4,
     )
     train(options, source, source, device="cpu")
     return str(folder)
@@ -47,7 +53,12 @@ def test_states_are_the_encoders(tiny, raw, layer):
     keep = (expected.kind["caption"] == 1) | (expected.kind["caption"] == 2)
     torch.testing.assert_close(found.embeddings, expected.states["caption"][layer][keep])
     assert found.kind.tolist() == expected.kind["caption"][keep].tolist()
-    assert (found.text_mode, found.tokens, found.projected, found.hidden_layer) == ("caption", "all", False, layer)
+    assert (found.text_mode, found.tokens, found.projected, found.hidden_layer) == (
+        "caption",
+        "all",
+        False,
+        layer,
+    )
     assert found.original_std == pytest.approx(float(found.embeddings.std()))
 
 

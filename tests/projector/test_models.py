@@ -24,7 +24,11 @@ def resolve(folder):
 def test_both_models_are_pinned_by_their_files(tiny, tiny_sources):
     assert (tiny_sources.hidden_size, tiny_sources.vl_layers) == (64, 12)
     assert tiny_sources.image.files == file_hashes(tiny / "image")
-    for name in ("model_index.json", "transformer/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"):
+    for name in (
+        "model_index.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "tokenizer/tokenizer.json",
+    ):
         assert len(tiny_sources.image.files[name]) == 64
     told = tiny_sources.to_json()
     assert told["vl"]["files"]["model.safetensors"]
@@ -75,24 +79,41 @@ def other_width(folder):
     [
         (lambda f: shutil.rmtree(f / "image"), ["build.models.image", "no such folder"]),
         (lambda f: shutil.rmtree(f / "vl"), ["build.models.vl", "no such folder"]),
-        (lambda f: (f / "image" / "model_index.json").unlink(), ["build.models.image", "no model_index.json"]),
+        (
+            lambda f: (f / "image" / "model_index.json").unlink(),
+            ["build.models.image", "no model_index.json"],
+        ),
         (lambda f: (f / "vl" / "config.json").unlink(), ["build.models.vl", "no config.json"]),
-        (lambda f: shutil.rmtree(f / "image" / "tokenizer"), ["incomplete", "tokenizer/tokenizer_config.json"]),
-        (lambda f: (f / "vl" / "preprocessor_config.json").unlink(), ["incomplete", "preprocessor_config.json"]),
+        (
+            lambda f: shutil.rmtree(f / "image" / "tokenizer"),
+            ["incomplete", "tokenizer/tokenizer_config.json"],
+        ),
+        (
+            lambda f: (f / "vl" / "preprocessor_config.json").unlink(),
+            ["incomplete", "preprocessor_config.json"],
+        ),
         (no_weights, ["incomplete", "vae/*.safetensors"]),
         (pickled_weights, ["pytorch_model.bin is pickled weights", "never loaded"]),
         (missing_weight_shard, ["incomplete", "model-00002-of-00002.safetensors"]),
-        (lambda f: edit(f / "image" / "model_index.json", _class_name="FluxPipeline"), ["'FluxPipeline'", "ZImagePipeline"]),
+        (
+            lambda f: edit(f / "image" / "model_index.json", _class_name="FluxPipeline"),
+            ["'FluxPipeline'", "ZImagePipeline"],
+        ),
         (lambda f: edit(f / "vl" / "config.json", architectures=["LlamaForCausalLM"]), ["LlamaForCausalLM"]),
         (lambda f: (f / "vl" / "config.json").write_text("{"), ["config.json cannot be read"]),
         (lambda f: (f / "vl" / "config.json").write_text("[]"), ["config.json is not a JSON object"]),
-        (other_width, ["text encoder's hidden_size is 64", "cap_feat_dim is 64", "VL model's hidden_size is 128"]),
+        (
+            other_width,
+            ["text encoder's hidden_size is 64", "cap_feat_dim is 64", "VL model's hidden_size is 128"],
+        ),
     ],
 )
 def test_models_that_cannot_work_are_refused_without_loading(copy, damage, parts, monkeypatch):
     import transformers
 
-    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        transformers.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded")
+    )
     damage(copy)
     with pytest.raises(UsageError) as caught:
         resolve(copy)

@@ -29,11 +29,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def plan_of(captions):
-    plan = make_plan([Prompt(c) for c in captions], seed=1, val_fraction=0, samples_per_shard=50, segments=(len(captions),))
+    plan = make_plan(
+        [Prompt(c) for c in captions], seed=1, val_fraction=0, samples_per_shard=50, segments=(len(captions),)
+    )
     return plan.shards[0].samples
 
 
-PLANNED = plan_of(["a red fox", "a <|im_end|> poison", "two\nlines", "far too long " * 30, "the passing of time"])
+PLANNED = plan_of(
+    ["a red fox", "a <|im_end|> poison", "two\nlines", "far too long " * 30, "the passing of time"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,10 @@ def test_the_same_shard_gives_the_same_bytes_again(maker):
     for a, b in zip(first, second, strict=True):
         if isinstance(a, Sample):
             assert a.image == b.image
-            assert all(np.array_equal(a.tensors[name].view(np.uint8), b.tensors[name].view(np.uint8)) for name in a.tensors)
+            assert all(
+                np.array_equal(a.tensors[name].view(np.uint8), b.tensors[name].view(np.uint8))
+                for name in a.tensors
+            )
 
 
 def test_a_sample_that_breaks_its_batch_fails_alone(maker, monkeypatch):
@@ -138,7 +145,9 @@ def test_pooling_keeps_short_kinds_and_really_averages():
 
 def test_bfloat16_is_stored_bit_for_bit(tiny_sources):
     sample = PairMaker(tiny_sources, replace(SETTINGS, dtype="bfloat16")).make(PLANNED[:1])[0]
-    assert {t.dtype for name, t in sample.tensors.items() if not name.endswith("kind")} == {np.dtype(ml_dtypes.bfloat16)}
+    assert {t.dtype for name, t in sample.tensors.items() if not name.endswith("kind")} == {
+        np.dtype(ml_dtypes.bfloat16)
+    }
 
 
 def test_guidance_and_default_settings_run(tiny_sources):
@@ -151,17 +160,25 @@ def test_there_is_something_to_learn(tiny_sources):
     from shards.prompts import builtin_prompts
 
     torch.set_num_threads(2)
-    maker = PairMaker(tiny_sources, replace(SETTINGS, height=128, width=128, steps=4, max_tokens=512, batch_size=8))
-    planned = make_plan(builtin_prompts().prompts, seed=0, val_fraction=0, samples_per_shard=200, segments=(120,)).shards[0]
+    maker = PairMaker(
+        tiny_sources, replace(SETTINGS, height=128, width=128, steps=4, max_tokens=512, batch_size=8)
+    )
+    planned = make_plan(
+        builtin_prompts().prompts, seed=0, val_fraction=0, samples_per_shard=200, segments=(120,)
+    ).shards[0]
     x, y = [], []
     for sample in make_all(maker, planned.samples):
-        tensors = {name: torch.from_numpy(t.astype(np.float32)).double() for name, t in sample.tensors.items()}
+        tensors = {
+            name: torch.from_numpy(t.astype(np.float32)).double() for name, t in sample.tensors.items()
+        }
         x.append(tensors["vl.none.-8"][tensors["vl.none.kind"] == 1].mean(0))
         y.append(tensors["text"][tensors["text.kind"] == 2].mean(0))
     x, y = torch.stack(x), torch.stack(y)
     scale = lambda v: (v - v[:90].mean(0)) / v[:90].std(0)  # noqa: E731
     a, b = scale(x), scale(y)
-    weights = torch.linalg.solve(a[:90].T @ a[:90] + 10 * torch.eye(64, dtype=torch.double), a[:90].T @ b[:90])
+    weights = torch.linalg.solve(
+        a[:90].T @ a[:90] + 10 * torch.eye(64, dtype=torch.double), a[:90].T @ b[:90]
+    )
 
     def correlation(p, t):
         p, t = p - p.mean(0), t - t.mean(0)

@@ -13,7 +13,7 @@ from shards.prompts import builtin_prompts
 CAPTIONS = [
     "a red fox",
     builtin_prompts().prompts[3].caption,
-    "émoji 🦊, עברית, two\nlines, <b>markup</b> & \"quotes\"",
+    'émoji 🦊, עברית, two\nlines, <b>markup</b> & "quotes"',
     "user\nassistant\n",
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -43,7 +43,9 @@ def dtype(request):
 def test_text_equals_encode_prompt(tiny, dtype):
     encoder = TextEncoder.from_pretrained(str(tiny / "image"), device="cpu", dtype=dtype)
     with torch.no_grad():
-        expected, _ = pipeline_of(tiny, dtype).encode_prompt(list(CAPTIONS), do_classifier_free_guidance=False)
+        expected, _ = pipeline_of(tiny, dtype).encode_prompt(
+            list(CAPTIONS), do_classifier_free_guidance=False
+        )
     for found, reference in zip(encoder.encode(CAPTIONS), expected, strict=True):
         assert found.embeddings.shape == reference.shape
         assert relative(found.embeddings, reference) < TOLERANCE[dtype]
@@ -77,7 +79,9 @@ def test_image_equals_the_pipeline_with_the_same_generator(tiny, dtype):
             assert difference.max() <= 1
             assert (difference > 0).mean() < 1e-3
         else:
-            assert np.linalg.norm(difference) < TOLERANCE[dtype] * np.linalg.norm(np.asarray(reference, np.float64))
+            assert np.linalg.norm(difference) < TOLERANCE[dtype] * np.linalg.norm(
+                np.asarray(reference, np.float64)
+            )
 
 
 def test_guidance_uses_the_empty_prompt(tiny):
@@ -256,7 +260,9 @@ def test_a_picture_depends_on_its_conditioning_and_seed_alone(tiny):
 
     alone = pixels([first], [1])
     np.testing.assert_array_equal(alone, pixels([first], [1]))
-    assert np.abs(alone - pixels([second, first], [9, 1], index=1)).max() <= 2  # batch mates move rounding only
+    assert (
+        np.abs(alone - pixels([second, first], [9, 1], index=1)).max() <= 2
+    )  # batch mates move rounding only
     of_prompt = np.abs(alone - pixels([second], [1])).mean()
     of_seed = np.abs(alone - pixels([first], [2])).mean()
     assert of_prompt > 10

@@ -8,6 +8,7 @@ import pytest
 from projector.models import CACHE_VARIABLE, resolve_models
 from ray_support import ROOT, build_command
 
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """Environment of the processes under test: the tiny models are made once, and no cluster of the user is used."""

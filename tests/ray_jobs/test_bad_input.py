@@ -5,12 +5,12 @@ import ray
 import transformers
 
 from projector.models import CACHE_VARIABLE
+from projector.options import TrainOptions
 from ray_jobs import cluster
 from ray_jobs.__main__ import main
 from ray_jobs.build import crew_for
 from ray_jobs.cluster import Cluster, check_shared
 from ray_jobs.options import BuildOptions
-from projector.options import TrainOptions
 from ray_jobs.train import check_workers
 from shards.errors import UsageError
 
@@ -19,7 +19,9 @@ from shards.errors import UsageError
 def nothing_heavy(monkeypatch, environment):
     monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("started Ray"))
-    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        transformers.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded")
+    )
 
 
 def refusal(capsys, *words):
@@ -102,7 +104,9 @@ def test_later_jobs(capsys, job, words, message):
 
 
 def test_a_report_on_nothing(capsys, tmp_path):
-    assert "no dataset.json, metrics.jsonl or eval.json" in refusal(capsys, "report", "--report.run", str(tmp_path))
+    assert "no dataset.json, metrics.jsonl or eval.json" in refusal(
+        capsys, "report", "--report.run", str(tmp_path)
+    )
 
 
 NODES = ("a" * 56, "b" * 56)
@@ -110,7 +114,9 @@ NODES = ("a" * 56, "b" * 56)
 
 def test_a_local_output_that_some_node_does_not_see(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "nodes_without", lambda path, _: [NODES[1]] if path.exists() else [])
-    with pytest.raises(UsageError, match=r"1 of 2 nodes do not see it \(bbbbbbbb\); use a shared file system or s3:"):
+    with pytest.raises(
+        UsageError, match=r"1 of 2 nodes do not see it \(bbbbbbbb\); use a shared file system or s3:"
+    ):
         check_shared(str(tmp_path / "data"), Cluster(NODES, 4, 0))
     assert list((tmp_path / "data").iterdir()) == []
 

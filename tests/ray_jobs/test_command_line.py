@@ -35,7 +35,9 @@ def test_negative_layers_need_no_quoting(words, layers):
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text("build: {samples: 7, width: 512, models: {image: a, vl: b}}\ndemo: {output: elsewhere}\n")
+    config.write_text(
+        "build: {samples: 7, width: 512, models: {image: a, vl: b}}\ndemo: {output: elsewhere}\n"
+    )
     options = build("--config", str(config), "--build.width", "256")
     assert (options.samples, options.width, options.height) == (7, 256, 1024)
     assert options.models == ModelPaths(image="a", vl="b")
@@ -68,7 +70,10 @@ def test_yaml_form_holds_every_option():
         (["build", "--build.models.image", "a"], ["build.models.vl", "is needed"]),
         (["build", "--build.layers", "3"], ["build.layers", "counts from the end"]),
         (["build", "--build.layers", "-8,-8"], ["build.layers", "twice"]),
-        (["build", "--build.text_modes", "captoin"], ["build.text_modes", "'captoin'", "'caption' or 'none'"]),
+        (
+            ["build", "--build.text_modes", "captoin"],
+            ["build.text_modes", "'captoin'", "'caption' or 'none'"],
+        ),
         (["build", "--build.vl_tokens", "pooled:0"], ["build.vl_tokens", "'pooled:0'"]),
         (["build", "--build.samples"], ["--build.samples", "expected one argument"]),
         (["report"], ["report.run", "is needed"]),

@@ -6,9 +6,9 @@ import sys
 import time
 
 import pytest
-from ray_support import ROOT
 
 from projector import Projector
+from ray_support import ROOT
 from shards.dataset import Dataset
 from shards.storage import open_storage
 
@@ -40,7 +40,12 @@ def lines(output):
 
 
 def test_the_files_of_a_training(trained):
-    assert {path.name for path in trained.iterdir()} >= {"config.json", "model.safetensors", "metrics.jsonl", "summary.json"}
+    assert {path.name for path in trained.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "summary.json",
+    }
     assert not [path for path in trained.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
     assert [line["epoch"] for line in lines(trained)] == list(range(1, 7))
     assert json.loads((trained / "summary.json").read_text())["world_size"] == 2
@@ -55,12 +60,16 @@ def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, t
         assert one == pytest.approx(two, rel=1e-4)
 
 
-def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(run_job, undisturbed, environment, tmp_path):
+def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(
+    run_job, undisturbed, environment, tmp_path
+):
     options = {"data": undisturbed, "arch": "mlp", "epochs": 40, "workers": 2}
     words = [sys.executable, "-m", "ray_jobs", "train", "--train.output", str(tmp_path / "killed")]
     for name, value in options.items():
         words += [f"--train.{name}", str(value)]
-    process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "metrics.jsonl").exists():
         assert process.poll() is None
@@ -78,8 +87,8 @@ def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(run_job, un
 
 def test_other_options_do_not_go_on_in_the_same_folder(run_job, undisturbed, trained):
     done = run_job("train", data=undisturbed, output=trained, arch="linear", epochs=9, workers=2)
-    assert done.returncode in (1, 2)
-    assert "epochs" in done.stderr
+    assert done.returncode == 2
+    assert "train.epochs 6 there, 9 now" in done.stderr
 
 
 def test_evaluation_and_report(run_job, undisturbed, trained):
@@ -94,7 +103,6 @@ def test_evaluation_and_report(run_job, undisturbed, trained):
     page = (trained.parent / "report.html").read_text()
     for part in ("<svg", "data:image/webp;base64,", "linear", "identity", "held-out pairs"):
         assert part in page
+    inside = page.replace("http://www.w3.org/", "")  # names of XML vocabularies, which nothing fetches
     for part in ("http://", "https://", "<script src", "<link"):
-        assert part not in page.replace("http://www.w3.org/", "").replace("http://purl.org/", "").replace(
-            "http://creativecommons.org/", ""
-        )
+        assert part not in inside

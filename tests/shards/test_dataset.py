@@ -82,14 +82,20 @@ def test_a_dataset_only_grows_and_only_when_told(make_dataset):
 
 def test_growth_leaves_the_first_shards_byte_for_byte(make_dataset, tmp_path):
     dataset, plan = make_dataset(plan=a_plan(10))
-    before = {entry.key: (entry.tag, dataset.storage.get_bytes(entry.key)) for entry in dataset.storage.list("train/")}
+    before = {
+        entry.key: (entry.tag, dataset.storage.get_bytes(entry.key))
+        for entry in dataset.storage.list("train/")
+    }
     segments = dataset.grow(17, append=True)
     grown = a_plan(17, segments=segments)
     todo = dataset.missing(grown)
     assert {shard.name for shard in todo} == {s.name for s in grown.shards} - {s.name for s in plan.shards}
     for shard in todo:
         commit_shard(dataset, shard, tmp_path / "spool")
-    after = {entry.key: (entry.tag, dataset.storage.get_bytes(entry.key)) for entry in dataset.storage.list("train/")}
+    after = {
+        entry.key: (entry.tag, dataset.storage.get_bytes(entry.key))
+        for entry in dataset.storage.list("train/")
+    }
     assert before.items() <= after.items()
     assert sum(commit.samples for commit in dataset.commits()) == 17
 
@@ -143,7 +149,9 @@ def test_a_whole_shard_without_commit_is_adopted(make_dataset, tmp_path, failing
     assert dataset.statistics(shard.split)["text/caption"].count == 3 * made.samples
 
 
-@pytest.mark.parametrize("damage", ["no tar", "no parquet", "cut tar", "flipped bit", "cut parquet", "other plan"])
+@pytest.mark.parametrize(
+    "damage", ["no tar", "no parquet", "cut tar", "flipped bit", "cut parquet", "other plan"]
+)
 def test_anything_less_is_not(make_dataset, tmp_path, damage):
     dataset, plan = make_dataset(shards=())
     shard = plan.shards[0]
@@ -181,7 +189,9 @@ def test_killed_at_any_step_the_shard_is_there_whole_or_not_at_all(tmp_path, poi
         f"d = Dataset.create_or_open(open_storage({str(root)!r}), SETTINGS, {{}})\n"
         f"commit_shard(d, a_plan().shards[0], Path({str(tmp_path / 'spool')!r}))\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "SHARDS_CRASH_AT": point})
+    killed = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, "SHARDS_CRASH_AT": point}
+    )
     assert killed.returncode == -9
     dataset = Dataset.open(open_storage(str(root)))
     shard = a_plan().shards[0]

@@ -12,7 +12,9 @@ PROMPTS = [Prompt(f"caption {i}", "photograph", "vintage", "people") for i in ra
 
 
 def plan(*segments, seed=0, val_fraction=0.2, per_shard=7):
-    return make_plan(PROMPTS, seed=seed, val_fraction=val_fraction, samples_per_shard=per_shard, segments=segments)
+    return make_plan(
+        PROMPTS, seed=seed, val_fraction=val_fraction, samples_per_shard=per_shard, segments=segments
+    )
 
 
 @given(
@@ -73,16 +75,17 @@ def test_published_values_never_change():
 PINNED_SEED = 2908813807262771166
 
 
-@pytest.mark.parametrize(
-    "change", ["caption", "seed", "content", "position"]
-)
+@pytest.mark.parametrize("change", ["caption", "seed", "content", "position"])
 def test_the_slice_hash_sees_every_field(change):
     from dataclasses import replace
 
     shard = plan(30).shards[0]
     value = getattr(shard.samples[3], change)
     changed = replace(shard.samples[3], **{change: value + (1 if isinstance(value, int) else "x")})
-    assert replace(shard, samples=(*shard.samples[:3], changed, *shard.samples[4:])).slice_hash != shard.slice_hash
+    assert (
+        replace(shard, samples=(*shard.samples[:3], changed, *shard.samples[4:])).slice_hash
+        != shard.slice_hash
+    )
 
 
 def test_more_samples_than_prompts_is_a_usage_error():

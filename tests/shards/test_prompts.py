@@ -47,7 +47,7 @@ def test_the_built_in_space_never_changes_unnoticed():
     assert builtin_prompts().sha256 == "40319fc93d0b6d49faf9acb3e2e45f7893acced3f761d24158d23a7d986515fa"
 
 
-CAPTIONS = ["plain", ' spaces  kept ', 'a "quoted", comma', "emoji 🦊", "עברית", "<script>alert(1)</script>"]
+CAPTIONS = ["plain", " spaces  kept ", 'a "quoted", comma', "emoji 🦊", "עברית", "<script>alert(1)</script>"]
 
 
 def write(path, captions=CAPTIONS, column="prompt"):

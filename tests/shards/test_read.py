@@ -33,7 +33,11 @@ def test_every_sample_comes_back_whole(make_dataset):
     assert set(found) == {sample.key for sample in plan.samples}
     for planned in plan.samples:
         expected, sample = a_sample(planned), found[planned.key]
-        assert (sample.caption, sample.image, sample.metadata) == (planned.caption, expected.image, expected.metadata)
+        assert (sample.caption, sample.image, sample.metadata) == (
+            planned.caption,
+            expected.image,
+            expected.metadata,
+        )
         for name, tensor in expected.tensors.items():
             np.testing.assert_array_equal(sample.tensors[name], tensor)
 
@@ -96,7 +100,7 @@ def test_stock_webdataset_reads_and_the_shipped_decoder_decodes(make_dataset):
     assert sorted(sample["__key__"] for sample in raw) == sorted(sample.key for sample in plan.samples)
     for sample in raw:
         assert {"txt", "json", "png", "safetensors"} <= set(sample)
-    decoded = list(webdataset.WebDataset(urls(dataset), shardshuffle=False).decode(decode_safetensors))[0]
+    decoded, *_ = webdataset.WebDataset(urls(dataset), shardshuffle=False).decode(decode_safetensors)
     assert decoded["safetensors"]["text"].shape == (5, 8)
     assert isinstance(decoded["png"], bytes)
 

@@ -48,7 +48,9 @@ def test_torch_and_the_library_read_the_same():
     read = safetensors.torch.load(encode_tensors(sample.tensors))
     assert set(read) == set(sample.tensors)
     assert read["text"].dtype == torch.bfloat16
-    np.testing.assert_array_equal(read["text"].view(torch.uint16).numpy(), sample.tensors["text"].view(np.uint16))
+    np.testing.assert_array_equal(
+        read["text"].view(torch.uint16).numpy(), sample.tensors["text"].view(np.uint16)
+    )
 
 
 @given(st.binary(max_size=200))
@@ -165,7 +167,12 @@ def test_a_failure_is_one_line_and_tells_causes_apart():
             return Failure.from_exception("image", caught)
 
     first = fail(RuntimeError("two\nlines"))
-    assert (first.stage, first.error_class, first.message, first.attempts) == ("image", "RuntimeError", "two lines", 1)
+    assert (first.stage, first.error_class, first.message, first.attempts) == (
+        "image",
+        "RuntimeError",
+        "two lines",
+        1,
+    )
     assert first.traceback_sha256 != fail(ValueError("two\nlines")).traceback_sha256
     assert len(fail(RuntimeError("x" * 9999)).message) == 2000
 

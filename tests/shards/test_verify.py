@@ -86,7 +86,9 @@ def test_a_truncated_tar_even_at_a_member_boundary(dataset):
 def test_a_tar_cut_inside_a_member(dataset):
     tar = root(dataset) / "train" / "pairs-000001.tar"
     tar.write_bytes(tar.read_bytes()[:5000])
-    assert any("the tar is broken" in problem or "does not decode" in problem for problem in problems(dataset))
+    assert any(
+        "the tar is broken" in problem or "does not decode" in problem for problem in problems(dataset)
+    )
 
 
 def test_a_missing_tar_parquet_and_failure_file(dataset, tmp_path):
@@ -120,7 +122,11 @@ def test_swapped_tars(dataset):
         (header("../../etc/cron.d/x", 1), b"x", "does not belong here"),
         (header("/etc/passwd", 1), b"x", "does not belong here"),
         (header("train-000001-0009.txt", kind=tarfile.SYMTYPE, link="/etc/passwd"), None, "is no plain file"),
-        (header("train-000001-0009.txt", kind=tarfile.LNKTYPE, link="train-000001-0000.txt"), None, "is no plain file"),
+        (
+            header("train-000001-0009.txt", kind=tarfile.LNKTYPE, link="train-000001-0000.txt"),
+            None,
+            "is no plain file",
+        ),
         (header("train-000001-0009.txt", kind=tarfile.CHRTYPE), None, "is no plain file"),
         (header("train-000001-0003.txt", 1), b"x", "stands twice"),
         (header("train-000001-0000.txt", 1), b"x", "not next to each other"),
@@ -193,7 +199,9 @@ def test_a_sample_in_two_shards_and_in_both_splits(make_dataset, tmp_path):
     assert any("its caption stands in both splits" in problem for problem in found)
 
 
-@pytest.mark.parametrize("name", ["train/pairs-000000.tar.bak", "virus.exe", "train/notes.txt", "_manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["train/pairs-000000.tar.bak", "virus.exe", "train/notes.txt", "_manifest.json"]
+)
 def test_a_foreign_file(dataset, name):
     (root(dataset) / name).write_bytes(b"x")
     assert problems(dataset) == [f"{name}: a foreign file; nothing of this dataset names it"]
@@ -221,7 +229,9 @@ def test_repair_takes_out_the_broken_shard_only_and_a_build_makes_it_again(datas
     commit_shard(dataset, plan.shard("train-000001"), tmp_path / "spool")
     assert dataset.storage.get_bytes("train/pairs-000001.tar") == before
     assert problems(dataset) == []
-    assert {entry.key: entry.tag for entry in dataset.storage.list("train/") if "000001" not in entry.key} == sound
+    assert {
+        entry.key: entry.tag for entry in dataset.storage.list("train/") if "000001" not in entry.key
+    } == sound
 
 
 def test_repair_of_a_sound_dataset_does_nothing(dataset):

@@ -1,6 +1,5 @@
 """A shard's bytes: what they are, and that nothing but the samples decides them."""
 
-
 import json
 import tarfile
 
@@ -36,7 +35,9 @@ def test_members_are_sorted_plain_and_without_a_clock(dataset, tmp_path):
     names = [member.name for member in members]
     assert names == sorted(names)
     assert names == [
-        f"{sample.key}.{suffix}" for sample in SHARD.samples for suffix in ("json", "png", "safetensors", "txt")
+        f"{sample.key}.{suffix}"
+        for sample in SHARD.samples
+        for suffix in ("json", "png", "safetensors", "txt")
     ]
     for member in members:
         facts = (member.mtime, member.uid, member.gid, member.mode, member.uname, member.gname)
@@ -58,7 +59,12 @@ def test_the_parquet_leads_to_each_member(dataset, tmp_path):
     data = built.tar.read_bytes()
     for row, planned in zip(pq.read_table(built.parquet).to_pylist(), SHARD.samples, strict=True):
         members = encode_members(a_sample(planned))
-        for suffix, column in (("json", "json"), ("png", "image"), ("safetensors", "safetensors"), ("txt", "txt")):
+        for suffix, column in (
+            ("json", "json"),
+            ("png", "image"),
+            ("safetensors", "safetensors"),
+            ("txt", "txt"),
+        ):
             start, size = row[f"{column}_offset"], row[f"{column}_size"]
             assert data[start : start + size] == members[suffix]
         assert (row["key"], row["caption"], row["content"]) == (planned.key, planned.caption, planned.content)
@@ -81,7 +87,9 @@ def test_failures_are_written_down(dataset, tmp_path):
     built = write_shard(dataset, SHARD, tmp_path, failing=(1, 3))
     rows = pq.read_table(built.failed).to_pylist()
     assert [row["key"] for row in rows] == [SHARD.samples[1].key, SHARD.samples[3].key]
-    assert {(row["stage"], row["error_class"], row["message"]) for row in rows} == {("image", "RuntimeError", "no picture")}
+    assert {(row["stage"], row["error_class"], row["message"]) for row in rows} == {
+        ("image", "RuntimeError", "no picture")
+    }
 
 
 def test_a_shard_of_failures_only_is_a_shard(dataset, tmp_path):
@@ -119,5 +127,3 @@ def test_the_writer_wants_every_sample(dataset, tmp_path):
         writer.add(a_sample(SHARD.samples[0]))
         with pytest.raises(AssertionError, match="neither been added nor failed"):
             writer.close()
-
-
