@@ -3,7 +3,8 @@
 B batch, S source positions, L aligned positions, T text tokens, V vision-language tokens, D hidden.
 
 The text side decides which positions exist: a caption of T tokens gives min(T, length) aligned positions
-under `pool`, min(T, V) under `per_token` and one under `mean`. Whatever produces the other side (the VL
+under `pool`, min(T, V) under `per_token` and one under `mean`. `soft` trains on tokens matched by optimal transport, and is
+judged like `mean`, since a match that looks at the targets flatters whoever spreads. Whatever produces the other side (the VL
 tokens themselves, a projector, a baseline) is brought to those same positions, so methods are always compared
 on the same targets, and no position is ever made of padding.
 """
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from projector.options import Align
+
+SINKHORN_ROUNDS = 20  # the marginals are within 1% long before
+TEMPERATURE = 0.5  # in standard deviations of a sample's similarities
 
 
 def area_weights(sources: Tensor, targets: Tensor) -> Tensor:
@@ -56,20 +60,69 @@ def position_mask(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
+def transport_plan(similarity: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Entropic optimal transport between two sets of tokens (Sinkhorn), every token with equal mass on its side.
+
+    Equal masses are what keeps every caption token spoken for: a softmax over similarities lets all image tokens
+    crowd around the few captions tokens that resemble the mean.
+
+    Args:
+        similarity: (B, S, T) how well row token and column token fit, in units of the temperature.
+        rows: (B, S) bool, which row tokens exist.
+        columns: (B, T) bool, which column tokens exist.
+
+    Returns:
+        (B, S, T): for each row token the share of its mass that goes to each column token; existing rows sum to 1.
+    """
+    nowhere = torch.finfo(similarity.dtype).min / 4
+    scores = similarity.masked_fill(~(rows[:, :, None] & columns[:, None, :]), nowhere)
+    log_rows = -rows.sum(1, keepdim=True).clamp(min=1).to(scores.dtype).log().expand_as(rows)
+    log_columns = -columns.sum(1, keepdim=True).clamp(min=1).to(scores.dtype).log().expand_as(columns)
+    u, v = torch.zeros_like(log_rows), torch.zeros_like(log_columns)
+    for _ in range(SINKHORN_ROUNDS):
+        v = log_columns - (scores + u[:, :, None]).logsumexp(1)
+        u = log_rows - (scores + v[:, None, :]).logsumexp(2)
+    plan = (scores + u[:, :, None] + v[:, None, :] - log_rows[:, :, None]).exp()
+    return plan * (rows[:, :, None] & columns[:, None, :])
+
+
+def soft_targets(outputs: Tensor, targets: Tensor, output_mask: Tensor, target_mask: Tensor) -> Tensor:
+    """What each output token should become: the mean of the caption tokens that transport matches it with.
+
+    Args:
+        outputs: (B, S, D) predictions, standardised.
+        targets: (B, T, D) caption tokens, standardised.
+        output_mask: (B, S) bool.
+        target_mask: (B, T) bool.
+
+    Returns:
+        (B, S, D) without gradient.
+    """
+    with torch.no_grad():
+        outputs = outputs.detach().masked_fill(~output_mask[..., None], 0.0)
+        targets = targets.masked_fill(~target_mask[..., None], 0.0)
+        centred = outputs - outputs.sum(1, keepdim=True) / output_mask.sum(1).clamp(min=1)[:, None, None]
+        similarity = centred @ targets.transpose(1, 2)
+        both = output_mask[:, :, None] & target_mask[:, None, :]
+        spread = (similarity.square() * both).sum((1, 2)) / both.sum((1, 2)).clamp(min=1)
+        scaled = similarity / (TEMPERATURE * spread.sqrt().clamp(min=1e-12))[:, None, None]
+        return transport_plan(scaled, output_mask, target_mask) @ targets
+
+
 @dataclass(frozen=True)
 class Alignment:
     """How the two sides of a pair are brought to the same positions."""
 
     kind: Align
-    """`pool`, `mean` or `per_token`; see the module's text."""
+    """`pool`, `mean`, `per_token` or `soft`; see the module's text."""
     length: int
-    """Positions that `pool` keeps at most."""
+    """Positions that `pool` keeps at most, on either side, and `soft` on the VL side."""
 
     def positions(self, vl_tokens: int, text_tokens: int) -> int:
         """Aligned positions of a pair with these token counts."""
         if self.kind == "pool":
             return min(self.length, text_tokens)
-        return 1 if self.kind == "mean" else min(vl_tokens, text_tokens)
+        return min(vl_tokens, text_tokens) if self.kind == "per_token" else 1
 
     def bring(self, tokens: Tensor, positions: int, *, own_positions: bool = True) -> Tensor:
         """Either side of a pair at the aligned positions.

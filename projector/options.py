@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Arch = Literal["linear", "mlp", "attention"]
 TextMode = Literal["caption", "none"]
 Tokens = Literal["image", "all", "text"]
-Align = Literal["pool", "mean", "per_token"]
+Align = Literal["pool", "mean", "per_token", "soft"]
 Loss = Literal["mse", "raw_mse"]
 Precision = Literal["auto", "float32", "bfloat16"]
 

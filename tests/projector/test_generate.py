@@ -1,0 +1,80 @@
+"""Pictures follow from conditioning and seed, whatever else goes on in the process."""
+
+import numpy as np
+import pytest
+import torch
+
+from projector.generate import ImageGenerator
+from projector.text import TextEncoder
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def conditioning(tiny):
+    encoder = TextEncoder.from_pretrained(str(tiny / "image"), device="cpu", dtype=torch.float32)
+    return [found.embeddings for found in encoder.encode(["a red fox", "the passing of time", "x " * 60])]
+
+
+@pytest.fixture(scope="module")
+def generator(tiny):
+    return ImageGenerator.from_pretrained(
+        str(tiny / "image"), device="cpu", dtype=torch.float32, height=64, width=96, steps=3
+    )
+
+
+def pixels(images):
+    return [np.asarray(image, np.int16) for image in images]
+
+
+def test_no_text_encoder_is_loaded(generator):
+    assert generator.pipeline.text_encoder is None
+    assert generator.pipeline.tokenizer is None
+
+
+def test_defaults_are_those_of_z_image_turbo(tiny):
+    generator = ImageGenerator.from_pretrained(
+        str(tiny / "image"), device="cpu", dtype=torch.float32, height=64, width=64
+    )
+    assert (generator.steps, generator.guidance) == (9, 0.0)
+
+
+def test_order_and_batch_mates_move_rounding_only(generator, conditioning):
+    alone = [
+        pixels(generator.generate([embedding], [seed]))[0] for seed, embedding in enumerate(conditioning)
+    ]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        together = pixels(generator.generate([conditioning[index] for index in order], list(order)))
+        for index, found in zip(order, together, strict=True):
+            assert found.shape == (64, 96, 3)
+            assert np.abs(found - alone[index]).max() <= 2
+
+
+def test_global_random_state_neither_matters_nor_moves(generator, conditioning):
+    torch.manual_seed(1)
+    first = pixels(generator.generate(conditioning[:1], [5]))[0]
+    torch.manual_seed(2)
+    expected = torch.rand(3)
+    torch.manual_seed(2)
+    again = pixels(generator.generate(conditioning[:1], [5]))[0]
+    assert np.array_equal(first, again)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_given_is_left_as_it_was(generator, conditioning):
+    before = [embedding.clone() for embedding in conditioning]
+    seeds = [1, 2, 3]
+    generator.generate(conditioning, seeds)
+    assert seeds == [1, 2, 3]
+    assert all(torch.equal(a, b) for a, b in zip(before, conditioning, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1])
+def test_seeds_of_63_bits(generator, conditioning, seed):
+    assert generator.generate(conditioning[:1], [seed])[0].mode == "RGB"
+
+
+def test_nothing_is_printed(generator, conditioning, capfd):
+    generator.generate(conditioning[:1], [1])
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
