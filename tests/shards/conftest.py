@@ -1,0 +1,36 @@
+"""Fixtures of the storage tests: three stores that must behave alike."""
+
+import pytest
+
+from s3_support import HASTY, fault_proxy, moto, rclone, use
+from shards.s3 import S3Storage
+from shards.storage import open_storage
+
+__all__ = ["fault_proxy", "moto", "rclone", "s3", "store"]
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """Open a fresh root of a server: `s3(server, proxy=…, patience=…)`, where None is the default patience."""
+
+    def opened(server, *, proxy=None, patience=HASTY, prefix="some/where"):
+        use(monkeypatch, server.env_through(proxy.endpoint if proxy else server.endpoint))
+        return S3Storage(f"s3://{server.new_bucket()}/{prefix}".rstrip("/"), patience)
+
+    return opened
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        pytest.param("moto", marks=pytest.mark.server),
+        pytest.param("rclone", marks=pytest.mark.server),
+    ]
+)
+def store(request, tmp_path, monkeypatch):
+    """A fresh root in each kind of store, opened as users open it."""
+    if request.param == "local":
+        return open_storage(str(tmp_path / "root"))
+    server = request.getfixturevalue(request.param)
+    use(monkeypatch, server.env)
+    return open_storage(f"s3://{server.new_bucket()}/some/where")
