@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 
 from projector.networks import ProjectorNetwork, Shape
 from shards.errors import NotFoundError, UsageError
-from shards.storage import Storage
+from shards.objects import Storage
 
 FORMAT = 1
 CONFIG = "config.json"

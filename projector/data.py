@@ -319,9 +319,7 @@ class Resident:
         Args:
             pairs: to read to the end; one is held at a time beside what is packed.
             alignment: of the two sides.
-            keeps_positions: whether the network's output i belongs to input i. Then its inputs are aligned
-                here, which is what a linear map does to its outputs anyway and costs far less; else all VL
-                tokens go in.
+            keeps_positions: whether the network's output i belongs to input i.
             width: D.
             dtype: of what is held; bfloat16 as on disk, float32 in exact tests.
 
@@ -337,10 +335,10 @@ class Resident:
                     raise UsageError(
                         f"pair {pair.key}: NaN or infinite values on the {side} side; run verify on the data"
                     )
-            positions = alignment.positions(len(pair.vl), len(pair.text))
             keys.append(pair.key)
-            inputs.append((alignment.bring(pair.vl, positions) if keeps_positions else pair.vl).to(dtype))
-            targets.append(alignment.bring(pair.text, positions).to(dtype))
+            sides = alignment.training_sides(pair.vl, pair.text, keeps_positions=keeps_positions)
+            inputs.append(sides[0].to(dtype))
+            targets.append(sides[1].to(dtype))
         return cls(tuple(keys), Ragged.of(inputs, width), Ragged.of(targets, width))
 
     def to(self, device: torch.device) -> "Resident":

@@ -5,9 +5,9 @@ V vision-language tokens, P predicted tokens, L aligned positions, D hidden.
 Each method maps one pair's VL tokens (V, D) to predictions (P, D) exactly as at inference; only then are
 predictions and caption tokens brought to the same positions, which the caption alone decides (see
 `projector.align`): `pool` compares area-pooled predictions with area-pooled caption tokens, `per_token`
-position with position. Under `mean` only the two means are known to belong together, so errors, correlations
-and retrieval are those of means, while the figures on distributions (std ratios, Wasserstein) compare all
-predicted tokens with all caption tokens.
+position with position. Under `mean` and `soft` only the two means are known to belong together, so errors,
+correlations and retrieval are those of means, while the figures on distributions (std ratios, Wasserstein)
+compare all predicted tokens with all caption tokens.
 """
 
 from collections.abc import Callable, Mapping
@@ -170,7 +170,7 @@ def _measure(
     for name, method in methods.items():
         tokens = method.apply(vl).double().cpu()
         predicted = alignment.bring(tokens, positions, own_positions=method.keeps_positions)
-        if alignment.kind == "mean":
+        if alignment.kind in ("mean", "soft"):
             metrics[name].update(predicted, target, tokens, text)
         else:
             metrics[name].update(predicted, target, predicted, target)

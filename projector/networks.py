@@ -15,6 +15,9 @@ from shards.errors import UsageError
 from shards.statistics import RunningStatistics
 
 ATTENTION_HEADS = 8  # head size 320 at width 2560
+LARGEST_RESTORATION = (
+    20.0  # a dimension predicted with a correlation below 0.05 is noise: do not blow it up further
+)
 POSITION_WAVELENGTHS = (
     0.004,
     2.0,
@@ -26,7 +29,7 @@ class Shape:
     """What it takes to build a network, as config.json keeps it."""
 
     arch: Arch
-    """Which of the three."""
+    """Which of the four."""
     width: int
     """D of both sides."""
     hidden: int
@@ -91,6 +94,9 @@ class ProjectorNetwork(nn.Module):
     input_std: Tensor
     target_mean: Tensor
     target_std: Tensor
+    restore_scale: Tensor
+    restore_shift: Tensor
+    restore_strength: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -99,6 +105,9 @@ class ProjectorNetwork(nn.Module):
         for name in ("input", "target"):
             self.register_buffer(f"{name}_mean", torch.zeros(shape.width))
             self.register_buffer(f"{name}_std", torch.ones(shape.width))
+        self.register_buffer("restore_scale", torch.ones(shape.width))
+        self.register_buffer("restore_shift", torch.zeros(shape.width))
+        self.register_buffer("restore_strength", torch.zeros(()))
 
     @property
     def keeps_positions(self) -> bool:
@@ -136,7 +145,27 @@ class ProjectorNetwork(nn.Module):
         """Map raw inputs (B, S, D) to raw outputs (B, M, D) float32; see `forward`."""
         outputs = self(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            return self.to_raw(outputs)
+            restored = outputs * self.restore_scale + self.restore_shift
+            return self.to_raw(torch.lerp(outputs, restored, self.restore_strength))
+
+    def set_restoration(
+        self, outputs: RunningStatistics, targets: RunningStatistics, strength: float
+    ) -> None:
+        """Learn the per-dimension affine that gives the outputs the targets' mean and spread.
+
+        Squared error shrinks what it cannot predict: the outputs' std falls to about the correlation.
+        Stretching them back costs squared error and no content; `strength` is how much of it `project` does.
+
+        Args:
+            outputs: statistics of the network's standardised outputs on held-out tokens.
+            targets: statistics of standardised caption tokens.
+            strength: 0 (none) to 1 (full).
+        """
+        out_std, target_std = torch.from_numpy(outputs.std()), torch.from_numpy(targets.std())
+        scale = (target_std / out_std.clamp(min=1e-12)).clamp(max=LARGEST_RESTORATION)
+        self.restore_scale.copy_(scale)
+        self.restore_shift.copy_(torch.from_numpy(targets.mean) - scale * torch.from_numpy(outputs.mean))
+        self.restore_strength.fill_(strength)
 
     def to_raw(self, outputs: Tensor) -> Tensor:
         """From the standardised target space back to raw embeddings."""
@@ -178,7 +207,7 @@ def _core(shape: Shape) -> nn.Module:
         raise UsageError(f"network width {width} is not positive; it is the hidden size of the embeddings")
     if shape.arch == "attention":
         return Attention(width, shape.queries)
-    if shape.arch == "linear":
+    if shape.arch in ("linear", "ridge"):
         linear = nn.Linear(width, width)
         _start_from_the_mean(linear)
         return linear

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Arch = Literal["linear", "mlp", "attention"]
+Arch = Literal["ridge", "linear", "mlp", "attention"]
 TextMode = Literal["caption", "none"]
 Tokens = Literal["image", "all", "text"]
 Align = Literal["pool", "mean", "per_token", "soft"]
@@ -13,7 +13,12 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 MLP_HIDDEN_OVER_WIDTH = 1.6  # the guide's 4096 at width 2560
 REFERENCE_WIDTH = 2560  # of the 4B models
-LEARNING_RATES: dict[Arch, float] = {"linear": 1e-3, "mlp": 3e-4, "attention": 3e-4}  # at the reference width
+LEARNING_RATES: dict[Arch, float] = {
+    "ridge": 0.0,
+    "linear": 1e-3,
+    "mlp": 3e-4,
+    "attention": 3e-4,
+}  # at the reference width
 HIGHEST_DEFAULT_RATE = 1e-2
 LONGEST_DEFAULT_WARMUP = 500  # optimizer steps, the guide's figure
 
@@ -28,7 +33,7 @@ class TrainOptions(BaseModel):
     output: str = ""
     """Where config.json, model.safetensors, metrics.jsonl and summary.json go: a folder or s3://."""
     arch: Arch = "linear"
-    """Network: `linear` (6.6M parameters at width 2560), `mlp` (21M) or `attention` (26M)."""
+    """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M)."""
     layer: Annotated[int, Field(lt=0)] = -8
     """Qwen3-VL layer to read, counted from the end; must be one the dataset holds."""
     text_mode: TextMode = "caption"
@@ -36,9 +41,11 @@ class TrainOptions(BaseModel):
     tokens: Tokens = "image"
     """VL tokens to project: `image`, `text` (the caption's own) or `all` (both)."""
     align: Align = "pool"
-    """What is compared: sides area-`pool`ed to a length, the `mean` of each, or `per_token` positions."""
+    """What is matched: sides area-`pool`ed to a length, their `mean`, `per_token` positions, tokens `soft`ly."""
     length: Annotated[int, Field(gt=0, le=4096)] = 64
-    """Positions that `pool` keeps at most, and learnable queries (outputs) of `attention`."""
+    """Positions that `pool` and `soft` keep at most, and learnable queries (outputs) of `attention`."""
+    restore: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far outputs are stretched to the targets' mean and std: 0 least squared error, 1 full spread."""
     hidden: Annotated[int, Field(gt=0)] | None = None
     """Hidden size of `mlp`; absent: 1.6 times the width (4096 at 2560)."""
     epochs: Annotated[int, Field(gt=0)] = 50

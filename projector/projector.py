@@ -73,6 +73,19 @@ class Projector:
         """Whether output i belongs to input i; attention has a fixed number of outputs instead."""
         return self.network.keeps_positions
 
+    @property
+    def restore(self) -> float:
+        """How far outputs are stretched to the real tokens' mean and spread: 0 not at all, 1 fully. Can be set."""
+        return float(self.network.restore_strength)
+
+    @restore.setter
+    def restore(self, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            raise UsageError(
+                f"restore = {strength} is outside [0, 1]; 0 is least squared error, 1 full spread"
+            )
+        self.network.restore_strength.fill_(strength)
+
     def to(self, device: torch.device | str) -> "Projector":
         """Move to a device; returns itself."""
         self.network.to(device)

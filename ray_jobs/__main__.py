@@ -3,6 +3,9 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+
+from pydantic import BaseModel
 
 from projector.options import EvaluateOptions, TrainOptions
 from ray_jobs.command_line import Job, as_yaml, parse
@@ -34,6 +37,31 @@ JOBS = {
 }
 
 
+# Options that name where results are or go: they must mean the same place in every process and after the job.
+PLACES = ("output", "data", "checkpoint", "run")
+
+
+def with_lasting_paths(options: BaseModel) -> BaseModel:
+    """Options whose relative local places are made absolute.
+
+    Workers have other current folders than the driver. A job submitted with `--working-dir` runs in a copy that
+    Ray removes some day, so there a relative place is taken from the home folder instead, and the job says so.
+    """
+    lasting = {}
+    for name in PLACES:
+        place = getattr(options, name, "")
+        if place and "://" not in place and not Path(place).expanduser().is_absolute():
+            submitted = (
+                "working_dir_files" in Path.cwd().parts
+            )  # where Ray unpacks a submitted working folder
+            lasting[name] = str((Path.home() if submitted else Path.cwd()) / place)
+            if submitted:
+                print(
+                    f"{name} {place!r} is {lasting[name]}: the working folder of a submitted job does not last"
+                )
+    return options.model_copy(update=lasting)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one job.
 
@@ -50,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         # Imported now: a usage error or --help should not wait for ray and torch.
         job = getattr(import_module(f"ray_jobs.{invocation.job}"), invocation.job)
-        return int(job(*invocation.options.values()))
+        return int(job(*map(with_lasting_paths, invocation.options.values())))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -87,7 +87,9 @@ def build(options: BuildOptions) -> int:
         segments = dataset.grow(options.samples, append=options.append)
         plan = plan_of(options, prompts, segments)
         print(f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}", flush=True)
-        return _complete(dataset, plan, options, crew, builder_spec(options, sources, settings), stop)
+        return _complete(
+            dataset, plan, options, crew, builder_spec(storage.root, options, sources, settings), stop
+        )
 
 
 def _complete(
@@ -233,7 +235,9 @@ def pair_settings(options: BuildOptions, *, on_gpu: bool) -> PairSettings:
     )
 
 
-def builder_spec(options: BuildOptions, sources: ModelSources, settings: PairSettings) -> BuilderSpec:
+def builder_spec(
+    root: str, options: BuildOptions, sources: ModelSources, settings: PairSettings
+) -> BuilderSpec:
     """What every builder is told."""
     expected = Expected(
         text_modes=tuple(options.text_modes),
@@ -242,7 +246,7 @@ def builder_spec(options: BuildOptions, sources: ModelSources, settings: PairSet
         height=options.height,
     )
     spool = options.spool or str(Path(tempfile.gettempdir()) / "z-image-projector-spool")
-    return BuilderSpec(options.output, sources, settings, expected, spool)
+    return BuilderSpec(root, sources, settings, expected, spool)
 
 
 def dataset_settings(

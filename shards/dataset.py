@@ -6,6 +6,7 @@ that spares readers one request per shard; it is believed only where its entry's
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -18,11 +19,12 @@ from shards.errors import (
     CorruptShardError,
     DatasetMismatchError,
     NotFoundError,
+    StorageError,
     UsageError,
 )
+from shards.objects import Entry, Storage
 from shards.plan import Plan, PlannedShard
 from shards.statistics import RunningStatistics
-from shards.storage import Entry, Storage
 from shards.write import COMMIT_KEY, BuiltShard
 
 FORMAT_VERSION = 1
@@ -30,6 +32,8 @@ DATASET = "dataset.json"
 MANIFEST = "manifest.json"
 COMMITS = "_commit/"
 GROWTH = "_plan/"
+COMMIT_NAME = re.compile(r"_commit/((?:train|val)-[0-9]{6})\.json")
+GROWTH_NAME = re.compile(r"_plan/[0-9]{6}\.json")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,15 @@ class Commit:
     def from_json(cls, data: Mapping[str, Any]) -> "Commit":
         """A commit from its file; ValueError when a field is missing."""
         try:
-            return cls(**{field.name: data[field.name] for field in fields(cls)})
+            commit = cls(**{field.name: data[field.name] for field in fields(cls)})
         except KeyError as error:
             raise ValueError(f"commit lacks {error}") from None
+        if (commit.name, commit.tar) != (
+            f"{commit.split}-{commit.shard:06d}",
+            f"{commit.split}/pairs-{commit.shard:06d}.tar",
+        ):
+            raise ValueError(f"commit names {commit.name!r} and {commit.tar!r}, which do not belong together")
+        return commit
 
 
 def fingerprint_of(settings: Mapping[str, Any]) -> str:
@@ -120,11 +130,15 @@ class Dataset:
             ) from None
         except ValueError as error:
             raise CorruptShardError(f"{storage.root}/{DATASET} is not JSON: {error}") from None
+        if not isinstance(description, dict):
+            raise CorruptShardError(f"{storage.root}/{DATASET} holds no JSON object")
         if description.get("format_version") != FORMAT_VERSION:
             raise UsageError(
                 f"{storage.root}: format version {description.get('format_version')!r}, this program reads "
                 f"{FORMAT_VERSION}; use the version that wrote it"
             )
+        if absent := {"fingerprint", "settings", "packages", "created"} - description.keys():
+            raise CorruptShardError(f"{storage.root}/{DATASET} lacks {', '.join(sorted(absent))}")
         if description["fingerprint"] != fingerprint_of(description["settings"]):
             raise CorruptShardError(f"{storage.root}/{DATASET}: the fingerprint is not that of its settings")
         return cls(storage, description)
@@ -199,15 +213,29 @@ class Dataset:
 
     def segments(self) -> tuple[int, ...]:
         """The recorded totals, oldest first; empty before the first build."""
-        keys = [entry.key for entry in self.storage.list(GROWTH)]
-        return tuple(int(json.loads(self.storage.get_bytes(key))["samples"]) for key in keys)
+        totals: list[int] = []
+        for entry in self.storage.list(GROWTH):
+            if not GROWTH_NAME.fullmatch(entry.key):
+                continue  # foreign: verify names it
+            try:
+                total = json.loads(self.storage.get_bytes(entry.key))["samples"]
+                if entry.key != f"{GROWTH}{len(totals):06d}.json" or not isinstance(total, int):
+                    raise ValueError(f"samples = {total!r}")
+                if total <= (totals[-1] if totals else 0):
+                    raise ValueError(f"{total} samples do not follow {totals}")
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptShardError(
+                    f"{self.storage.root}: growth record {entry.key} cannot be believed: {error}"
+                ) from None
+            totals.append(total)
+        return tuple(totals)
 
     def committed(self) -> dict[str, Entry]:
         """Names of committed shards, with their commit files; one listing."""
         return {
-            entry.key.removeprefix(COMMITS).removesuffix(".json"): entry
+            match[1]: entry
             for entry in self.storage.list(COMMITS)
-            if entry.key.endswith(".json")
+            if (match := COMMIT_NAME.fullmatch(entry.key))
         }
 
     def missing(self, plan: Plan) -> list[PlannedShard]:
@@ -233,13 +261,20 @@ class Dataset:
             CorruptShardError: a commit of that name stands for other content.
         """
         stem = built.record["tar"].removesuffix(".tar")
+        if self.storage.stat(f"{COMMITS}{built.planned.name}.json") is not None:
+            return self._other_commit(built.record)
+        if self.storage.stat(f"{stem}.tar") is not None:
+            adopted = self.adopt(built.planned, attempt=attempt)
+            if adopted is not None:
+                return adopted
+            self.storage.delete(f"{stem}.tar")  # not whole, and no commit names it: debris of a crash
         crash_point("before-parquet")
         if built.failed is not None:
             self.storage.put_file(failed_key(built.planned.name), built.failed)
         self.storage.put_file(f"{stem}.parquet", built.parquet)
         crash_point("after-parquet")
         crash_point("before-tar")
-        self.storage.put_file(f"{stem}.tar", built.tar)
+        self._put_tar(built, f"{stem}.tar")
         crash_point("after-tar")
         return self._put_commit(
             built.record,
@@ -251,6 +286,32 @@ class Dataset:
                 "adopted": False,
             },
         )
+
+    def _put_tar(self, built: BuiltShard, key: str) -> None:
+        """Put the tar where none is: one that another builder may be about to commit is never replaced.
+
+        Builders on different devices make different bytes; replacing the tar under a commit would lose the shard.
+        """
+        try:
+            self.storage.put_file(key, built.tar, create_only=True)
+        except AlreadyExistsError:
+            with self.storage.open(key) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            if found != built.record["sha256"]:
+                raise StorageError(
+                    f"{self.storage.url(key)}: another builder put other content there just now; "
+                    "run one build at a time on a root, or run again"
+                ) from None
+
+    def _other_commit(self, record: Mapping[str, Any]) -> Commit:
+        """The commit that came first; CorruptShardError when it stands for other content."""
+        other = self.commit_file(record["name"])
+        if (other["sha256"], other["slice_hash"]) != (record["sha256"], record["slice_hash"]):
+            raise CorruptShardError(
+                f"{record['name']}: attempt {other['attempt']} committed other content (tar {other['sha256'][:12]}) "
+                f"while this one wrote {record['sha256'][:12]}; run `python -m shards verify {self.storage.root}`"
+            )
+        return Commit.from_json(other)
 
     def adopt(self, planned: PlannedShard, *, attempt: str) -> Commit | None:
         """Commit a shard that lies there whole, left by a run that died just before its commit.
@@ -302,24 +363,20 @@ class Dataset:
         try:
             self.storage.put_bytes(key, _json(data), create_only=True)
         except AlreadyExistsError:
-            other = json.loads(self.storage.get_bytes(key))
-            if (other["sha256"], other["slice_hash"]) != (record["sha256"], record["slice_hash"]):
-                raise CorruptShardError(
-                    f"{record['name']}: attempt {other['attempt']} committed other content "
-                    f"(tar {other['sha256'][:12]}) while this one wrote {record['sha256'][:12]}; "
-                    f"run `python -m shards verify {self.storage.root}`"
-                ) from None
-            return Commit.from_json(other)
+            return self._other_commit(record)
         crash_point("after-commit")
         return Commit.from_json(data)
 
     def commits(self) -> list[Commit]:
         """All commits, by name; reads only those that the manifest does not know."""
-        return [Commit.from_json(data) for _, data in sorted(self._records().items())]
+        return [Commit.from_json(data) for _, data in sorted(self._records(self.committed()).items())]
 
     def commit_file(self, name: str) -> dict[str, Any]:
         """The commit of a shard as it stands in its file, statistics included."""
-        return dict(json.loads(self.storage.get_bytes(f"{COMMITS}{name}.json")))
+        try:
+            return dict(json.loads(self.storage.get_bytes(f"{COMMITS}{name}.json")))
+        except (ValueError, TypeError) as error:
+            raise CorruptShardError(f"{name}: its commit is not a JSON object: {error}") from None
 
     def statistics(self, split: str) -> dict[str, RunningStatistics]:
         """Statistics of a split, merged over its shards; keys such as `vl.none.-8/image`."""
@@ -337,20 +394,30 @@ class Dataset:
 
     def write_manifest(self) -> None:
         """Rewrite the manifest from the commits."""
-        entries = self.committed()
-        shards = [{**data, "commit_tag": entries[name].tag} for name, data in sorted(self._records().items())]
+        entries = self.committed()  # one listing: a shard committed after it waits for the next manifest
+        shards = [
+            {**data, "commit_tag": entries[name].tag} for name, data in sorted(self._records(entries).items())
+        ]
         content = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint, "shards": shards}
         self.storage.put_bytes(MANIFEST, _json(content))
 
-    def _records(self) -> dict[str, dict[str, Any]]:
+    def _records(self, entries: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
         """Commit contents without statistics, by shard name."""
         known = self._manifest()
         records = {}
-        for name, entry in self.committed().items():
+        for name, entry in entries.items():
             data = known.get(name)
             if data is None or data.get("commit_tag") != entry.tag:
                 data = self.commit_file(name)
-            records[name] = asdict(Commit.from_json(data))
+            try:
+                commit = Commit.from_json(data)
+                if commit.name != name or commit.fingerprint != self.fingerprint:
+                    raise ValueError(f"it is {commit.name} of fingerprint {str(commit.fingerprint)[:16]}")
+            except (ValueError, TypeError) as error:
+                raise CorruptShardError(
+                    f"{name}: its commit cannot be believed: {error}; run `python -m shards verify`"
+                ) from None
+            records[name] = asdict(commit)
         return records
 
     def _manifest(self) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from shards.errors import NotFoundError, StorageError
-from shards.storage import Storage
+from shards.objects import Storage
 
 LEASE = "_lease.json"
 logger = logging.getLogger("shards.lease")

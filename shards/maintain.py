@@ -10,14 +10,13 @@ from shards.verify import is_leftover, verify
 
 def leftovers(dataset: Dataset) -> list[str]:
     """Keys of shard files that no commit names: what crashes left behind."""
+    # Files first, commits second: a shard committed in between is then named, not swept away.
+    files = [entry.key for entry in dataset.storage.list() if is_leftover(entry.key)]
     named: set[str] = set()
-    for commit in dataset.commits():
-        named |= {commit.tar, commit.parquet}
-        if commit.failed:
-            named.add(failed_key(commit.name))
-    return [
-        entry.key for entry in dataset.storage.list() if is_leftover(entry.key) and entry.key not in named
-    ]
+    for name in dataset.committed():  # by name alone: a damaged commit must not cost its shard
+        split, _, index = name.rpartition("-")
+        named |= {f"{split}/pairs-{index}.tar", f"{split}/pairs-{index}.parquet", failed_key(name)}
+    return [key for key in files if key not in named]
 
 
 def collect_garbage(dataset: Dataset, *, dry_run: bool) -> list[str]:
@@ -64,7 +63,13 @@ def repair(root: str, *, workers: int = 1) -> list[str]:
     """
     dataset = Dataset.open(open_storage(root))
     committed = dataset.committed()
-    broken = sorted({problem.shard for problem in verify(root, workers=workers).problems} & committed.keys())
+    suspects = {problem.shard for problem in verify(root, workers=workers).problems} & committed.keys()
+    # Removal is for good, so it takes two readings that agree: one bad read is not a bad shard.
+    broken = (
+        sorted(suspects & {problem.shard for problem in verify(root, workers=workers).problems})
+        if suspects
+        else []
+    )
     uncommit(dataset, broken)
     if broken:
         dataset.write_manifest()

@@ -9,8 +9,8 @@ from typing import IO, Any
 
 from shards.dataset import Commit, Dataset
 from shards.errors import CorruptShardError, NotFoundError
+from shards.objects import Storage
 from shards.sample import IMAGE_FORMATS, Sample, decode_tensors
-from shards.storage import Storage
 
 _intact: set[tuple[str, str, str, str]] = (
     set()

@@ -213,9 +213,8 @@ def make_client(patience: Patience) -> "S3Client":
     )
     try:
         session = boto3.session.Session()
-        if session.get_credentials() is None:
-            raise UsageError(f"no credentials for S3; {CREDENTIALS}")
-        return session.client("s3", config=config)
+        found = session.get_credentials()
+        client = session.client("s3", config=config)
     except (PartialCredentialsError, NoCredentialsError) as error:
         raise UsageError(
             f"the credentials for S3 are incomplete ({type(error).__name__}); {CREDENTIALS}"
@@ -229,13 +228,21 @@ def make_client(patience: Patience) -> "S3Client":
             "the S3 endpoint or region is not valid; check AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL (such as "
             "https://host:port) and AWS_REGION"
         ) from None
+    if found is None:
+        raise UsageError(f"no credentials for S3; {CREDENTIALS}")
+    return client
 
 
 def passing(error: Exception) -> bool:
     """Whether trying again may help."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return _code(error) in PASSING or status in (408, 429) or (status >= 500 and status != 501)
+        # botocore names an error by its status when the body that would name it broke off; a HEAD never has one.
+        # 409 says that another conditional put of that key is under way.
+        cut = _code(error) in ("400", "404") and error.operation_name != "HeadObject"
+        return (
+            cut or _code(error) in PASSING or status in (408, 409, 429) or (status >= 500 and status != 501)
+        )
     return isinstance(
         error,
         HTTPClientError
@@ -250,7 +257,9 @@ def passing(error: Exception) -> bool:
 
 
 def _code(error: Exception) -> str:
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+    """The store's word for an error; its status where there is no word and the status says which it is."""
+    code = str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+    return {"412": "PreconditionFailed", "416": "InvalidRange", "501": "NotImplemented"}.get(code, code)
 
 
 def _refused(message: str, error: Exception) -> StorageError:

@@ -76,7 +76,7 @@ class Failure:
         """Write an exception down."""
         trace = "".join(traceback.format_exception(error))
         digest = hashlib.sha256(trace.encode(errors="replace")).hexdigest()
-        message = " ".join(str(error).split())[:2000]
+        message = " ".join(str(error).split())[:2000].encode(errors="backslashreplace").decode()
         return cls(stage, type(error).__name__, message, attempts, digest)
 
 
@@ -154,7 +154,14 @@ def check_sample(sample: Sample, planned: PlannedSample, expected: Expected) -> 
     Raises:
         ValueError: says what is wrong.
     """
-    if (sample.key, sample.caption, sample.metadata["id"]) != (planned.key, planned.caption, planned.id):
+    promised = {
+        "id": planned.id,
+        "caption": planned.caption,
+        "seed": planned.seed,
+        "plan_index": planned.index,
+    }
+    found = {name: sample.metadata.get(name) for name in promised}
+    if (sample.key, sample.caption, found) != (planned.key, planned.caption, promised):
         raise ValueError(f"sample {sample.key} is not the planned {planned.key}")
     size = check_tensors(sample.tensors, expected)
     check_image(sample.image, expected)
@@ -254,7 +261,14 @@ def decode_tensors(data: bytes, names: Collection[str] | None = None) -> dict[st
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         wanted = entries if names is None else {name: entries[name] for name in names}
         return {name: _tensor(data, start, name, entry) for name, entry in wanted.items()}
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"not a safetensors file: {error}") from None
 
 

@@ -6,60 +6,15 @@ Objects are put whole: nobody ever sees half of one under its final name.
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-
-TEMPORARY = ".tmp-"  # prefix of names under construction; no reader and no listing shows them
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An object: its key relative to the root, its size in bytes, and a tag that changes with its content."""
-
-    key: str
-    size: int
-    tag: str
-
-
-class Storage(Protocol):
-    """What both kinds of store do. Keys are relative and `/`-separated."""
-
-    root: str
-
-    def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
-        """Put a local file as an object; AlreadyExistsError with `create_only` where one is."""
-
-    def put_bytes(self, key: str, data: bytes, *, create_only: bool = False) -> None:
-        """Put bytes as an object; AlreadyExistsError with `create_only` where one is."""
-
-    def get_bytes(self, key: str) -> bytes:
-        """The object's bytes; NotFoundError where there is none."""
-
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Exactly `length` bytes from `start`; StorageError when the object is shorter."""
-
-    def open(self, key: str) -> BinaryIO:
-        """A sequential reader; NotFoundError where there is none."""
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Objects whose key begins with the prefix, in key order."""
-
-    def stat(self, key: str) -> Entry | None:
-        """The object's entry, None where there is none."""
-
-    def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
-
-    def honours_create_only(self) -> bool:
-        """Whether `create_only` really refuses to overwrite."""
-
-    def url(self, key: str) -> str:
-        """The object's address for stock readers."""
+from shards.objects import TEMPORARY, Entry, Storage, check_key
 
 
 def open_storage(root: str) -> Storage:
@@ -81,20 +36,6 @@ def open_storage(root: str) -> Storage:
 
         return S3Storage(root)
     raise UsageError(f"root {root!r}: unknown scheme {scheme!r}; give a local folder or s3://bucket/prefix")
-
-
-def check_key(key: str) -> str:
-    """Refuse keys that could leave the root; returns the key."""
-    parts = key.split("/")
-    if (
-        not key
-        or key.startswith("/")
-        or "\\" in key
-        or "\0" in key
-        or any(p in ("", ".", "..") for p in parts)
-    ):
-        raise ValueError(f"not a relative key: {key!r}")
-    return key
 
 
 class LocalStorage:
@@ -119,7 +60,7 @@ class LocalStorage:
         final = self._path(key)
         draft = final.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(final.parent)
             with draft.open("xb") as file:
                 if isinstance(source, bytes):
                     file.write(source)
@@ -132,12 +73,15 @@ class LocalStorage:
             else:
                 draft.replace(final)
             _sync_folder(final.parent)
-        except FileExistsError:
+        except FileExistsError as error:
+            if not create_only:
+                raise StorageError(f"cannot write {self.url(key)}: {error.filename} is no folder") from error
             raise AlreadyExistsError(f"{self.url(key)} exists already") from None
         except OSError as error:
             raise StorageError(f"cannot write {self.url(key)}: {_reason(error, final.parent)}") from error
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(NotADirectoryError):
+                draft.unlink(missing_ok=True)
 
     def get_bytes(self, key: str) -> bytes:
         """See `Storage.get_bytes`."""
@@ -174,20 +118,14 @@ class LocalStorage:
                 key = (base / name).as_posix()
                 if name.startswith(TEMPORARY) or not key.startswith(prefix):
                     continue
-                entry = self.stat(key)
+                entry = _entry(self._folder / key, key)  # not stat(): foreign names need not be keys of ours
                 if entry is not None:
                     found.append(entry)
         yield from sorted(found, key=lambda entry: entry.key)
 
     def stat(self, key: str) -> Entry | None:
         """See `Storage.stat`; a link counts as absent."""
-        try:
-            facts = self._path(key).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if not os.path.isfile(self._path(key)) or self._path(key).is_symlink():
-            return None
-        return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}")
+        return _entry(self._path(key), key)
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
@@ -203,6 +141,24 @@ class LocalStorage:
 
     def _path(self, key: str) -> Path:
         return self._folder / check_key(key)
+
+
+def _entry(path: Path, key: str) -> Entry | None:
+    try:
+        facts = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each new name synced: a power cut must not take a committed shard's folder."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

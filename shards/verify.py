@@ -12,11 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from shards.dataset import COMMITS, DATASET, GROWTH, MANIFEST, Commit, Dataset, failed_key
-from shards.errors import CorruptShardError, NotFoundError
+from shards.dataset import COMMIT_NAME, DATASET, GROWTH_NAME, MANIFEST, Commit, Dataset, failed_key
+from shards.errors import CorruptShardError, NotFoundError, StorageError
+from shards.objects import Storage
 from shards.plan import normalise_caption, sample_id
 from shards.sample import IMAGE_FORMATS, Expected, check_image, check_tensors, decode_tensors
-from shards.storage import Storage, open_storage
+from shards.storage import open_storage
 
 MAX_MEMBER = 1 << 30  # bytes; a 2048² sample with six layers is under 200 MB, a larger claim is a bomb
 MEMBER_SUFFIXES = ("json", "safetensors", "txt")
@@ -172,7 +173,10 @@ class _Hashing(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
+        try:
+            data = self._source.read(len(buffer))
+        except OSError as error:  # the store failed, which says nothing about the shard
+            raise StorageError(f"reading failed after {self.count:,} bytes: {error}") from error
         self.digest.update(data)
         self.count += len(data)
         buffer[: len(data)] = data
@@ -246,7 +250,7 @@ def _check_tar(
                 assert content is not None, "headers were checked to be files"
                 members[suffix] = content.read()
             finish()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, EOFError) as error:
         problems.append(Problem(commit.name, key, f"the tar is broken: {error}"))
 
 
@@ -304,12 +308,17 @@ def _foreign(dataset: Dataset, commits: Iterable[Commit]) -> list[Problem]:
         own |= {commit.tar, commit.parquet, failed_key(commit.name)}
     problems = []
     for entry in dataset.storage.list():
-        if entry.key in own or entry.key.startswith((COMMITS, GROWTH)):
+        if entry.key in own or _is_record(entry.key):
             continue
         if is_leftover(entry.key):
             continue
         problems.append(Problem(entry.key, "", "a foreign file; nothing of this dataset names it"))
     return problems
+
+
+def _is_record(key: str) -> bool:
+    """Whether a key is a commit's or a growth record's."""
+    return bool(COMMIT_NAME.fullmatch(key) or GROWTH_NAME.fullmatch(key))
 
 
 def is_leftover(key: str) -> bool:

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 CODES = {
@@ -55,10 +56,8 @@ class FaultProxy:
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                try:
+                with suppress(OSError):  # a client that went away is no business of the proxy
                     proxy._serve(self.request)
-                except OSError:
-                    pass  # a client that went away is no business of the proxy
 
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True

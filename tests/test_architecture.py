@@ -50,8 +50,13 @@ def test_importing_a_package_is_light(package):
 
 
 def imports_of(path: Path) -> set[str]:
+    """Modules imported when the file runs or one of its functions does; what only type checkers read is left out."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -4,7 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projector.align import Alignment, area_pool, area_weights, position_mask
+from projector.align import (
+    Alignment,
+    area_pool,
+    area_weights,
+    masked_mean,
+    position_mask,
+    soft_targets,
+    transport_plan,
+)
 
 lengths = st.integers(1, 40)
 
@@ -62,3 +70,51 @@ def test_per_token_takes_positions_as_they_are_but_spreads_queries():
 
 def test_position_mask():
     assert position_mask(torch.tensor([0, 2]), 3).tolist() == [[False] * 3, [True, True, False]]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 30.0))
+def test_transport_moves_equal_mass_from_every_token_to_every_token(s, t, strength):
+    torch.manual_seed(s * 100 + t)
+    rows, columns = position_mask(torch.tensor([s, 1]), s), position_mask(torch.tensor([t, t]), t)
+    plan = transport_plan(strength * torch.randn(2, s, t).double(), rows, columns)
+    torch.testing.assert_close(plan[0].sum(1), torch.ones(s).double())
+    torch.testing.assert_close(plan[1, 0], torch.full((t,), 1 / t).double(), atol=1e-6, rtol=1e-6)
+    if strength < 3:  # the sharper, the slower the columns settle
+        torch.testing.assert_close(plan[0].sum(0), torch.full((t,), s / t).double(), rtol=0.05, atol=0.05)
+
+
+def test_masked_tokens_take_no_part_in_the_transport():
+    similarity = torch.randn(1, 6, 5)
+    rows, columns = position_mask(torch.tensor([4]), 6), position_mask(torch.tensor([3]), 5)
+    plan = transport_plan(similarity, rows, columns)
+    alone = transport_plan(similarity[:, :4, :3], rows[:, :4], columns[:, :3])
+    torch.testing.assert_close(plan[:, :4, :3], alone)
+    assert plan[:, 4:].eq(0).all()
+    assert plan[:, :, 3:].eq(0).all()
+
+
+def test_soft_targets_find_the_tokens_that_belong_together():
+    """Predictions that are the targets in another order, shrunk: each should be sent to its own."""
+    targets = torch.eye(5)[None] * 4
+    order = torch.tensor([3, 0, 4, 1, 2])
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    found = soft_targets(0.1 * targets[:, order], targets, mask, mask)
+    torch.testing.assert_close(found, targets[:, order], atol=0.2, rtol=0)
+
+
+def test_soft_targets_of_equal_predictions_are_the_captions_mean():
+    targets = torch.randn(2, 7, 4)
+    target_mask = position_mask(torch.tensor([7, 3]), 7)
+    output_mask = torch.ones(2, 5, dtype=torch.bool)
+    found = soft_targets(torch.ones(2, 5, 4), targets, output_mask, target_mask)
+    torch.testing.assert_close(
+        found, masked_mean(targets, target_mask).expand(-1, 5, -1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_soft_training_holds_all_caption_tokens_and_pools_only_the_images():
+    vl, text = torch.randn(100, 4), torch.randn(30, 4)
+    inputs, targets = Alignment("soft", 8).training_sides(vl, text, keeps_positions=True)
+    assert inputs.equal(area_pool(vl, 8))
+    assert targets.equal(text)
+    assert Alignment("soft", 8).training_sides(vl, text, keeps_positions=False)[0].equal(vl)

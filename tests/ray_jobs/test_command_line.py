@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from ray_jobs.__main__ import JOBS, main
+from ray_jobs.__main__ import JOBS, main, with_lasting_paths
 from ray_jobs.command_line import as_yaml, parse
 from ray_jobs.options import BuildOptions, ModelPaths
 from shards.errors import UsageError
@@ -131,3 +131,21 @@ def test_help_lists_the_jobs(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert all(job in text for job in JOBS)
+
+
+def test_relative_places_are_the_same_in_every_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = with_lasting_paths(BuildOptions(output="data", prompts="prompts.txt"))
+    assert options == BuildOptions(output=str(tmp_path / "data"), prompts="prompts.txt")
+    for output in ("", "/absolute", "~/home", "s3://bucket/prefix"):
+        assert with_lasting_paths(BuildOptions(output=output)).output == output
+    assert capsys.readouterr().out == ""
+
+
+def test_in_a_submitted_job_relative_places_are_taken_from_home(tmp_path, monkeypatch, capsys):
+    unpacked = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    monkeypatch.chdir(unpacked)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert with_lasting_paths(BuildOptions(output="data")).output == str(tmp_path / "home" / "data")
+    assert "does not last" in capsys.readouterr().out

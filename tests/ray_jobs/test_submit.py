@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from ray_support import ROOT
 
+from ray_support import ROOT
 from shards.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -26,14 +26,16 @@ def free_port() -> int:
 def head(environment):
     """A head node on free ports; gives the dashboard's address and the environment of its clients."""
     # Ray's sockets lie under this folder and their paths may not pass 107 characters.
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # noqa: S108
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     port, dashboard = free_port(), free_port()
     # Workers run `python` from the path: it must be the one under test.
     path = f"{Path(sys.executable).parent}:{environment['PATH']}"
     clients = environment | {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": folder, "PATH": path}
     start = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
     more = [f"--temp-dir={folder}", "--disable-usage-stats", "--include-dashboard=true", "--block"]
-    process = subprocess.Popen([*start, *more], env=clients, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*start, *more], env=clients, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         yield f"http://127.0.0.1:{dashboard}", clients
     finally:
@@ -43,14 +45,32 @@ def head(environment):
 
 
 def submit(address, clients, *words):
-    command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "-m", "ray_jobs"]
-    return subprocess.run([*command, *words], env=clients, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "ray_jobs",
+    ]
+    return subprocess.run(
+        [*command, *words], env=clients, cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
 
 
 def wait_for(address, clients):
     for _ in range(60):
         listed = subprocess.run(
-            [RAY, "job", "list", "--address", address], env=clients, capture_output=True, text=True, timeout=60
+            [RAY, "job", "list", "--address", address],
+            env=clients,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         if listed.returncode == 0:
             return
