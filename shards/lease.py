@@ -52,7 +52,8 @@ class Lease:
     never both hold it: the second is refused while the first renews, and takes over when the first has not renewed
     for `duration`, or at once when it was a process of the same machine that is gone. Two that start at the same
     time both write, wait `settle` and read back: the later write stands, the other writer steps back. A writer
-    whose first write took longer than half of `settle` starts over, since another may have read back meanwhile.
+    whose write took longer than half of `settle` starts over and waits longer, since another may have read back
+    meanwhile.
 
     What it cannot promise: a store that delays one write for longer than `settle` after answering it, or clocks
     that differ by more than `duration`, can still let two in; and a holder that was suspended for longer than
@@ -84,10 +85,12 @@ class Lease:
                     f"wait until it is done, or {left:.0f} s after it died"
                 )
             self._write()
-            in_time = time.monotonic() - looked <= self._settle / 2
+            took = time.monotonic() - looked
             time.sleep(self._settle)
-            if in_time and (holder := self._read()) is not None and holder.id == self._id:
+            holder = self._read()
+            if took <= self._settle / 2 and holder is not None and holder.id == self._id:
                 break
+            self._settle = max(self._settle, 4 * took)
         self._thread.start()
         return self
 

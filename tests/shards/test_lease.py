@@ -17,7 +17,8 @@ from shards.errors import StorageError
 from shards.lease import LEASE, HeldError, Holder, Lease, sole_writer
 from shards.storage import open_storage
 
-QUICK = {"settle": 0.02, "duration": 0.2}
+QUICK = {"settle": 0.02, "duration": 60}
+BRIEF = {"settle": 0.02, "duration": 0.2}  # renewed twenty times a second
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_record_that_says_nothing_holds_nothing(folder, rubbish):
 
 
 def test_it_is_renewed(folder):
-    with Lease(folder, **QUICK) as lease:
+    with Lease(folder, **BRIEF) as lease:
         first = record(folder)["expires"]
         while record(folder)["expires"] == first:
             time.sleep(0.01)
@@ -122,7 +123,7 @@ def test_a_writer_whose_first_write_was_slow_starts_over(folder, monkeypatch):
 
 
 def test_a_lease_taken_over_is_lost_and_not_given_back(folder, caplog):
-    with caplog.at_level(logging.ERROR), Lease(folder, **QUICK) as lease:
+    with caplog.at_level(logging.ERROR), Lease(folder, **BRIEF) as lease:
         write(folder)
         lease._thread.join()
         with pytest.raises(HeldError, match=r"is lost: process 4711 on far-away has it; stop"):
@@ -135,7 +136,7 @@ def test_a_lease_that_cannot_be_renewed_is_lost(folder, monkeypatch, caplog):
     def refuse():
         raise StorageError("the store is gone")
 
-    with caplog.at_level(logging.ERROR), Lease(folder, **QUICK) as lease:
+    with caplog.at_level(logging.ERROR), Lease(folder, **BRIEF) as lease:
         monkeypatch.setattr(lease, "_write", refuse)
         lease._thread.join()
         with pytest.raises(HeldError, match=r"it could not be renewed \(the store is gone\)"):
