@@ -82,8 +82,9 @@ def transport_plan(similarity: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     log_columns = -columns.sum(1, keepdim=True).clamp(min=1).to(scores.dtype).log().expand_as(columns)
     u, v = torch.zeros_like(log_rows), torch.zeros_like(log_columns)
     for _ in range(SINKHORN_ROUNDS):
-        v = log_columns - (scores + u[:, :, None]).logsumexp(1)
-        u = log_rows - (scores + v[:, None, :]).logsumexp(2)
+        # Padding has no mass to move: left to itself its potential would rise until it counted again.
+        v = (log_columns - (scores + u[:, :, None]).logsumexp(1)).masked_fill(~columns, 0.0)
+        u = (log_rows - (scores + v[:, None, :]).logsumexp(2)).masked_fill(~rows, 0.0)
     plan = (scores + u[:, :, None] + v[:, None, :] - log_rows[:, :, None]).exp()
     return plan * (rows[:, :, None] & columns[:, None, :])
 

@@ -44,7 +44,7 @@ def weights(output):
 
 
 @pytest.mark.parametrize("align", ["pool", "mean", "per_token", "soft"])
-@pytest.mark.parametrize("arch", ("ridge", *ARCHITECTURES))
+@pytest.mark.parametrize("arch", ["ridge", *ARCHITECTURES])
 def test_learns_and_leaves_its_files(tmp_path, arch, align):
     records = []
     summary = train(options(tmp_path, arch=arch, align=align, epochs=12), TRAIN, VAL, on_epoch=records.append)
@@ -211,7 +211,7 @@ def test_the_strength_asked_for_is_kept(tmp_path):
 
 
 WORKER = """
-import sys, torch
+import os, sys, torch
 from torch import distributed
 from projector.options import TrainOptions
 from projector.synthetic import Synthetic
@@ -222,7 +222,8 @@ distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=int
 world = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
 options = TrainOptions(output=output, arch=arch, epochs=3, batch_size=8, length=6, align=align)
 train(options, world.source(int(count)), world.source(int(val), first=1000))
-distributed.destroy_process_group()
+distributed.barrier()
+os._exit(0)  # gloo's threads sometimes abort the interpreter's own way out
 """
 
 
@@ -273,7 +274,7 @@ def test_one_two_and_four_workers_train_alike(tmp_path, arch, align, count, val)
         WORLD.source(count),
         WORLD.source(val, first=1000),
     )
-    for size in (2, 4) if arch in ("mlp", "attention") else (2,):
+    for size in {"mlp": (2, 4), "attention": (4,)}.get(arch, (2,)):
         together = train_together(tmp_path, size, arch, align, count, val)
         np.testing.assert_allclose(curve(together), curve(tmp_path / "alone"), rtol=1e-4)
         for name, tensor in weights(tmp_path / "alone").items():
