@@ -1,5 +1,8 @@
 """Fixtures of the storage tests: three stores that must behave alike."""
 
+import functools
+
+import botocore.loaders
 import pytest
 
 from s3_support import HASTY, fault_proxy, moto, rclone, use
@@ -7,6 +10,14 @@ from shards.s3 import S3Storage
 from shards.storage import open_storage
 
 __all__ = ["fault_proxy", "moto", "rclone", "s3", "store"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def service_models_read_once():
+    """Each client reads the description of S3 again, a tenth of a second that hundreds of tests would pay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.loaders, "create_loader", functools.cache(botocore.loaders.create_loader))
+        yield
 
 
 @pytest.fixture

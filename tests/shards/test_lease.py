@@ -90,27 +90,33 @@ def test_it_is_renewed(folder):
         lease.check()
 
 
-def test_of_many_at_once_one_gets_it(folder):
-    """All look before any writes: what the settling time is for."""
-    inside, most, lock, start = [0], [0], threading.Lock(), threading.Barrier(6)
+def test_of_two_that_both_looked_before_either_wrote_one_gets_it(folder, monkeypatch):
+    """What settling is for: the one that wrote first must not believe what it reads at once."""
+    looked, entered = threading.Barrier(2), threading.Barrier(2)
+    write_record = Lease._write
+    delays = {}
 
-    def enter(_):
-        start.wait()
+    def write_after_the_other_looked(lease):
+        if lease in delays:
+            looked.wait()
+            time.sleep(delays.pop(lease))
+        write_record(lease)
+
+    monkeypatch.setattr(Lease, "_write", write_after_the_other_looked)
+
+    def enter(delay):
+        lease = Lease(folder, settle=0.6, duration=60)
+        delays[lease] = delay
         try:
-            with Lease(folder, settle=0.5, duration=60):
-                with lock:
-                    inside[0] += 1
-                    most[0] = max(most[0], inside[0])
-                time.sleep(1.5)  # past the moment at which the slowest of them reads back
-                with lock:
-                    inside[0] -= 1
-            return True
+            with lease:
+                entered.wait()
+                return True
         except HeldError:
+            entered.wait()  # the winner stays until the loser has been told
             return False
 
-    with ThreadPoolExecutor(6) as pool:
-        assert sum(pool.map(enter, range(6))) == 1
-    assert most == [1]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(enter, (0.0, 0.1))) == [False, True]
 
 
 def test_a_writer_whose_first_write_was_slow_starts_over(folder, monkeypatch):
