@@ -44,6 +44,10 @@ class ModelSource:
     revision: str
     files: Mapping[str, str]
 
+    def to_json(self) -> dict[str, Any]:
+        """What goes into a dataset's settings: id, revision and hashes, not where the files happened to lie."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
 
 @dataclass(frozen=True)
 class ModelSources:
@@ -63,19 +67,35 @@ class ModelSources:
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse layers that the VL model has not."""
-        for layer in layers:
-            if not -self.vl_layers <= layer <= -1:
-                raise UsageError(
-                    f"build.layers = {list(layers)}: {self.vl.id} has {self.vl_layers} blocks, "
-                    f"allowed are -{self.vl_layers} to -1"
-                )
+        VisionSource(self.vl, self.hidden_size, self.vl_layers).check_layers(layers, "build.layers")
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into the dataset's settings: ids, revisions and hashes, not where the files happened to lie."""
-        return {
-            name: {key: value for key, value in asdict(source).items() if key != "path"}
-            for name, source in (("image", self.image), ("vl", self.vl))
-        }
+        """Both models as they go into the dataset's settings."""
+        return {"image": self.image.to_json(), "vl": self.vl.to_json()}
+
+
+@dataclass(frozen=True)
+class VisionSource:
+    """The vision-language model of a run that makes no pictures.
+
+    Attributes:
+        model: the model.
+        hidden_size: its width D.
+        layers: blocks of its language model.
+    """
+
+    model: ModelSource
+    hidden_size: int
+    layers: int
+
+    def check_layers(self, layers: Sequence[int], option: str) -> None:
+        """Refuse layers that the model has not."""
+        for layer in layers:
+            if not -self.layers <= layer <= -1:
+                raise UsageError(
+                    f"{option} = {list(layers)}: {self.model.id} has {self.layers} blocks, "
+                    f"allowed are -{self.layers} to -1"
+                )
 
 
 def resolve_models(models: Literal["tiny"] | dict[str, str]) -> ModelSources:
@@ -98,13 +118,35 @@ def resolve_models(models: Literal["tiny"] | dict[str, str]) -> ModelSources:
         sources = {name: _locate(f"build.models.{name}", models[name]) for name in ("image", "vl")}
         image, vl = sources["image"][1], sources["vl"][1]
     _check_pipeline(image)
-    _check_vision_language(vl)
+    _check_vision_language(vl, "build.models.vl")
     width, layers = _check_fit(image, vl)
     pinned = {
         name: ModelSource(identity, str(folder), revision, file_hashes(folder))
         for name, (identity, folder, revision) in sources.items()
     }
     return ModelSources(pinned["image"], pinned["vl"], width, layers)
+
+
+def resolve_vision(name: str, option: str) -> VisionSource:
+    """Find a vision-language model alone; no Z-Image pipeline needs to be anywhere.
+
+    Args:
+        name: `tiny`, a local folder or a hub id (`id@revision`).
+        option: what errors call it, such as `extract.vl`.
+
+    Returns:
+        the model, pinned and hashed.
+
+    Raises:
+        UsageError: missing, incomplete, pickled or of the wrong class.
+    """
+    identity, folder, revision = (
+        ("tiny/vl", tiny_folder() / "vl", "") if name == "tiny" else _locate(option, name)
+    )
+    _check_vision_language(folder, option)
+    language = read_json(folder / "config.json", option, folder).get("text_config", {})
+    model = ModelSource(identity, str(folder), revision, file_hashes(folder))
+    return VisionSource(model, int(language["hidden_size"]), int(language["num_hidden_layers"]))
 
 
 def tiny_folder() -> Path:
@@ -162,14 +204,14 @@ def _check_pipeline(folder: Path) -> None:
     _refuse(missing, "build.models.image", folder)
 
 
-def _check_vision_language(folder: Path) -> None:
-    config = read_json(folder / "config.json", "build.models.vl", folder)
+def _check_vision_language(folder: Path, option: str) -> None:
+    config = read_json(folder / "config.json", option, folder)
     if VL_CLASS not in config.get("architectures", []):
         raise UsageError(
-            f"build.models.vl = {str(folder)!r}: holds {config.get('architectures')}; a {VL_CLASS} is needed"
+            f"{option} = {str(folder)!r}: holds {config.get('architectures')}; a {VL_CLASS} is needed"
         )
     missing = [name for name in VL_FILES if not (folder / name).is_file()]
-    _refuse(missing + _missing_weights(folder), "build.models.vl", folder)
+    _refuse(missing + _missing_weights(folder), option, folder)
 
 
 def _missing_weights(folder: Path) -> list[str]:

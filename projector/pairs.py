@@ -4,7 +4,7 @@ The caption is encoded once, and the stored tensor is the tensor that conditions
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from projector.batches import BatchMaker, Stage
 from projector.generate import ImageGenerator
 from projector.models import ModelSources
 from projector.text import SampleError, TextEncoder, TextEncoding
@@ -36,7 +37,7 @@ class PairSettings:
     batch_size: int
 
 
-class PairMaker:
+class PairMaker(BatchMaker):
     """All models of a run on one device.
 
     Args:
@@ -45,8 +46,8 @@ class PairMaker:
     """
 
     def __init__(self, sources: ModelSources, settings: PairSettings) -> None:
+        super().__init__(settings.batch_size)
         self.settings = settings
-        self.batch_size = settings.batch_size
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype]
         self._text = TextEncoder.from_pretrained(
@@ -75,38 +76,6 @@ class PairMaker:
         assert isinstance(encoding, TextEncoding)
         return encoding.embeddings
 
-    def batches(self, planned: Sequence[PlannedSample]) -> Iterator[Sequence[PlannedSample]]:
-        """Cut a shard into batches, in plan order from its start, so that the same shard meets the same batches."""
-        start = 0
-        while start < len(planned):
-            batch = planned[start : start + self.batch_size]
-            yield batch
-            start += len(batch)
-
-    def make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
-        """Make samples.
-
-        Args:
-            batch: planned samples.
-
-        Returns:
-            for each, in order, the sample or why there is none. A sample that brings its batch down fails alone;
-            a batch that does not fit in memory is halved, and the smaller size is kept.
-        """
-        try:
-            return self._make(batch)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                return [Failure.from_exception("memory", error)]
-            torch.cuda.empty_cache()
-            half = len(batch) // 2
-            self.batch_size = min(self.batch_size, max(1, half))
-            return [*self.make(batch[:half]), *self.make(batch[half:])]
-        except Exception as error:
-            if len(batch) == 1:
-                return [Failure.from_exception(_stage_of(error), error)]
-            return [result for sample in batch for result in self.make([sample])]
-
     def _make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
         results: dict[str, Sample | Failure] = {}
         conditioned: list[tuple[PlannedSample, TextEncoding]] = []
@@ -121,7 +90,7 @@ class PairMaker:
 
     def _encode(self, captions: Sequence[str]) -> list[TextEncoding | SampleError]:
         """Conditioning as it is stored: rounded to bfloat16 before it is used, so that both are the same tensor."""
-        with _Stage("text"):
+        with Stage("text"):
             return [
                 item
                 if isinstance(item, SampleError)
@@ -132,19 +101,19 @@ class PairMaker:
     def _picture_and_read(
         self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]
     ) -> dict[str, Sample | Failure]:
-        with _Stage("image"):
+        with Stage("image"):
             images = self._images.generate(
                 [encoding.embeddings for _, encoding in conditioned],
                 [planned.seed for planned, _ in conditioned],
             )
-        with _Stage("vl"):
+        with Stage("vl"):
             seen = self._vision.encode(images, [planned.caption for planned, _ in conditioned])
         results: dict[str, Sample | Failure] = {}
         for (planned, encoding), image, states in zip(conditioned, images, seen, strict=True):
             if isinstance(states, SampleError):
                 results[planned.id] = Failure.from_exception("vl", states)
                 continue
-            with _Stage("check"):
+            with Stage("check"):
                 results[planned.id] = make_sample(
                     planned,
                     image=as_png(image),
@@ -152,23 +121,6 @@ class PairMaker:
                     tensors=pair_tensors(encoding, states, self.settings.vl_tokens),
                 )
         return results
-
-
-class _Stage:
-    """Marks an exception with the stage it left from."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
-        if error is not None and not hasattr(error, "stage"):
-            error.stage = self.name  # type: ignore[attr-defined]
-
-
-def _stage_of(error: BaseException) -> str:
-    return str(getattr(error, "stage", "check"))
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -189,7 +141,13 @@ def pair_tensors(text: TextEncoding, vision: VisionEncoding, vl_tokens: str = "a
     Returns:
         arrays by name (FORMAT.md, the embeddings).
     """
-    tensors = {"text": as_array(text.embeddings), "text.kind": text.kind.numpy()}
+    stored = {"text": as_array(text.embeddings), "text.kind": text.kind.numpy()}
+    return stored | vision_tensors(vision, vl_tokens)
+
+
+def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
+    """The vision-language half of `pair_tensors`; same arguments and result."""
+    tensors: dict[str, Array] = {}
     for mode, states in vision.states.items():
         kind = vision.kind[mode]
         if vl_tokens != "all":
