@@ -1,5 +1,6 @@
 """`build`: plan → images and paired embeddings → committed shards. Runs until the plan is whole, or says why not."""
 
+import random
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,18 @@ from projector.models import ModelSources, resolve_models
 from projector.pairs import PairSettings
 from ray_jobs.builder import BuilderSpec, ShardBuilder, to_row
 from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected
-from ray_jobs.monitor import Monitor, Snapshot
+from ray_jobs.estimate import bytes_per_sample
+from ray_jobs.monitor import MAX_ATTEMPTS, Monitor, Snapshot
 from ray_jobs.options import BuildOptions
-from ray_jobs.progress import Progress
+from ray_jobs.progress import Progress, duration
 from shards.dataset import Dataset, is_new
 from shards.errors import UsageError
-from shards.plan import Plan, PlannedShard, make_plan
+from shards.lease import HeldError, Lease, sole_writer
+from shards.plan import Plan, PlannedShard, Segment, make_plan
 from shards.prompts import PromptSource, builtin_prompts, read_prompts
+from shards.retry import plan_retries
 from shards.sample import Expected
+from shards.spool import Spool
 from shards.storage import open_storage
 
 BUILDER_CPUS = 0.01  # builders are placed by GPU; a whole CPU each would leave none for Ray Data's own tasks
@@ -37,6 +42,32 @@ RECORDED_PACKAGES = (
     "numpy",
     "ray",
 )
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What may end a run early, or a builder.
+
+    Attributes:
+        stop: SIGTERM or Ctrl-C.
+        lease: on a root whose store cannot keep two writers apart; None elsewhere.
+        stuck_seconds: silence after which a builder is restarted.
+    """
+
+    stop: StopRequest
+    lease: Lease | None
+    stuck_seconds: float
+
+    def reason_to_stop(self) -> str:
+        """Why the run should stop; empty while it should not."""
+        if self.stop:
+            return "stopped by a signal"
+        try:
+            if self.lease is not None:
+                self.lease.check()
+        except HeldError as error:
+            return str(error)
+        return ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +100,7 @@ def build(options: BuildOptions) -> int:
     prompts = prompts_of(options)
     plan_of(
         options, prompts, segments=(options.samples,)
-    )  # says now, not after Ray has started, if prompts run out
+    )  # if prompts run out, that is said before Ray starts
     storage = open_storage(options.output)
     is_new(storage)
     sources = resolve_models(
@@ -77,23 +108,24 @@ def build(options: BuildOptions) -> int:
     )
     sources.check_layers(options.layers)
     stop = StopRequest()
-    with connected() as cluster, stop.heeded():
+    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
         check_shared(storage.root, cluster)
         crew = crew_for(options, cluster)
         settings = pair_settings(options, on_gpu=crew.gpus > 0)
         dataset = Dataset.create_or_open(
             storage, dataset_settings(options, prompts, sources, settings), recorded_packages()
         )
-        segments = dataset.grow(options.samples, append=options.append)
+        dataset.grow(options.samples, append=options.append)
+        segments = plan_retries(dataset, options.max_attempts)
         plan = plan_of(options, prompts, segments)
         print(f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}", flush=True)
-        return _complete(
-            dataset, plan, options, crew, builder_spec(storage.root, options, sources, settings), stop
-        )
+        spec = builder_spec(storage.root, options, sources, settings)
+        Spool(Path(spec.spool)).check_room(spec.shard_bytes)
+        return _complete(dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds))
 
 
 def _complete(
-    dataset: Dataset, plan: Plan, options: BuildOptions, crew: Crew, spec: BuilderSpec, stop: StopRequest
+    dataset: Dataset, plan: Plan, options: BuildOptions, crew: Crew, spec: BuilderSpec, guard: Guard
 ) -> int:
     """Build what is missing, then check that nothing is."""
     todo = dataset.missing(plan)
@@ -102,14 +134,20 @@ def _complete(
         print(f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make", flush=True)
     progress = Progress("build", len(plan), done=len(plan) - todo_samples)
     actor: Any = ray.remote(Monitor)
-    monitor = actor.options(num_cpus=0).remote(options.max_failed_fraction)
+    monitor = actor.options(num_cpus=0).remote(options.max_failed_fraction, options.max_consecutive_failures)
+    # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
+    random.shuffle(todo)
+    there = 0
     if todo:
-        with _watched(monitor, progress, stop):
+        with _watched(monitor, progress, guard):
             for row in _run(todo, crew, spec, monitor):
+                there += row["outcome"] == "there"
                 if row["outcome"] == "abandoned":
                     print(
-                        f"{row['name']}: given up, its worker died {row['failed'] or 'each'} time", flush=True
+                        f"{row['name']}: given up, its worker died each of {MAX_ATTEMPTS} times", flush=True
                     )
+    if there:
+        print(f"{there} shards were committed by another build meanwhile", flush=True)
     end: Snapshot = ray.get(monitor.snapshot.remote())
     progress.show(end.made + end.failed, _failed_note(end), final=True)
     dataset.write_manifest()
@@ -119,7 +157,7 @@ def _complete(
         return 0
     why = end.stopping or f"{len(missing)} shards could not be made"
     print(f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.")
-    return stop.exit_code or 1
+    return guard.stop.exit_code or 1
 
 
 def _run(todo: list[PlannedShard], crew: Crew, spec: BuilderSpec, monitor: Any) -> Iterator[dict[str, Any]]:
@@ -145,17 +183,24 @@ def _run(todo: list[PlannedShard], crew: Crew, spec: BuilderSpec, monitor: Any) 
 
 
 @contextmanager
-def _watched(monitor: Any, progress: Progress, stop: StopRequest) -> Iterator[None]:
-    """Show progress and pass a stop request on, from a thread beside the pass."""
+def _watched(monitor: Any, progress: Progress, guard: Guard) -> Iterator[None]:
+    """Show progress, pass a stop request on and restart stuck builders, from a thread beside the pass."""
     finished = threading.Event()
 
     def watch() -> None:
         passed_on = False
         while not finished.wait(0.5):
-            if stop and not passed_on:
+            if not passed_on and (reason := guard.reason_to_stop()):
                 passed_on = True
-                print("stopping at the next sample boundary", flush=True)
-                ray.get(monitor.stop.remote("stopped by a signal"))
+                print(f"{reason}: stopping at the next sample boundary", flush=True)
+                ray.get(monitor.stop.remote(reason))
+            for stuck in ray.get(monitor.stuck.remote(guard.stuck_seconds)):
+                print(
+                    f"{stuck.shard}: {stuck.worker} has finished nothing for {duration(stuck.seconds)} "
+                    f"(at work on {', '.join(stuck.at_work) or 'nothing it told of'}); restarting it",
+                    flush=True,
+                )
+                ray.kill(stuck.handle, no_restart=False)
             now: Snapshot = ray.get(monitor.snapshot.remote())
             progress.show(now.made + now.failed, _failed_note(now))
 
@@ -186,7 +231,7 @@ def prompts_of(options: BuildOptions) -> PromptSource:
     )
 
 
-def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[int]) -> Plan:
+def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Segment]) -> Plan:
     """The plan of a run."""
     return make_plan(
         prompts.prompts,
@@ -246,7 +291,8 @@ def builder_spec(
         height=options.height,
     )
     spool = options.spool or str(Path(tempfile.gettempdir()) / "z-image-projector-spool")
-    return BuilderSpec(root, sources, settings, expected, spool)
+    shard_bytes = options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
+    return BuilderSpec(root, sources, settings, expected, spool, shard_bytes)
 
 
 def dataset_settings(

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 
 from projector.models import ModelSources
 from projector.pairs import PairMaker, PairSettings
-from ray_jobs.monitor import Orders
+from ray_jobs.monitor import DEATHS_ALONE, DEATHS_FATAL, MAX_ATTEMPTS, Orders
 from shards.crash import crash_point
 from shards.dataset import Dataset
+from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.plan import PlannedSample, PlannedShard
 from shards.sample import Expected, Failure, Sample
 from shards.spool import Spool
@@ -36,6 +37,7 @@ class BuilderSpec:
         settings: how pairs are made.
         expected: what every sample must hold.
         spool: local folder for shards under construction.
+        shard_bytes: what a full shard takes there, about.
     """
 
     root: str
@@ -43,6 +45,7 @@ class BuilderSpec:
     settings: PairSettings
     expected: Expected
     spool: str
+    shard_bytes: int
 
 
 def to_row(planned: PlannedShard) -> dict[str, str]:
@@ -83,37 +86,46 @@ class ShardBuilder:
             batch: one row of `to_row`.
 
         Returns:
-            one row: `name`, `outcome` (committed, adopted, stopped or abandoned), `samples`, `failed`, `device`.
+            one row: `name`, `outcome` (committed, adopted, there, stopped, abandoned or refused) and `detail`.
         """
         planned = from_row(batch)
-        outcome, samples, failed = self._make(planned)
-        return {
-            "name": [planned.name],
-            "outcome": [outcome],
-            "samples": [samples],
-            "failed": [failed],
-            "device": [self._device],
-        }
+        try:
+            outcome, detail = self._make(planned), ""
+        except (StorageError, CorruptShardError, UsageError) as error:
+            # The store's failure is every builder's: the run stops with its words instead of a worker's traceback.
+            outcome, detail = "refused", f"{planned.name}: {error}"
+            ray.get(self._monitor.stop.remote(detail))
+        return {"name": [planned.name], "outcome": [outcome], "detail": [detail]}
 
-    def _make(self, planned: PlannedShard) -> tuple[str, int, int]:
-        orders: Orders = ray.get(self._monitor.begin.remote(self._name, planned.name))
+    def _make(self, planned: PlannedShard) -> str:
+        itself = ray.get_runtime_context().current_actor
+        orders: Orders = ray.get(self._monitor.begin.remote(self._name, planned.name, itself))
+        try:
+            return self._make_under(orders, planned)
+        finally:
+            ray.get(self._monitor.end.remote(self._name))
+
+    def _make_under(self, orders: Orders, planned: PlannedShard) -> str:
         if not orders.go:
-            return ("abandoned" if orders.attempt > 1 else "stopped"), 0, 0
+            return "abandoned" if orders.attempt > MAX_ATTEMPTS else "stopped"
+        if self._dataset.is_committed(planned.name):
+            return "there"
         attempt = uuid.uuid4().hex
         adopted = self._dataset.adopt(planned, attempt=attempt)
         if adopted is not None:
             self._tell(planned, adopted.samples, adopted.failed, ())
-            return "adopted", adopted.samples, adopted.failed
+            return "adopted"
+        self._spool.check_room(self._spec.shard_bytes)
         start = time.monotonic()
         with self._spool.workspace(planned.name) as folder:
             built = self._write(planned, folder, orders)
             if built is None:
-                return "stopped", 0, 0
+                return "stopped"
             wall = time.monotonic() - start
-            commit = self._dataset.commit(
+            self._dataset.commit(
                 built, attempt=attempt, wall_seconds=wall, device_seconds=wall, device=self._device
             )
-        return "committed", commit.samples, commit.failed
+        return "committed"
 
     def _write(self, planned: PlannedShard, folder: Path, orders: Orders) -> BuiltShard | None:
         """Make the samples and close the shard on local disk; None when the run stops before its end."""
@@ -121,10 +133,10 @@ class ShardBuilder:
             self._pairs = PairMaker(self._spec.sources, self._spec.settings)
         made = failed = 0
         with ShardWriter(planned, folder, self._dataset.fingerprint, self._spec.expected) as writer:
-            for batch in self._pairs.batches(planned.samples):
+            for batch in self._batches(planned, orders):
                 if not self._tell(planned, made, failed, [sample.id for sample in batch]):
                     return None
-                for result in self._pairs.make(batch):
+                for result in self._results(batch, orders):
                     if add_or_fail(writer, result):
                         made += 1
                     else:
@@ -132,6 +144,25 @@ class ShardBuilder:
                 crash_point("mid-shard")
             self._tell(planned, made, failed, ())
             return writer.close()
+
+    def _batches(self, planned: PlannedShard, orders: Orders) -> Iterator[Sequence[PlannedSample]]:
+        """The shard's batches; one that keeps killing workers is taken apart, to find out which sample does it."""
+        assert self._pairs is not None
+        for batch in self._pairs.batches(planned.samples):
+            if any(orders.deaths.get(sample.id, 0) >= DEATHS_ALONE for sample in batch):
+                yield from ([sample] for sample in batch)
+            else:
+                yield batch
+
+    def _results(self, batch: Sequence[PlannedSample], orders: Orders) -> list[Sample | Failure]:
+        """A batch's samples; one that has killed too many workers is not tried again."""
+        assert self._pairs is not None
+        if len(batch) == 1 and (deaths := orders.deaths.get(batch[0].id, 0)) >= DEATHS_FATAL:
+            error = RuntimeError(f"{deaths} workers died while making it")
+            return [Failure.from_exception("worker", error)]
+        for sample in batch:
+            crash_point(f"sample-{sample.id}")
+        return self._pairs.make(batch)
 
     def _tell(self, planned: PlannedShard, made: int, failed: int, at_work: Sequence[str]) -> bool:
         report = self._monitor.report.remote(

@@ -81,6 +81,12 @@ class BuildOptions(Section):
     """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
     max_failed_fraction: Fraction = 0.05
     """The run fails when more than this share of the samples made so far failed (after the first 20)."""
+    max_consecutive_failures: int = Field(25, gt=0)
+    """The run fails when more than so many samples fail one after the other."""
+    max_attempts: int = Field(3, gt=0)
+    """Runs in which a failed sample is tried, the first one counted; captions that can never work are tried once."""
+    stuck_seconds: float = Field(1800.0, gt=0)
+    """A builder that finishes no batch for so long is named and restarted."""
     append: bool = False
     """Grow an existing dataset to `samples`."""
     spool: str | None = None

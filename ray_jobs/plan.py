@@ -7,15 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_jobs.build import plan_of, prompts_of
+from ray_jobs.estimate import estimated
 from ray_jobs.options import BuildOptions, PlanOptions
 from shards.plan import Plan, coverage
-
-VL_PIXELS_PER_TOKEN = 32 * 32  # Qwen3-VL: patch 16, 2 x 2 patches merged into one token
-HIDDEN_SIZE = 2560  # Qwen3-4B and Qwen3-VL-4B
-TEMPLATE_TOKENS = 20  # chat template around image and caption, about
-CAPTION_TOKENS = 30  # the built-in prompts' average, about
-PNG_BYTES_PER_PIXEL = 1.5  # generated photographs; flat graphics take less
-REQUESTS_PER_SHARD = 3  # parquet, tar, commit; a multipart upload of the tar adds its parts
 
 
 def plan(options: PlanOptions, build: BuildOptions) -> int:
@@ -39,37 +33,6 @@ def plan(options: PlanOptions, build: BuildOptions) -> int:
         (folder / "plan.json").write_text(json.dumps(estimate, indent=2) + "\n")
         print(f"written: {folder / 'plan.json'}, {folder / 'plan.parquet'}")
     return 0
-
-
-def estimated(made: Plan, build: BuildOptions) -> dict[str, int]:
-    """Counts and sizes of a plan.
-
-    Args:
-        made: the plan.
-        build: its settings.
-
-    Returns:
-        samples, train and val samples, shards, bytes (estimated for the 4B models), put requests.
-    """
-    image_tokens = build.height * build.width // VL_PIXELS_PER_TOKEN
-    if build.vl_tokens != "all":
-        image_tokens = min(image_tokens, int(build.vl_tokens.removeprefix("pooled:")))
-    vl_tokens = sum(
-        image_tokens + TEMPLATE_TOKENS + (CAPTION_TOKENS if mode == "caption" else 0)
-        for mode in build.text_modes
-    )
-    embeddings = 2 * HIDDEN_SIZE * (CAPTION_TOKENS + TEMPLATE_TOKENS + vl_tokens * len(build.layers))
-    per_sample = embeddings + int(build.height * build.width * PNG_BYTES_PER_PIXEL)
-    held_out = sum(sample.split == "val" for sample in made.samples)
-    return {
-        "samples": len(made),
-        "train_samples": len(made) - held_out,
-        "val_samples": held_out,
-        "shards": len(made.shards),
-        "bytes": per_sample * len(made),
-        "bytes_per_full_shard": per_sample * build.samples_per_shard,
-        "put_requests": REQUESTS_PER_SHARD * len(made.shards) + 3,
-    }
 
 
 def _as_text(made: Plan, build: BuildOptions, estimate: dict[str, int]) -> str:

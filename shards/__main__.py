@@ -11,8 +11,9 @@ from typing import Any
 
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.maintain import collect_garbage, failures, repair, require_shards
-from shards.plan import SPLITS
+from shards.maintain import collect_garbage, repair, require_shards
+from shards.plan import SPLITS, planned_count
+from shards.retry import retryable
 from shards.storage import open_storage
 
 
@@ -66,8 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     tool("gc", _gc, "remove shard files that no commit names; not while a build runs").add_argument(
         "--dry-run", action="store_true", help="only list them"
     )
-    tool("retry-failed", _retry_failed, "list the samples that a build would try again").add_argument(
-        "--json", action="store_true", help="as JSON"
+    retry = tool("retry-failed", _retry_failed, "list the samples that a build would try again")
+    retry.add_argument("--json", action="store_true", help="as JSON")
+    retry.add_argument(
+        "--max-attempts", type=int, default=3, help="as build.max_attempts (default %(default)s)"
     )
     return parser
 
@@ -80,15 +83,16 @@ def info(dataset: Dataset) -> dict[str, Any]:
     """What a dataset holds, as `info --json` prints it."""
     commits = dataset.commits()
     segments = dataset.segments()
-    planned = segments[-1] if segments else 0
+    planned = planned_count(segments)
+    retried = planned - max((segment for segment in segments if isinstance(segment, int)), default=0)
     accounted = sum(commit.samples + commit.failed for commit in commits)
     return {
         "root": dataset.storage.root,
         "created": dataset.created,
         "fingerprint": dataset.fingerprint,
-        "planned": planned,
+        "planned": planned - retried,
         "samples": sum(commit.samples for commit in commits),
-        "failed": sum(commit.failed for commit in commits),
+        "failed": sum(commit.failed for commit in commits) - retried,
         "complete": bool(commits) and accounted == planned,
         "shards": len(commits),
         "bytes": sum(commit.bytes for commit in commits),
@@ -189,15 +193,15 @@ def _gc(options: argparse.Namespace) -> int:
 
 
 def _retry_failed(options: argparse.Namespace) -> int:
-    rows = failures(_open(options))
+    rows = retryable(_open(options), options.max_attempts)
     if options.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     for row in rows:
         print(
-            f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  (attempt {row['attempts']})"
+            f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  ({row['attempts']} tries)"
         )
-    print(f"{len(rows)} failed samples")
+    print(f"{len(rows)} samples to try again")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 
 _passed: Counter[str] = Counter()
@@ -12,8 +13,9 @@ def crash_point(name: str) -> None:
 
     Args:
         name: of the point: mid-shard, before-parquet, after-parquet, before-tar, after-tar, before-commit,
-            after-commit. `SHARDS_CRASH_AT=after-tar:3` means the third passage in this process. With
-            `SHARDS_CRASH_ONCE=/path` only the process that can create that file dies.
+            after-commit, sample-ID. `SHARDS_CRASH_AT=after-tar:3` means the third passage in this process. With
+            `SHARDS_CRASH_ONCE=/path` only the process that can create that file dies; with
+            `SHARDS_CRASH_HOW=hang` it hangs instead.
     """
     wanted = os.environ.get("SHARDS_CRASH_AT")
     if not wanted:
@@ -29,4 +31,6 @@ def crash_point(name: str) -> None:
             os.close(os.open(once, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
+    if os.environ.get("SHARDS_CRASH_HOW") == "hang":
+        time.sleep(3600)
     os.kill(os.getpid(), signal.SIGKILL)

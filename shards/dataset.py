@@ -23,7 +23,7 @@ from shards.errors import (
     UsageError,
 )
 from shards.objects import Entry, Storage
-from shards.plan import Plan, PlannedShard
+from shards.plan import Plan, PlannedShard, Segment
 from shards.statistics import RunningStatistics
 from shards.write import COMMIT_KEY, BuiltShard
 
@@ -96,7 +96,10 @@ def is_new(storage: Storage) -> bool:
     """
     if storage.stat(DATASET) is not None:
         return False
-    foreign = next(iter(storage.list()), None)
+    # A writer's lease and probe may stand in a root before the dataset does.
+    foreign = next(
+        (entry for entry in storage.list() if not entry.key.startswith(("_lease.json", "_probe/"))), None
+    )
     if foreign is not None:
         raise UsageError(
             f"{storage.root}: holds something that is no dataset ({foreign.key}, no {DATASET}); "
@@ -178,7 +181,7 @@ class Dataset:
             )
         return dataset
 
-    def grow(self, samples: int, *, append: bool) -> tuple[int, ...]:
+    def grow(self, samples: int, *, append: bool) -> tuple[Segment, ...]:
         """Record how many samples are planned.
 
         Args:
@@ -186,49 +189,60 @@ class Dataset:
             append: whether more than before is meant.
 
         Returns:
-            the totals at which the plan was ended so far, the last one being `samples`.
+            all growth records.
 
         Raises:
             UsageError: more or fewer than recorded without a word about growing.
         """
         recorded = self.segments()
-        if recorded and samples == recorded[-1]:
+        total = max((segment for segment in recorded if isinstance(segment, int)), default=0)
+        if samples == total:
             return recorded
-        if recorded and samples < recorded[-1]:
+        if samples < total:
             raise UsageError(
-                f"build.samples = {samples}: {self.storage.root} is planned for {recorded[-1]}; "
-                f"a dataset only grows, use {recorded[-1]} or more"
+                f"build.samples = {samples}: {self.storage.root} is planned for {total}; "
+                f"a dataset only grows, use {total} or more"
             )
         if recorded and not append:
             raise UsageError(
-                f"build.samples = {samples}: {self.storage.root} is planned for {recorded[-1]}; "
+                f"build.samples = {samples}: {self.storage.root} is planned for {total}; "
                 "pass --build.append true to grow it"
             )
-        record = {"samples": samples, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-        try:
-            self.storage.put_bytes(f"{GROWTH}{len(recorded):06d}.json", _json(record), create_only=True)
-        except AlreadyExistsError:  # another builder grew it meanwhile: judge again from what is there now
+        if not self.record(len(recorded), {"samples": samples}):
+            # Another builder grew it meanwhile: judge again from what is there now.
             return self.grow(samples, append=append)
         return (*recorded, samples)
 
-    def segments(self) -> tuple[int, ...]:
-        """The recorded totals, oldest first; empty before the first build."""
-        totals: list[int] = []
+    def record(self, number: int, content: Mapping[str, Any]) -> bool:
+        """Put a growth record, create-only; False when another builder put one of that number."""
+        data = {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        try:
+            self.storage.put_bytes(f"{GROWTH}{number:06d}.json", _json(data), create_only=True)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The growth records, oldest first; empty before the first build."""
+        segments: list[Segment] = []
+        total = 0
         for entry in self.storage.list(GROWTH):
             if not GROWTH_NAME.fullmatch(entry.key):
                 continue  # foreign: verify names it
             try:
-                total = json.loads(self.storage.get_bytes(entry.key))["samples"]
-                if entry.key != f"{GROWTH}{len(totals):06d}.json" or not isinstance(total, int):
-                    raise ValueError(f"samples = {total!r}")
-                if total <= (totals[-1] if totals else 0):
-                    raise ValueError(f"{total} samples do not follow {totals}")
+                segment = _segment(json.loads(self.storage.get_bytes(entry.key)))
+                if entry.key != f"{GROWTH}{len(segments):06d}.json":
+                    raise ValueError(f"record {len(segments)} is missing")
+                if isinstance(segment, int):
+                    if segment <= total:
+                        raise ValueError(f"{segment} samples do not follow {total}")
+                    total = segment
             except (ValueError, KeyError, TypeError) as error:
                 raise CorruptShardError(
                     f"{self.storage.root}: growth record {entry.key} cannot be believed: {error}"
                 ) from None
-            totals.append(total)
-        return tuple(totals)
+            segments.append(segment)
+        return tuple(segments)
 
     def committed(self) -> dict[str, Entry]:
         """Names of committed shards, with their commit files; one listing."""
@@ -237,6 +251,10 @@ class Dataset:
             for entry in self.storage.list(COMMITS)
             if (match := COMMIT_NAME.fullmatch(entry.key))
         }
+
+    def is_committed(self, name: str) -> bool:
+        """Whether a shard is committed by now; one request."""
+        return self.storage.stat(f"{COMMITS}{name}.json") is not None
 
     def missing(self, plan: Plan) -> list[PlannedShard]:
         """Planned shards that are not committed; one listing."""
@@ -426,6 +444,18 @@ class Dataset:
             return {shard["name"]: shard for shard in content["shards"]}
         except (NotFoundError, ValueError, KeyError, TypeError):
             return {}  # never the truth: without it, or with a broken one, the commits are read
+
+
+def _segment(record: Mapping[str, Any]) -> Segment:
+    """What a growth record says."""
+    if "retry" in record:
+        identities = tuple(record["retry"])
+        if not identities or not all(isinstance(identity, str) for identity in identities):
+            raise ValueError(f"retry = {record['retry']!r}")
+        return identities
+    if not isinstance(record["samples"], int):
+        raise ValueError(f"samples = {record['samples']!r}")
+    return record["samples"]
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

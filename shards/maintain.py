@@ -76,20 +76,6 @@ def repair(root: str, *, workers: int = 1) -> list[str]:
     return broken
 
 
-def failures(dataset: Dataset) -> list[dict[str, object]]:
-    """Every sample in the dead-letter files, with its shard."""
-    import io
-
-    import pyarrow.parquet as pq
-
-    rows: list[dict[str, object]] = []
-    for commit in dataset.commits():
-        if commit.failed:
-            table = pq.read_table(io.BytesIO(dataset.storage.get_bytes(failed_key(commit.name))))
-            rows += [{"shard": commit.name, **row} for row in table.to_pylist()]
-    return rows
-
-
 def require_shards(dataset: Dataset) -> None:
     """Refuse a dataset in which nothing is committed yet."""
     if not dataset.committed():

@@ -21,6 +21,11 @@ MAX_SHARDS = 1_000_000  # six digits in a shard's name
 MAX_PER_SHARD = 10_000  # four digits in a key
 
 
+Segment = (
+    int | tuple[str, ...]
+)  # a growth record: the new total of samples, or the ids of failed ones to try again
+
+
 class Categorised(Protocol):
     """Anything that stands somewhere in the prompt space."""
 
@@ -138,7 +143,7 @@ def make_plan(
     seed: int,
     val_fraction: float,
     samples_per_shard: int,
-    segments: Sequence[int],
+    segments: Sequence[Segment],
 ) -> Plan:
     """Lay samples out in shards.
 
@@ -147,7 +152,8 @@ def make_plan(
         seed: of the run.
         val_fraction: share of captions held out.
         samples_per_shard: in a full shard.
-        segments: cumulative totals at which the plan was, and is, ended: (1000,) or, grown once, (1000, 1500).
+        segments: how the plan came about: (1000,), or, grown once, (1000, 1500), or, with two failed samples
+            tried again in between, (1000, ("id", "id"), 1500).
 
     Returns:
         the plan; a longer one from the same arguments begins with it, shard for shard.
@@ -155,42 +161,25 @@ def make_plan(
     Raises:
         UsageError: more samples than prompts, or more shards than names.
     """
-    if list(segments) != sorted(set(segments)) or not segments or segments[0] < 1:
-        raise ValueError(f"segments must be positive and increasing, not {segments}")
+    totals = [segment for segment in segments if isinstance(segment, int)]
+    if totals != sorted(set(totals)) or not isinstance(next(iter(segments), None), int) or totals[0] < 1:
+        raise ValueError(f"segments must begin with a positive total, and totals must grow, not {segments}")
     if not 1 <= samples_per_shard <= MAX_PER_SHARD:
         raise ValueError(f"samples_per_shard must be 1 to {MAX_PER_SHARD}, not {samples_per_shard}")
-    if segments[-1] > len(prompts):
+    if totals[-1] > len(prompts):
         raise UsageError(
-            f"build.samples = {segments[-1]}: the prompt source holds {len(prompts)}; "
+            f"build.samples = {totals[-1]}: the prompt source holds {len(prompts)}; "
             f"ask for at most {len(prompts)} or give more prompts"
         )
     shards: dict[str, list[list[PlannedSample]]] = {split: [] for split in SPLITS}
-    start = 0
-    for end in segments:
-        open_shard = dict.fromkeys(SPLITS, False)
-        for index in range(start, end):
-            prompt = prompts[index]
-            split = "val" if is_held_out(prompt.caption, val_fraction) else "train"
-            filled = shards[split]
-            if not open_shard[split] or len(filled[-1]) == samples_per_shard:
-                filled.append([])
-                open_shard[split] = True
-            identity = sample_id(prompt.caption)
-            filled[-1].append(
-                PlannedSample(
-                    id=identity,
-                    index=index,
-                    caption=prompt.caption,
-                    content=prompt.content,
-                    style=prompt.style,
-                    subject=prompt.subject,
-                    seed=sample_seed(seed, identity),
-                    split=split,
-                    shard=len(filled) - 1,
-                    position=len(filled[-1]),
-                )
-            )
-        start = end
+    place_of: dict[str, int] = {}
+    for segment in segments:
+        if isinstance(segment, int):
+            indices: Sequence[int] = range(len(place_of), segment)
+            place_of |= {sample_id(prompts[index].caption): index for index in indices}
+        else:
+            indices = [place_of[identity] for identity in segment]
+        _fill(shards, prompts, indices, seed, val_fraction, samples_per_shard)
     if any(len(filled) > MAX_SHARDS for filled in shards.values()):
         raise UsageError(
             f"build.samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it"
@@ -201,6 +190,48 @@ def make_plan(
             for split in SPLITS
             for index, samples in enumerate(shards[split])
         )
+    )
+
+
+def _fill(
+    shards: dict[str, list[list[PlannedSample]]],
+    prompts: Sequence[Captioned],
+    indices: Iterable[int],
+    seed: int,
+    val_fraction: float,
+    samples_per_shard: int,
+) -> None:
+    """Add one segment's samples, in new shards: those of earlier segments may be committed."""
+    is_open = dict.fromkeys(SPLITS, False)
+    for index in indices:
+        prompt = prompts[index]
+        split = "val" if is_held_out(prompt.caption, val_fraction) else "train"
+        filled = shards[split]
+        if not is_open[split] or len(filled[-1]) == samples_per_shard:
+            filled.append([])
+            is_open[split] = True
+        identity = sample_id(prompt.caption)
+        filled[-1].append(
+            PlannedSample(
+                id=identity,
+                index=index,
+                caption=prompt.caption,
+                content=prompt.content,
+                style=prompt.style,
+                subject=prompt.subject,
+                seed=sample_seed(seed, identity),
+                split=split,
+                shard=len(filled) - 1,
+                position=len(filled[-1]),
+            )
+        )
+
+
+def planned_count(segments: Sequence[Segment]) -> int:
+    """Samples to account for: the last total, and each retried one once more, since its failure stays on record."""
+    totals = [segment for segment in segments if isinstance(segment, int)]
+    return (totals[-1] if totals else 0) + sum(
+        len(segment) for segment in segments if not isinstance(segment, int)
     )
 
 

@@ -4,17 +4,20 @@ Objects are put whole: nobody ever sees half of one under its final name.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
 from shards.objects import TEMPORARY, Entry, Storage, check_key
+
+LOCK = f"{TEMPORARY}lock"  # serialises create-only puts where the file system has no hard links
 
 
 def open_storage(root: str) -> Storage:
@@ -35,7 +38,10 @@ def open_storage(root: str) -> Storage:
         from shards.s3 import S3Storage  # boto3 takes time to import and local runs never need it
 
         return S3Storage(root)
-    raise UsageError(f"root {root!r}: unknown scheme {scheme!r}; give a local folder or s3://bucket/prefix")
+    # The rest of the root is not repeated: in other schemes it may hold a password.
+    raise UsageError(
+        f"root {scheme}://…: unknown scheme {scheme!r}; give a local folder or s3://bucket/prefix"
+    )
 
 
 class LocalStorage:
@@ -69,28 +75,28 @@ class LocalStorage:
                 file.flush()
                 os.fsync(file.fileno())
             if create_only:
-                os.link(draft, final)  # fails where the name exists; rename would replace it
+                _name_once(draft, final)
             else:
                 draft.replace(final)
             _sync_folder(final.parent)
         except FileExistsError as error:
-            if not create_only:
-                raise StorageError(f"cannot write {self.url(key)}: {error.filename} is no folder") from error
-            raise AlreadyExistsError(f"{self.url(key)} exists already") from None
+            raise StorageError(f"cannot write {final}: {error.filename} is no folder") from error
         except OSError as error:
-            raise StorageError(f"cannot write {self.url(key)}: {_reason(error, final.parent)}") from error
+            raise StorageError(f"cannot write {final}: {_reason(error, final.parent)}") from error
         finally:
             with suppress(NotADirectoryError):
                 draft.unlink(missing_ok=True)
 
     def get_bytes(self, key: str) -> bytes:
         """See `Storage.get_bytes`."""
-        with self.open(key) as file:
+        with self.open(key) as file, _reading(self.url(key)):
             return file.read()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """See `Storage.get_range`."""
-        with self.open(key) as file:
+        if start < 0 or length < 0:
+            raise ValueError(f"not a range of bytes: {length} from {start}; neither may be negative")
+        with self.open(key) as file, _reading(self.url(key)):
             file.seek(start)
             data = file.read(length)
         if len(data) != length:
@@ -100,13 +106,15 @@ class LocalStorage:
         return data
 
     def open(self, key: str) -> BinaryIO:
-        """See `Storage.open`."""
+        """See `Storage.open`; a link is refused, since `stat` calls it absent."""
+        path = self._path(key)
         try:
-            return self._path(key).open("rb")
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFoundError(f"{self.url(key)} does not exist") from None
+            return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFoundError(f"{path} does not exist") from None
         except OSError as error:
-            raise StorageError(f"cannot read {self.url(key)}: {error.strerror}") from error
+            reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            raise StorageError(f"cannot read {path}: {reason}") from error
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`; links are not followed."""
@@ -129,7 +137,13 @@ class LocalStorage:
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
-        self._path(key).unlink(missing_ok=True)
+        path = self._path(key)
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise StorageError(f"cannot delete {path}: {error.strerror}") from error
 
     def honours_create_only(self) -> bool:
         """A link never replaces a name."""
@@ -137,10 +151,14 @@ class LocalStorage:
 
     def url(self, key: str) -> str:
         """An absolute path."""
-        return str(self._path(key))
+        return str(self._folder / check_key(key))
 
     def _path(self, key: str) -> Path:
-        return self._folder / check_key(key)
+        """Where a key lies; StorageError where a link on the way leads out of the root."""
+        path = self._folder / check_key(key)
+        if not path.parent.resolve().is_relative_to(self._folder.resolve()):
+            raise StorageError(f"{path}: a symbolic link on the way leads out of {self._folder}; remove it")
+        return path
 
 
 def _entry(path: Path, key: str) -> Entry | None:
@@ -151,6 +169,33 @@ def _entry(path: Path, key: str) -> Entry | None:
     if not stat.S_ISREG(facts.st_mode):
         return None
     return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot read {name}: {error.strerror}") from error
+
+
+def _name_once(draft: Path, final: Path) -> None:
+    """Give a finished draft its name, unless that is taken; a rename would replace what is there."""
+    try:
+        os.link(draft, final)
+    except FileExistsError:
+        if draft.stat().st_nlink > 1:  # NFS: the link was made, its answer lost, and the request sent again
+            return
+        raise AlreadyExistsError(f"{final} exists already") from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # No hard links (FAT, some FUSE mounts): look and rename under the folder's lock, which dies with its holder.
+        with (final.parent / LOCK).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.lexists(final):
+                raise AlreadyExistsError(f"{final} exists already") from None
+            draft.replace(final)
 
 
 def _make_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any
 from shards.dataset import COMMIT_NAME, DATASET, GROWTH_NAME, MANIFEST, Commit, Dataset, failed_key
 from shards.errors import CorruptShardError, NotFoundError, StorageError
 from shards.objects import Storage
-from shards.plan import normalise_caption, sample_id
+from shards.plan import normalise_caption, planned_count, sample_id
 from shards.sample import IMAGE_FORMATS, Expected, check_image, check_tensors, decode_tensors
 from shards.storage import open_storage
 
@@ -111,8 +111,7 @@ def verify(root: str, *, workers: int = 1) -> Findings:
                 )
     findings.problems += _foreign(dataset, commits)
     findings.accounted = sum(commit.samples + commit.failed for commit in commits)
-    segments = dataset.segments()
-    findings.planned = segments[-1] if segments else 0
+    findings.planned = planned_count(dataset.segments())
     return findings
 
 

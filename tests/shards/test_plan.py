@@ -95,7 +95,7 @@ def test_more_samples_than_prompts_is_a_usage_error():
 
 @pytest.mark.parametrize("segments", [(), (0,), (5, 5), (9, 4)])
 def test_segments_must_grow(segments):
-    with pytest.raises(ValueError, match="segments"):
+    with pytest.raises(ValueError, match="segments must begin"):
         plan(*segments)
 
 

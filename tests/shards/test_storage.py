@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -258,3 +259,86 @@ def test_an_entry_says_what_it_is(tmp_path):
     store.put_bytes("a", b"xyz")
     entry = store.stat("a")
     assert entry == Entry("a", 3, entry.tag)
+
+
+def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path):
+    store = open_storage(str(tmp_path / "root"))
+    store.put_bytes("a", b"x")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"secret")
+    (tmp_path / "root" / "folder").symlink_to(tmp_path / "outside")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside" / "secret")
+    for use in (store.get_bytes, store.delete, lambda key: store.put_bytes(key, b"x")):
+        with pytest.raises(
+            StorageError, match=r"folder/secret: a symbolic link on the way leads out of .*root"
+        ):
+            use("folder/secret")
+    with pytest.raises(StorageError, match="link: it is a symbolic link"):
+        store.get_bytes("link")
+    assert (tmp_path / "outside" / "secret").read_bytes() == b"secret"
+
+
+def test_create_only_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = open_storage(str(tmp_path))
+    test_of_many_that_create_at_once_one_wins(store)
+    store.put_bytes("a", b"x", create_only=True)
+    with pytest.raises(AlreadyExistsError):
+        store.put_bytes("a", b"y", create_only=True)
+    assert keys(store) == ["a"]
+
+
+def test_a_link_whose_answer_was_lost_is_ones_own(tmp_path, monkeypatch):
+    link = os.link
+
+    def answer_lost(source, target):
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", answer_lost)
+    store = open_storage(str(tmp_path))
+    store.put_bytes("a", b"x", create_only=True)
+    assert store.get_bytes("a") == b"x"
+
+
+def test_a_folder_is_no_object(tmp_path):
+    store = open_storage(str(tmp_path))
+    store.put_bytes("folder/a", b"x")
+    with pytest.raises(NotFoundError, match="folder does not exist"):
+        store.get_bytes("folder")
+    with pytest.raises(StorageError, match=r"cannot delete .*folder: Is a directory"):
+        store.delete("folder")
+    for create_only in (False, True):
+        with pytest.raises(
+            StorageError, match=r"folder/a is no folder|folder/a/b: Not a directory"
+        ) as caught:
+            store.put_bytes("folder/a/b", b"x", create_only=create_only)
+        assert not isinstance(caught.value, AlreadyExistsError)
+
+
+def test_a_disk_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(errno.EIO, "Input/output error")
+
+    store = open_storage(str(tmp_path))
+    monkeypatch.setattr(store, "open", lambda key: Broken())
+    for read in (store.get_bytes, lambda key: store.get_range(key, 0, 1)):
+        with pytest.raises(StorageError, match=r"cannot read .*/a: Input/output error"):
+            read("a")
+
+
+def test_a_negative_range_is_none(store):
+    store.put_bytes("a", b"0123456789")
+    for start, length in ((0, -1), (-1, 1)):
+        with pytest.raises(ValueError, match="not a range of bytes"):
+            store.get_range("a", start, length)
+
+
+def test_the_password_in_a_foreign_root_is_not_repeated():
+    with pytest.raises(UsageError, match="unknown scheme 'gs'") as caught:
+        open_storage("gs://me:hunter2@bucket/x")
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,181 @@
+"""What goes wrong with a run, for real: stuck and deadly samples, two builders, failing stores, secrets."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from fault_proxy import FaultProxy
+from ray_support import ROOT, build_command, bytes_of
+from s3_support import running_moto, running_rclone, use
+from shards.__main__ import info
+from shards.dataset import Dataset
+from shards.plan import make_plan
+from shards.prompts import builtin_prompts
+from shards.storage import open_storage
+from shards.verify import verify
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def opened(root):
+    return Dataset.open(open_storage(str(root)))
+
+
+def assert_same(root, undisturbed):
+    """The dataset under a root, local or S3, holds the bytes of the undisturbed one and nothing broken."""
+    storage = open_storage(str(root))
+    found = {
+        Path(e.key): storage.get_bytes(e.key) for e in storage.list() if e.key.startswith(("train/", "val/"))
+    }
+    assert found == bytes_of(undisturbed)
+    findings = verify(str(root))
+    assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
+
+
+def a_planned_id():
+    """Id of a sample in the middle of a shard of the small build."""
+    plan = make_plan(
+        builtin_prompts().prompts, seed=0, val_fraction=0.25, samples_per_shard=4, segments=(24,)
+    )
+    return plan.shard("train-000001").samples[2].id
+
+
+def test_a_stuck_builder_is_named_and_restarted(run_build, undisturbed, tmp_path):
+    hook = {
+        "SHARDS_CRASH_AT": "mid-shard:2",
+        "SHARDS_CRASH_ONCE": str(tmp_path / "once"),
+        "SHARDS_CRASH_HOW": "hang",
+    }
+    done = run_build(tmp_path / "data", extra=hook, stuck_seconds=20)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"(train|val)-\d{6}: \S+:\d+ has finished nothing for .* restarting it", done.stdout)
+    assert_same(tmp_path / "data", undisturbed)
+
+
+def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_path):
+    deadly = a_planned_id()
+    done = run_build(
+        tmp_path / "data", extra={"SHARDS_CRASH_AT": f"sample-{deadly}"}, max_failed_fraction=0.5
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = info(opened(tmp_path / "data"))
+    assert (facts["samples"], facts["failed"], facts["complete"]) == (23, 1, True)
+    (path,) = (tmp_path / "data" / "failed").glob("*.parquet")
+    (row,) = pq.read_table(path).to_pylist()
+    assert (row["id"], row["stage"]) == (deadly, "worker")
+    again = run_build(tmp_path / "data")  # nothing kills it now: tried once more, it is made
+    assert again.returncode == 0, again.stderr
+    facts = info(opened(tmp_path / "data"))
+    assert (facts["samples"], facts["failed"], facts["complete"]) == (24, 0, True)
+
+
+def test_two_builds_on_one_root_give_one_dataset(environment, undisturbed, tmp_path):
+    command = build_command(tmp_path / "data", actors=1)
+    builds = [
+        subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [build.communicate(timeout=300)[0] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0], said
+    assert_same(tmp_path / "data", undisturbed)
+    commits = opened(tmp_path / "data").commits()
+    assert len({commit.attempt for commit in commits}) == len(commits)
+
+
+def test_a_full_disk_is_named_and_the_rest_is_made_after_freeing(run_build, undisturbed, tmp_path):
+    root = tmp_path / "small"
+    root.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(root)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs privileges")
+    try:
+        done = run_build(root / "data")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "the disk is full" in done.stdout
+        assert str(root) in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
+        subprocess.run(["mount", "-o", "remount,size=200m", str(root)], check=True)
+        assert run_build(root / "data").returncode == 0
+        assert_same(root / "data", undisturbed)
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=True)
+
+
+@pytest.fixture(scope="module", params=["moto", "rclone"])
+def server(request, tmp_path_factory):
+    running = {"moto": running_moto, "rclone": running_rclone}[request.param]
+    with running(tmp_path_factory.mktemp(request.param)) as server:
+        yield server
+
+
+def secrets_left(server, *places):
+    """Files under the places that hold the secret key."""
+    secret = server.secret_key.encode()
+    files = [path for place in places for path in Path(place).rglob("*") if path.is_file()]
+    return [path for path in files if secret in path.read_bytes()]
+
+
+@pytest.mark.server
+def test_a_build_on_s3_killed_and_finished(run_build, undisturbed, server, tmp_path, monkeypatch):
+    use(monkeypatch, server.env)
+    root = f"s3://{server.new_bucket()}/some/where"
+    temporary = {"RAY_TMPDIR": str(Path("/tmp") / f"r{tmp_path.name[-8:]}"), "TMPDIR": str(tmp_path)}
+    killed = run_build(root, extra=server.env | {"SHARDS_CRASH_AT": "after-tar:1"} | temporary)
+    assert killed.returncode == 0, killed.stdout + killed.stderr
+    assert_same(root, undisturbed)
+    said = killed.stdout + killed.stderr
+    assert server.secret_key not in said
+    assert ("ignores If-None-Match" in said) == (server.name == "rclone")
+    wrong = run_build(
+        root, extra=server.env | temporary | {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, samples=25
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr.count("\n") == 1
+    assert server.secret_key not in wrong.stdout + wrong.stderr
+    objects = tmp_path / "objects"
+    for entry in open_storage(root).list():
+        path = objects / entry.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(open_storage(root).get_bytes(entry.key))
+    assert list(objects.rglob("*.tar"))
+    assert secrets_left(server, objects, tmp_path, temporary["RAY_TMPDIR"]) == []
+
+
+@pytest.mark.server
+def test_a_second_writer_is_kept_out_where_the_store_overwrites(
+    run_build, environment, tmp_path, monkeypatch
+):
+    with running_rclone(tmp_path) as server:
+        use(monkeypatch, server.env)
+        root = f"s3://{server.new_bucket()}/data"
+        first = subprocess.Popen(
+            build_command(root), env=environment | server.env, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        storage = open_storage(root)
+        while not any(entry.key.startswith("_commit/") for entry in storage.list()):
+            assert first.poll() is None
+        second = run_build(root, extra=server.env)
+        assert second.returncode == 1
+        assert "is being written by process" in second.stderr
+        first.communicate(timeout=240)
+        assert first.returncode == 0
+        findings = verify(root)
+        assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
+
+
+@pytest.mark.server
+def test_hundreds_of_faults_lose_nothing(run_build, undisturbed, tmp_path, monkeypatch):
+    with running_moto(tmp_path) as server, FaultProxy(server.port, seed=7, rate=0.5) as proxy:
+        root = f"s3://{server.new_bucket()}/data"
+        done = run_build(root, extra=server.env_through(proxy.endpoint))
+        assert done.returncode == 0, done.stdout + done.stderr
+        use(monkeypatch, server.env)
+        assert_same(root, undisturbed)
+        assert sum(proxy.faults.values()) >= 200, proxy.faults
