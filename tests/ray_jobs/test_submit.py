@@ -1,5 +1,6 @@
 """The README's way onto a cluster: `ray start --head`, then `ray job submit`, tried on a head of its own."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -89,7 +90,10 @@ def test_the_demo_as_a_submitted_job(head, tmp_path):
     assert (findings.problems, findings.samples, findings.complete) == ([], 96, True)
     for arch in ("linear", "mlp", "attention"):
         assert (run / arch / "model.safetensors").exists()
-        assert (run / arch / "eval.json").exists()
+        methods = json.loads((run / arch / "eval.json").read_text())["methods"]
+        for metric in ("mse", "mse_standardized"):
+            assert methods["projector"][metric] < methods["identity"][metric]
+        assert methods["projector"]["per_dim_correlation"] > methods["identity"]["per_dim_correlation"] + 0.05
     refused = submit(address, clients, "build", "--build.output", str(run / "data"), "--build.samples", "9")
     assert refused.returncode != 0
     assert "error: " in refused.stdout + refused.stderr
