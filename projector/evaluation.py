@@ -20,11 +20,13 @@ from torch import Tensor
 
 from projector.align import Alignment
 from projector.checkpoint import put_json
-from projector.data import Pair, PairSource, load_pairs
+from projector.data import Pair, PairSource, Resident, load_pairs
 from projector.metrics import Float64, Metrics, random_directions
-from projector.networks import safe_std
+from projector.networks import ProjectorNetwork, Shape, safe_std
 from projector.options import EvaluateOptions, Tokens
 from projector.projector import Projector
+from projector.ridge import fit_ridge
+from projector.world import World
 from shards.errors import UsageError
 from shards.statistics import RunningStatistics
 from shards.storage import open_storage
@@ -83,6 +85,32 @@ class Reference:
         }
 
 
+def ridge_baseline(pairs: PairSource, alignment: Alignment) -> Method:
+    """Closed-form ridge on the training pairs; a tenth of them, never a measured one, chooses the penalty.
+
+    Args:
+        pairs: of the training split.
+        alignment: of the two sides.
+
+    Returns:
+        the fitted method.
+    """
+    width, cut = pairs.width, max(1, len(pairs) - max(1, len(pairs) // 10))
+    fitted, chosen = (
+        Resident.load(pairs.read(first, last), alignment, keeps_positions=True, width=width)
+        for first, last in ((0, cut), (cut if len(pairs) > 1 else 0, len(pairs)))
+    )
+    network = ProjectorNetwork(Shape("ridge", width, hidden=0, queries=0))
+    network.set_statistics(fitted.inputs.statistics(), fitted.targets.statistics())
+    fit_ridge(network, fitted, chosen, alignment, World(0, 1, torch.device("cpu")))
+
+    def apply(vl: Tensor) -> Tensor:
+        with torch.no_grad():
+            return network.project(vl[None])[0]
+
+    return Method(apply)
+
+
 def overall_std(statistics: RunningStatistics) -> float:
     """Standard deviation over all numbers of all dimensions together, as the guide's 61.0 is one."""
     return float(np.sqrt(statistics.variance().mean() + statistics.mean.var()))
@@ -120,9 +148,8 @@ def evaluate(
                 "evaluate it on pairs of its models"
             )
     reference = Reference.of(train_pairs)
-    methods = reference.baselines() | {
-        name: Method(projector, projector.keeps_positions) for name, projector in projectors.items()
-    }
+    methods = reference.baselines() | {"ridge": ridge_baseline(train_pairs, alignment)}
+    methods |= {name: Method(projector, projector.keeps_positions) for name, projector in projectors.items()}
     directions = random_directions(val_pairs.width, options.directions, options.seed)
     kinds = SPLIT_KINDS[val_pairs.tokens]
 

@@ -40,7 +40,7 @@ class TrainOptions(BaseModel):
     """Text that stood in the VL input: the sample's caption or none; must be one the dataset holds."""
     tokens: Tokens = "image"
     """VL tokens to project: `image`, `text` (the caption's own) or `all` (both)."""
-    align: Align = "pool"
+    align: Align = "soft"
     """What is matched: sides area-`pool`ed to a length, their `mean`, `per_token` positions, tokens `soft`ly."""
     length: Annotated[int, Field(gt=0, le=4096)] = 64
     """Positions that `pool` and `soft` keep at most, and learnable queries (outputs) of `attention`."""

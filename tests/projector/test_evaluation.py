@@ -23,7 +23,7 @@ METRICS = {
 
 
 def trained(tmp_path, **chosen):
-    options = TrainOptions(output=str(tmp_path), length=6, epochs=15, batch_size=8, **chosen)
+    options = TrainOptions(output=str(tmp_path), length=6, epochs=15, batch_size=8, align="pool", **chosen)
     train(options, TRAIN, VAL)
     return Projector.from_pretrained(str(tmp_path))
 
@@ -36,10 +36,10 @@ def run(projectors, train_pairs=TRAIN, val_pairs=VAL, kind="pool"):
 def test_a_trained_projector_beats_what_needs_no_training(tmp_path, arch):
     result = run({"projector": trained(tmp_path, arch=arch)})
     methods = result["methods"]
-    assert set(methods) == {"no_input", "identity", "global_scale", "per_dim_norm", "projector"}
+    assert set(methods) == {"no_input", "identity", "global_scale", "per_dim_norm", "ridge", "projector"}
     assert all(set(method) == METRICS for method in methods.values())
     for name, method in methods.items():
-        if name != "projector":
+        if name not in ("ridge", "projector"):
             assert methods["projector"]["mse_standardized"] < method["mse_standardized"]
             assert methods["projector"]["per_dim_correlation"] > method["per_dim_correlation"] + 0.2
             assert methods["projector"]["recall_at_5"] > method["recall_at_5"]
@@ -109,6 +109,13 @@ def test_kinds_are_measured_apart(tmp_path):
     assert alone["methods"]["identity"]["mse"] == pytest.approx(
         result["methods"]["identity"]["by_kind"]["text"]["mse"]
     )
+
+
+@pytest.mark.parametrize("kind", ["pool", "mean", "soft"])
+def test_ridge_stands_among_the_baselines(kind):
+    methods = run({}, kind=kind)["methods"]
+    assert methods["ridge"]["mse_standardized"] < methods["no_input"]["mse_standardized"]
+    assert methods["ridge"]["per_dim_correlation"] > 0.3
 
 
 def test_another_width(tmp_path):
