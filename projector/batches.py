@@ -45,6 +45,7 @@ class BatchMaker(ABC):
         Raises:
             StorageError, CorruptShardError: what is read for it cannot be had, which is no fault of a sample.
         """
+        parts: list[Sequence[PlannedSample]]
         try:
             return self._make(batch)
         except (StorageError, CorruptShardError):
@@ -52,14 +53,16 @@ class BatchMaker(ABC):
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 return [Failure.from_exception("memory", error)]
-            torch.cuda.empty_cache()
             half = len(batch) // 2
             self.batch_size = min(self.batch_size, max(1, half))
-            return [*self.make(batch[:half]), *self.make(batch[half:])]
+            parts = [batch[:half], batch[half:]]
         except Exception as error:
             if len(batch) == 1:
                 return [Failure.from_exception(_stage_of(error), error)]
-            return [result for sample in batch for result in self.make([sample])]
+            parts = [[sample] for sample in batch]
+        # Here and not in the handler: there the exception still holds the tensors of the try that failed.
+        torch.cuda.empty_cache()
+        return [result for part in parts for result in self.make(part)]
 
 
 class Stage:

@@ -4,9 +4,10 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from projector.models import CACHE_VARIABLE, file_hashes, resolve_models, tiny_folder
-from projector.tiny import make_tiny_models
+from projector.tiny import RECIPE, make_tiny_models
 from shards.errors import UsageError
 
 
@@ -137,12 +138,18 @@ def test_layers_beyond_the_model(tiny_sources, layers):
 
 
 def test_tiny_models_are_the_same_bytes_every_time(tiny, tmp_path):
-    again = make_tiny_models(tmp_path / "again")
-    assert file_hashes(again) == file_hashes(tiny)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 4):  # nodes differ in cores; the hashes are part of every fingerprint
+            torch.set_num_threads(threads)
+            assert file_hashes(make_tiny_models(tmp_path / f"{threads}")) == file_hashes(tiny)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_tiny_models_are_kept_in_the_cache_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    shutil.copytree(tiny, tmp_path / "tiny-1")
-    assert tiny_folder() == tmp_path / "tiny-1"
+    shutil.copytree(tiny, tmp_path / f"tiny-{RECIPE}")
+    assert tiny_folder() == tmp_path / f"tiny-{RECIPE}"
     assert resolve_models("tiny").image.id == "tiny/image"
