@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,14 @@ def submit(address, clients, *words):
         "-m",
         "ray_jobs",
     ]
-    return subprocess.run(
-        [*command, *words], env=clients, cwd=ROOT, capture_output=True, text=True, timeout=400
-    )
+    for _ in range(30):
+        done = subprocess.run(
+            [*command, *words], env=clients, cwd=ROOT, capture_output=True, text=True, timeout=400
+        )
+        if "No available agent" not in done.stdout + done.stderr:  # the head answers before it can take jobs
+            break
+        time.sleep(2)
+    return done
 
 
 def wait_for(address, clients):
