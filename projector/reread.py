@@ -110,9 +110,12 @@ class RereadMaker(BatchMaker):
 
     def _take(self, wanted: set[str]) -> dict[str, Sample]:
         found: dict[str, Sample] = {}
-        for sample in self._stream:
-            if sample.key in wanted:
-                found[sample.key] = sample
-            if len(found) == len(wanted):
-                break
+        try:
+            for sample in self._stream:
+                if sample.key in wanted:
+                    found[sample.key] = sample
+                if len(found) == len(wanted):
+                    break
+        except CorruptShardError as error:  # two datasets are at work: say which one it is
+            raise CorruptShardError(f"source {self._dataset.storage.root}: {error}") from error
         return found

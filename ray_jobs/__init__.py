@@ -1,1 +1,1 @@
-"""The jobs: plan, build, train, evaluate, report, demo. The only room that imports ray."""
+"""The jobs: plan, build, extract, train, evaluate, report, demo. The only room that imports ray."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from projector.options import EvaluateOptions, TrainOptions
 from ray_jobs.command_line import Job, as_yaml, parse
-from ray_jobs.options import BuildOptions, DemoOptions, PlanOptions, ReportOptions
+from ray_jobs.options import BuildOptions, DemoOptions, ExtractOptions, PlanOptions, ReportOptions
 from shards.errors import CorruptShardError, StorageError, UsageError
 
 JOBS = {
@@ -24,6 +24,11 @@ JOBS = {
             "build",
             "Generate images, extract paired embeddings, commit shards; resumes.",
             {"build": BuildOptions},
+        ),
+        Job(
+            "extract",
+            "Read an existing dataset's images again: other layers, text modes or VL model; resumes.",
+            {"extract": ExtractOptions},
         ),
         Job("train", "Train a projector on the shards with Ray Train.", {"train": TrainOptions}),
         Job(

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from projector.models import ModelSources, resolve_models
-from projector.pairs import PairSettings
+from projector.pairs import PairMaker, PairSettings
 from ray_jobs.builder import BuilderSpec, ShardBuilder, to_row
 from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.monitor import MAX_ATTEMPTS, Monitor, Snapshot
-from ray_jobs.options import BuildOptions
+from ray_jobs.options import BuildOptions, ExtractOptions
 from ray_jobs.progress import Progress, duration
 from shards.dataset import Dataset, is_new
 from shards.errors import UsageError
@@ -121,20 +122,43 @@ def build(options: BuildOptions) -> int:
         print(f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}", flush=True)
         spec = builder_spec(storage.root, options, sources, settings)
         Spool(Path(spec.spool)).check_room(spec.shard_bytes)
-        return _complete(dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds))
+        return complete(
+            "build", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds)
+        )
 
 
-def _complete(
-    dataset: Dataset, plan: Plan, options: BuildOptions, crew: Crew, spec: BuilderSpec, guard: Guard
+def complete(
+    job: str,
+    dataset: Dataset,
+    plan: Plan,
+    options: BuildOptions | ExtractOptions,
+    crew: Crew,
+    spec: BuilderSpec,
+    guard: Guard,
 ) -> int:
-    """Build what is missing, then check that nothing is."""
+    """Make what is missing, then check that nothing is.
+
+    Args:
+        job: whose options they are.
+        dataset: opened for writing.
+        plan: all that it should hold.
+        options: how many failures are too many.
+        crew: who makes it.
+        spec: what each one is told.
+        guard: what may end the run early.
+
+    Returns:
+        exit code.
+    """
     todo = dataset.missing(plan)
     todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
         print(f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make", flush=True)
-    progress = Progress("build", len(plan), done=len(plan) - todo_samples)
+    progress = Progress(job, len(plan), done=len(plan) - todo_samples)
     actor: Any = ray.remote(Monitor)
-    monitor = actor.options(num_cpus=0).remote(options.max_failed_fraction, options.max_consecutive_failures)
+    monitor = actor.options(num_cpus=0).remote(
+        options.max_failed_fraction, options.max_consecutive_failures, job
+    )
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
     there = 0
@@ -242,7 +266,7 @@ def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Seg
     )
 
 
-def crew_for(options: BuildOptions, cluster: Cluster) -> Crew:
+def crew_for(options: BuildOptions | ExtractOptions, cluster: Cluster, job: str = "build") -> Crew:
     """How many builders, with how many GPUs each.
 
     Raises:
@@ -251,21 +275,25 @@ def crew_for(options: BuildOptions, cluster: Cluster) -> Crew:
     gpus = options.gpus_per_actor if options.gpus_per_actor is not None else (1.0 if cluster.gpus else 0.0)
     if gpus > cluster.gpus:
         raise UsageError(
-            f"build.gpus_per_actor = {gpus:g}: the cluster has {cluster.gpus:g} GPUs; "
+            f"{job}.gpus_per_actor = {gpus:g}: the cluster has {cluster.gpus:g} GPUs; "
             "lower it (0 runs on CPUs) or add nodes with GPUs"
         )
     most = int(cluster.gpus / gpus) if gpus else max(1, int(cluster.cpus))
     if options.actors and gpus and options.actors > most:
         raise UsageError(
-            f"build.actors = {options.actors} at {gpus:g} GPUs each: the cluster has {cluster.gpus:g} GPUs, "
-            f"enough for {most}; lower build.actors or build.gpus_per_actor"
+            f"{job}.actors = {options.actors} at {gpus:g} GPUs each: the cluster has {cluster.gpus:g} GPUs, "
+            f"enough for {most}; lower {job}.actors or {job}.gpus_per_actor"
         )
     return Crew(options.actors or most, gpus)
 
 
+def arithmetic(dtype: str, *, on_gpu: bool) -> str:
+    """A `dtype` option with `auto` resolved."""
+    return dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
+
+
 def pair_settings(options: BuildOptions, *, on_gpu: bool) -> PairSettings:
     """How pairs are made, with `auto` resolved."""
-    dtype = options.dtype if options.dtype != "auto" else ("bfloat16" if on_gpu else "float32")
     return PairSettings(
         height=options.height,
         width=options.width,
@@ -275,7 +303,7 @@ def pair_settings(options: BuildOptions, *, on_gpu: bool) -> PairSettings:
         text_modes=tuple(options.text_modes),
         vl_tokens=options.vl_tokens,
         max_tokens=options.max_tokens,
-        dtype=dtype,
+        dtype=arithmetic(options.dtype, on_gpu=on_gpu),
         batch_size=options.batch_size,
     )
 
@@ -290,9 +318,14 @@ def builder_spec(
         width=options.width,
         height=options.height,
     )
-    spool = options.spool or str(Path(tempfile.gettempdir()) / "z-image-projector-spool")
     shard_bytes = options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
-    return BuilderSpec(root, sources, settings, expected, spool, shard_bytes)
+    maker = partial(PairMaker, sources, settings)
+    return BuilderSpec(root, maker, expected, spool_folder(options.spool), shard_bytes)
+
+
+def spool_folder(spool: str | None) -> str:
+    """A `spool` option, or the folder that stands in for it."""
+    return spool or str(Path(tempfile.gettempdir()) / "z-image-projector-spool")
 
 
 def dataset_settings(

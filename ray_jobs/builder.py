@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ import numpy as np
 import ray
 import torch
 
-from projector.models import ModelSources
-from projector.pairs import PairMaker, PairSettings
+from projector.batches import BatchMaker
 from ray_jobs.monitor import DEATHS_ALONE, DEATHS_FATAL, MAX_ATTEMPTS, Orders
 from shards.crash import crash_point
 from shards.dataset import Dataset
@@ -33,16 +32,14 @@ class BuilderSpec:
 
     Attributes:
         root: dataset root.
-        sources: the resolved models.
-        settings: how pairs are made.
+        maker: makes what turns planned samples into samples; called once the first shard is to be made.
         expected: what every sample must hold.
         spool: local folder for shards under construction.
         shard_bytes: what a full shard takes there, about.
     """
 
     root: str
-    sources: ModelSources
-    settings: PairSettings
+    maker: Callable[[], BatchMaker]
     expected: Expected
     spool: str
     shard_bytes: int
@@ -77,7 +74,7 @@ class ShardBuilder:
         self._device = _device_name()
         self._dataset = Dataset.open(open_storage(spec.root))
         self._spool = Spool(Path(spec.spool))
-        self._pairs: PairMaker | None = None
+        self._maker: BatchMaker | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Build one shard.
@@ -129,8 +126,8 @@ class ShardBuilder:
 
     def _write(self, planned: PlannedShard, folder: Path, orders: Orders) -> BuiltShard | None:
         """Make the samples and close the shard on local disk; None when the run stops before its end."""
-        if self._pairs is None:  # not in __init__: a run that only adopts never loads a model
-            self._pairs = PairMaker(self._spec.sources, self._spec.settings)
+        if self._maker is None:  # not in __init__: a run that only adopts never loads a model
+            self._maker = self._spec.maker()
         made = failed = 0
         with ShardWriter(planned, folder, self._dataset.fingerprint, self._spec.expected) as writer:
             for batch in self._batches(planned, orders):
@@ -147,8 +144,8 @@ class ShardBuilder:
 
     def _batches(self, planned: PlannedShard, orders: Orders) -> Iterator[Sequence[PlannedSample]]:
         """The shard's batches; one that keeps killing workers is taken apart, to find out which sample does it."""
-        assert self._pairs is not None
-        for batch in self._pairs.batches(planned.samples):
+        assert self._maker is not None
+        for batch in self._maker.batches(planned.samples):
             if any(orders.deaths.get(sample.id, 0) >= DEATHS_ALONE for sample in batch):
                 yield from ([sample] for sample in batch)
             else:
@@ -156,13 +153,13 @@ class ShardBuilder:
 
     def _results(self, batch: Sequence[PlannedSample], orders: Orders) -> list[Sample | Failure]:
         """A batch's samples; one that has killed too many workers is not tried again."""
-        assert self._pairs is not None
+        assert self._maker is not None
         if len(batch) == 1 and (deaths := orders.deaths.get(batch[0].id, 0)) >= DEATHS_FATAL:
             error = RuntimeError(f"{deaths} workers died while making it")
             return [Failure.from_exception("worker", error)]
         for sample in batch:
             crash_point(f"sample-{sample.id}")
-        return self._pairs.make(batch)
+        return self._maker.make(batch)
 
     def _tell(self, planned: PlannedShard, made: int, failed: int, at_work: Sequence[str]) -> bool:
         report = self._monitor.report.remote(

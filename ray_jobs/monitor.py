@@ -91,9 +91,11 @@ class Monitor:
     Args:
         max_failed_fraction: the run is stopped when more than this share of its samples failed.
         max_consecutive_failures: and when so many fail one after the other.
+        job: whose options these are.
     """
 
-    def __init__(self, max_failed_fraction: float, max_consecutive_failures: int) -> None:
+    def __init__(self, max_failed_fraction: float, max_consecutive_failures: int, job: str = "build") -> None:
+        self._job = job
         self._max_failed_fraction = max_failed_fraction
         self._max_consecutive_failures = max_consecutive_failures
         self._shards: dict[str, _Shard] = {}
@@ -144,11 +146,11 @@ class Monitor:
         if self._consecutive > self._max_consecutive_failures:
             self.stop(
                 f"{self._consecutive} samples failed one after the other, more than "
-                f"build.max_consecutive_failures {self._max_consecutive_failures} allows"
+                f"{self._job}.max_consecutive_failures {self._max_consecutive_failures} allows"
             )
         elif tried >= FAILURE_GRACE and now.failed > self._max_failed_fraction * tried:
             self.stop(
-                f"{now.failed} of {tried} samples failed, more than build.max_failed_fraction "
+                f"{now.failed} of {tried} samples failed, more than {self._job}.max_failed_fraction "
                 f"{self._max_failed_fraction:g} allows"
             )
 

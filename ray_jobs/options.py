@@ -1,6 +1,6 @@
 """The options of the cluster jobs, one pydantic model per section; `projector.options` holds training's own."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -17,6 +17,23 @@ def _multiple_of_16(value: int) -> int:
 
 Pixels = Annotated[int, Field(gt=0, le=8192), AfterValidator(_multiple_of_16)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+VL_TOKENS = r"^(all|pooled:[1-9][0-9]{0,3})$"
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if len(set(values)) != len(values):
+        raise ValueError(f"names something twice: {values}; list each once")
+    return values
+
+
+def _from_the_end(layers: list[int]) -> list[int]:
+    if any(layer >= 0 for layer in layers):
+        raise ValueError(f"counts from the end, so every layer is negative (-8, -6, …), not {layers}")
+    return layers
+
+
+Layers = Annotated[list[int], AfterValidator(_distinct), AfterValidator(_from_the_end)]
+TextModes = Annotated[list[Literal["caption", "none"]], AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -61,11 +78,11 @@ class BuildOptions(Section):
     """Denoising steps; Z-Image-Turbo wants 9."""
     guidance: float = Field(0.0, ge=0.0)
     """Guidance scale; Z-Image-Turbo wants 0.0."""
-    layers: list[int] = Field([-8, -6], min_length=1)
+    layers: Layers = Field([-8, -6], min_length=1)
     """Qwen3-VL layers to keep, counted from the end (-1 is after the final norm)."""
-    text_modes: list[Literal["caption", "none"]] = Field(["caption", "none"], min_length=1)
+    text_modes: TextModes = Field(["caption", "none"], min_length=1)
     """Text in the VL input: the sample's caption, none, or both."""
-    vl_tokens: str = Field("all", pattern=r"^(all|pooled:[1-9][0-9]{0,3})$")
+    vl_tokens: str = Field("all", pattern=VL_TOKENS)
     """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
     max_tokens: int = Field(512, gt=0)
     """Longest templated prompt in tokens; longer ones fail, they are not cut."""
@@ -101,19 +118,38 @@ class BuildOptions(Section):
             )
         return models
 
-    @field_validator("layers", "text_modes")
-    @classmethod
-    def _distinct(cls, values: list[int] | list[str]) -> list[int] | list[str]:
-        if len(set(values)) != len(values):
-            raise ValueError(f"names something twice: {values}; list each once")
-        return values
 
-    @field_validator("layers")
-    @classmethod
-    def _from_the_end(cls, layers: list[int]) -> list[int]:
-        if any(layer >= 0 for layer in layers):
-            raise ValueError(f"counts from the end, so every layer is negative (-8, -6, …), not {layers}")
-        return layers
+class ExtractOptions(Section):
+    """Which pictures to read again, how, and where to."""
+
+    data: str = ""
+    """Root of the dataset whose pictures, captions and text embeddings are taken over."""
+    output: str = ""
+    """Root of the new dataset: a local folder or s3://bucket/prefix."""
+    vl: str | None = None
+    """The vision-language model: `tiny`, a folder or a hub id; may be absent where the source was made with `tiny`."""
+    layers: Layers = Field([-8, -6], min_length=1)
+    """Layers to keep, counted from the end (-1 is after the final norm)."""
+    text_modes: TextModes = Field(["caption", "none"], min_length=1)
+    """Text in the VL input: the sample's caption, none, or both."""
+    vl_tokens: str = Field("all", pattern=VL_TOKENS)
+    """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the model: auto is bfloat16 on a GPU and float32 on a CPU."""
+    batch_size: int = Field(4, gt=0)
+    """Pictures read together on one device; halved when memory runs out."""
+    actors: int | None = Field(None, gt=0)
+    """Builders at work at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
+    gpus_per_actor: float | None = Field(None, ge=0.0)
+    """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
+    max_failed_fraction: Fraction = 0.05
+    """The run fails when more than this share of the samples made so far failed (after the first 20)."""
+    max_consecutive_failures: int = Field(25, gt=0)
+    """The run fails when more than so many samples fail one after the other."""
+    stuck_seconds: float = Field(1800.0, gt=0)
+    """A builder that finishes no batch for so long is named and restarted."""
+    spool: str | None = None
+    """Local folder for shards under construction; absent: the system's temporary folder."""
 
 
 class PlanOptions(Section):
