@@ -14,7 +14,8 @@ from torch import Tensor
 
 from projector.align import Alignment, position_mask
 from projector.options import TextMode, Tokens
-from shards.dataset import Commit, Dataset
+from shards.commit import Commit
+from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.read import read_shard
 from shards.sample import KIND_CAPTION, KIND_IMAGE, Sample

@@ -13,7 +13,8 @@ from projector.models import ModelSource
 from projector.pairs import vision_tensors
 from projector.text import SampleError
 from projector.vision import VisionLanguageEncoder
-from shards.dataset import Commit, Dataset
+from shards.commit import Commit
+from shards.dataset import Dataset
 from shards.errors import CorruptShardError
 from shards.plan import PlannedSample
 from shards.read import read_shard

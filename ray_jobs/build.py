@@ -1,7 +1,6 @@
 """`build`: plan → images and paired embeddings → committed shards. Runs until the plan is whole, or says why not."""
 
 import random
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from shards.plan import Plan, PlannedShard, Segment, make_plan
 from shards.prompts import PromptSource, builtin_prompts, read_prompts
 from shards.retry import plan_retries
 from shards.sample import Expected
-from shards.spool import Spool
+from shards.spool import Spool, default_spool
 from shards.storage import open_storage
 
 BUILDER_CPUS = 0.01  # builders are placed by GPU; a whole CPU each would leave none for Ray Data's own tasks
@@ -325,7 +324,7 @@ def builder_spec(
 
 def spool_folder(spool: str | None) -> str:
     """A `spool` option, or the folder that stands in for it."""
-    return spool or str(Path(tempfile.gettempdir()) / "z-image-projector-spool")
+    return spool or str(default_spool())
 
 
 def dataset_settings(

@@ -20,6 +20,7 @@ from shards.crash import crash_point
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.plan import PlannedSample, PlannedShard
+from shards.publish import Circumstances, adopt, publish
 from shards.sample import Expected, Failure, Sample
 from shards.spool import Spool
 from shards.storage import open_storage
@@ -108,7 +109,7 @@ class ShardBuilder:
         if self._dataset.is_committed(planned.name):
             return "there"
         attempt = uuid.uuid4().hex
-        adopted = self._dataset.adopt(planned, attempt=attempt)
+        adopted = adopt(self._dataset, planned.name, planned.slice_hash, attempt=attempt)
         if adopted is not None:
             self._tell(planned, adopted.samples, adopted.failed, ())
             return "adopted"
@@ -119,9 +120,7 @@ class ShardBuilder:
             if built is None:
                 return "stopped"
             wall = time.monotonic() - start
-            self._dataset.commit(
-                built, attempt=attempt, wall_seconds=wall, device_seconds=wall, device=self._device
-            )
+            publish(self._dataset, built, Circumstances(attempt, wall, wall, self._device))
         return "committed"
 
     def _write(self, planned: PlannedShard, folder: Path, orders: Orders) -> BuiltShard | None:

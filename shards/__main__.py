@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shards.dataset import Dataset
+from shards.dataset import Dataset, is_new
 from shards.errors import CorruptShardError, StorageError, UsageError
+from shards.info import details, info
 from shards.maintain import collect_garbage, repair, require_shards
-from shards.plan import SPLITS, planned_count
+from shards.plan import SPLITS
 from shards.retry import retryable
+from shards.spool import Spool, default_spool
 from shards.storage import open_storage
 
 
@@ -67,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     tool("gc", _gc, "remove shard files that no commit names; not while a build runs").add_argument(
         "--dry-run", action="store_true", help="only list them"
     )
+    tool("merge", _merge, "take over what other datasets of the same fingerprint hold").add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="their roots; they are only read"
+    )
     retry = tool("retry-failed", _retry_failed, "list the samples that a build would try again")
     retry.add_argument("--json", action="store_true", help="as JSON")
     retry.add_argument(
@@ -79,43 +84,11 @@ def _open(options: argparse.Namespace) -> Dataset:
     return Dataset.open(open_storage(options.root))
 
 
-def info(dataset: Dataset) -> dict[str, Any]:
-    """What a dataset holds, as `info --json` prints it."""
-    commits = dataset.commits()
-    segments = dataset.segments()
-    planned = planned_count(segments)
-    retried = planned - max((segment for segment in segments if isinstance(segment, int)), default=0)
-    accounted = sum(commit.samples + commit.failed for commit in commits)
-    return {
-        "root": dataset.storage.root,
-        "created": dataset.created,
-        "fingerprint": dataset.fingerprint,
-        "planned": planned - retried,
-        "samples": sum(commit.samples for commit in commits),
-        "failed": sum(commit.failed for commit in commits) - retried,
-        "complete": bool(commits) and accounted == planned,
-        "shards": len(commits),
-        "bytes": sum(commit.bytes for commit in commits),
-        "device_seconds": round(sum(commit.device_seconds for commit in commits), 3),
-        "adopted_shards": sum(commit.adopted for commit in commits),
-        "splits": {
-            split: {
-                "shards": sum(commit.split == split for commit in commits),
-                "samples": sum(commit.samples for commit in commits if commit.split == split),
-            }
-            for split in SPLITS
-        },
-        "devices": sorted({commit.device for commit in commits if commit.device}),
-        "settings": {
-            key: dataset.settings.get(key) for key in ("height", "width", "layers", "text_modes", "dtype")
-        },
-    }
-
-
 def _info(options: argparse.Namespace) -> int:
-    facts = info(_open(options))
+    dataset = _open(options)
+    facts = info(dataset)
     if options.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json.dumps(facts | details(dataset), indent=2, ensure_ascii=False))
         return 0
     state = "complete" if facts["complete"] else "NOT complete"
     print(
@@ -189,6 +162,23 @@ def _gc(options: argparse.Namespace) -> int:
     for key in keys:
         print(key)
     print(f"{len(keys)} files {'would be removed' if options.dry_run else 'removed'}")
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from shards.lease import sole_writer
+    from shards.merge import merge
+
+    sources = [Dataset.open(open_storage(root)) for root in options.sources]
+    storage = open_storage(options.root)
+    is_new(storage)
+    spool = Spool(default_spool())
+    with sole_writer(storage):
+        for source in sources:
+            merged = merge(storage, source, spool)
+            print(
+                f"{source.storage.root}: {len(merged.taken)} shards taken over, {merged.there} were there already"
+            )
     return 0
 
 

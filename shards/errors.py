@@ -17,6 +17,10 @@ class NotFoundError(StorageError):
     """The object does not exist."""
 
 
+class OversizeError(StorageError):
+    """The object is larger than what is read into memory at once."""
+
+
 class AlreadyExistsError(StorageError):
     """A create-only put found the object there already."""
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from shards.dataset import COMMITS, Dataset, failed_key
+from shards.commit import commit_key, failed_key, parquet_key, tar_key
+from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.storage import open_storage
 from shards.verify import is_leftover, verify
@@ -14,8 +15,7 @@ def leftovers(dataset: Dataset) -> list[str]:
     files = [entry.key for entry in dataset.storage.list() if is_leftover(entry.key)]
     named: set[str] = set()
     for name in dataset.committed():  # by name alone: a damaged commit must not cost its shard
-        split, _, index = name.rpartition("-")
-        named |= {f"{split}/pairs-{index}.tar", f"{split}/pairs-{index}.parquet", failed_key(name)}
+        named |= {tar_key(name), parquet_key(name), failed_key(name)}
     return [key for key in files if key not in named]
 
 
@@ -42,9 +42,7 @@ def uncommit(dataset: Dataset, names: Iterable[str]) -> None:
     The commit goes first: from then on the shard does not exist, whatever happens to the rest.
     """
     for name in names:
-        split, _, index = name.rpartition("-")
-        dataset.storage.delete(f"{COMMITS}{name}.json")
-        for key in (f"{split}/pairs-{index}.tar", f"{split}/pairs-{index}.parquet", failed_key(name)):
+        for key in (commit_key(name), tar_key(name), parquet_key(name), failed_key(name)):
             dataset.storage.delete(key)
 
 

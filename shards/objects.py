@@ -1,10 +1,17 @@
 """What a store of whole objects does, whichever kind it is; both kinds and all their users know this page."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
+from shards.errors import CorruptShardError, OversizeError
+
+MAX_WHOLE = 1 << 30  # bytes read into memory at once; a manifest of a million shards takes 600 MB
+MAX_RECORD = (
+    64 << 20
+)  # bytes of any other JSON object or side file; the largest of real datasets have a few MB
 TEMPORARY = ".tmp-"  # prefix of names under construction; no reader and no listing shows them
 
 
@@ -28,8 +35,8 @@ class Storage(Protocol):
     def put_bytes(self, key: str, data: bytes, *, create_only: bool = False) -> None:
         """Put bytes as an object; AlreadyExistsError with `create_only` where one is."""
 
-    def get_bytes(self, key: str) -> bytes:
-        """The object's bytes; NotFoundError where there is none."""
+    def get_bytes(self, key: str, most: int = MAX_WHOLE) -> bytes:
+        """The object's bytes; NotFoundError where there is none, OversizeError above `most` bytes, unread."""
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start`; StorageError when the object is shorter."""
@@ -65,3 +72,30 @@ def check_key(key: str) -> str:
     ):
         raise ValueError(f"not a relative key: {key!r}")
     return key
+
+
+def json_object(content: Mapping[str, Any]) -> bytes:
+    """JSON as it lies in a store: sorted, indented, UTF-8, so that a person can read it and bytes can be compared."""
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json_object(storage: Storage, key: str, most: int = MAX_RECORD) -> dict[str, Any]:
+    """A JSON object from a store, whoever wrote it: bounded in size and depth.
+
+    Raises:
+        NotFoundError: there is none.
+        CorruptShardError: it is too large, no JSON, nested too deeply, or no object; names it.
+    """
+    try:
+        content = json.loads(storage.get_bytes(key, most))
+    except (ValueError, RecursionError, OversizeError) as error:
+        raise CorruptShardError(f"{storage.root}/{key} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CorruptShardError(f"{storage.root}/{key} holds no JSON object")
+    return content
+
+
+def check_size(url: str, size: int, most: int) -> None:
+    """OversizeError when an object is larger than what is read into memory."""
+    if size > most:
+        raise OversizeError(f"{url} has {size:,} bytes, more than the {most:,} that such an object may have")

@@ -4,16 +4,17 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
-from shards.dataset import Commit, Dataset
+from shards.commit import Commit
+from shards.dataset import READERS, Dataset
 from shards.errors import CorruptShardError, NotFoundError
 from shards.objects import Storage
-from shards.plan import SPLITS, Plan, PlannedSample, PlannedShard
+from shards.plan import SPLITS, Plan, PlannedShard
 from shards.sample import IMAGE_FORMATS, Sample, decode_tensors
-from shards.write import COMMIT_KEY
+from shards.tables import planned_sample, read_table
 
 _intact: set[tuple[str, str, str, str]] = (
     set()
@@ -65,39 +66,22 @@ def read_plan(dataset: Dataset) -> Plan:
         CorruptShardError: a side file is missing or does not belong to its tar.
     """
     commits = [commit for commit in dataset.commits() if commit.samples]
-    with ThreadPoolExecutor(max_workers=8) as pool:  # a request each, and stores answer many at once
+    with ThreadPoolExecutor(READERS) as pool:
         shards = tuple(pool.map(lambda commit: _planned(dataset.storage, commit), commits))
     return Plan(tuple(sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.index))))
 
 
 def _planned(storage: Storage, commit: Commit) -> PlannedShard:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    table = read_table(storage, commit.parquet, sha256=commit.side_files.get(commit.parquet, ""))
     try:
-        table = pq.read_table(pa.BufferReader(storage.get_bytes(commit.parquet)))
-        if json.loads(table.schema.metadata[COMMIT_KEY])["sha256"] != commit.sha256:
+        if table.commit["sha256"] != commit.sha256:
             raise ValueError("it was written for another tar")
-        samples = tuple(_planned_sample(row, commit) for row in table.to_pylist())
-    except (NotFoundError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        samples = tuple(planned_sample(row) for row in table.rows)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CorruptShardError(
             f"{storage.root}: {commit.parquet} cannot be believed: {error}; run repair, then build"
         ) from None
     return PlannedShard(commit.split, commit.shard, samples)
-
-
-def _planned_sample(row: Mapping[str, Any], commit: Commit) -> PlannedSample:
-    categories = {name: row[name] for name in ("content", "style", "subject")}
-    return PlannedSample(
-        id=row["id"],
-        index=row["plan_index"],
-        caption=row["caption"],
-        seed=row["seed"],
-        split=commit.split,
-        shard=commit.shard,
-        position=int(row["key"].rpartition("-")[2]),
-        **categories,
-    )
 
 
 def check_intact(storage: Storage, commit: Commit) -> None:

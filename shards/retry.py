@@ -1,28 +1,31 @@
 """Trying failed samples again: in further shards of the plan, so that nothing committed is ever rewritten."""
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 
-from shards.dataset import Dataset, failed_key
+from shards.commit import failed_key
+from shards.dataset import Dataset
 from shards.plan import Segment
+from shards.tables import Row, read_table
 
 HOPELESS = ("SampleError",)  # a caption that is too long or holds markup fails alike every time
 
 
-def failures(dataset: Dataset) -> list[dict[str, object]]:
-    """Every row of the dead-letter files, with its shard, oldest first."""
-    import pyarrow.parquet as pq
+def failures(dataset: Dataset) -> list[Row]:
+    """Every row of the dead-letter files, with its shard; of one sample, earlier tries first.
 
-    rows: list[dict[str, object]] = []
-    for commit in sorted(dataset.commits(), key=lambda commit: commit.created):
-        if commit.failed:
-            table = pq.read_table(io.BytesIO(dataset.storage.get_bytes(failed_key(commit.name))))
-            rows += [{"shard": commit.name, **row} for row in table.to_pylist()]
-    return rows
+    Found by listing those files, not by asking each commit: a build that resumes pays for its failures only.
+    """
+    files = {entry.key for entry in dataset.storage.list("failed/")}
+    named = sorted(name for name in dataset.committed() if failed_key(name) in files)
+    # A try that died before its commit may have left such a file beside a shard that has no failures.
+    names = [name for name, commit in dataset.commit_files(named) if commit["failed"]]
+    return [
+        {"shard": name, **row} for name in names for row in read_table(dataset.storage, failed_key(name)).rows
+    ]
 
 
-def retryable(dataset: Dataset, max_attempts: int) -> list[dict[str, object]]:
+def retryable(dataset: Dataset, max_attempts: int) -> list[Row]:
     """The failed samples that a build would try again.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.objects import TEMPORARY, Entry, check_key
+from shards.objects import MAX_WHOLE, TEMPORARY, Entry, check_key, check_size
 from shards.s3_calls import Patience, RefusedError, S3Calls
 from shards.s3_reader import S3Reader
 
@@ -170,9 +170,10 @@ class S3Storage:
         with suppress(Exception):
             self._calls.client.abort_multipart_upload(**upload)
 
-    def get_bytes(self, key: str) -> bytes:
+    def get_bytes(self, key: str, most: int = MAX_WHOLE) -> bytes:
         """See `Storage.get_bytes`."""
         with S3Reader(self._calls, self._bucket, self._full(key), self.url(key)) as reader:
+            check_size(self.url(key), reader.left, most)
             return reader.readall()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:

@@ -62,6 +62,12 @@ class S3Reader(io.RawIOBase):
         self._tag, self._body = tag, answer["Body"]
         self._end = self._position + answer["ContentLength"]
 
+    @property
+    def left(self) -> int:
+        """Bytes that are still to come, as the store's answer says."""
+        assert self._end is not None
+        return self._end - self._position
+
     def readable(self) -> bool:
         """Always."""
         return True

@@ -13,6 +13,11 @@ from shards.errors import UsageError
 PREFIX = "building-"
 
 
+def default_spool() -> Path:
+    """The folder that stands in where none is named; all processes of a machine share it."""
+    return Path(tempfile.gettempdir()) / "z-image-projector-spool"
+
+
 class Spool:
     """Workspaces for this process under a folder that processes of one machine share.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.objects import TEMPORARY, Entry, Storage, check_key
+from shards.objects import MAX_WHOLE, TEMPORARY, Entry, Storage, check_key, check_size
 
 LOCK = f"{TEMPORARY}lock"  # serialises create-only puts where the file system has no hard links
 
@@ -87,9 +87,11 @@ class LocalStorage:
             with suppress(NotADirectoryError):
                 draft.unlink(missing_ok=True)
 
-    def get_bytes(self, key: str) -> bytes:
+    def get_bytes(self, key: str, most: int = MAX_WHOLE) -> bytes:
         """See `Storage.get_bytes`."""
         with self.open(key) as file, _reading(self.url(key)):
+            check_size(self.url(key), file.seek(0, os.SEEK_END), most)
+            file.seek(0)
             return file.read()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:

@@ -1,45 +1,16 @@
-"""Everything that can be wrong with a dataset at rest, found by reading all of it once.
+"""Everything that can be wrong with a dataset at rest, found by reading all of it once, shards in parallel."""
 
-Memory is bounded by one sample; shards are read in parallel.
-"""
-
-import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any
 
-from shards.dataset import COMMIT_NAME, DATASET, GROWTH_NAME, MANIFEST, Commit, Dataset, failed_key
-from shards.errors import CorruptShardError, NotFoundError, StorageError
-from shards.objects import Storage
-from shards.plan import normalise_caption, planned_count, sample_id
-from shards.sample import IMAGE_FORMATS, Expected, check_image, check_tensors, decode_tensors
+from shards.commit import COMMIT_NAME, Commit, failed_key, tar_key
+from shards.dataset import DATASET, GROWTH_NAME, MANIFEST, Dataset
+from shards.errors import CorruptShardError
+from shards.examine import Examined, Problem, examine
+from shards.plan import planned_count
+from shards.sample import Expected
 from shards.storage import open_storage
-
-MAX_MEMBER = 1 << 30  # bytes; a 2048² sample with six layers is under 200 MB, a larger claim is a bomb
-MEMBER_SUFFIXES = ("json", "safetensors", "txt")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong.
-
-    Attributes:
-        shard: name of the shard, or the key of the file.
-        sample: key of the sample; empty where it concerns all.
-        what: in words.
-    """
-
-    shard: str
-    sample: str
-    what: str
-
-    def __str__(self) -> str:
-        place = f"{self.shard}, sample {self.sample}" if self.sample else self.shard
-        return f"{place}: {self.what}"
 
 
 @dataclass
@@ -66,15 +37,6 @@ class Findings:
         return self.accounted == self.planned
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """One shard's content, for the checks across shards: (sample id, hash of the normalised caption, key)."""
-
-    problems: tuple[Problem, ...]
-    samples: tuple[tuple[str, str, str], ...]
-    bytes: int
-
-
 def verify(root: str, *, workers: int = 1) -> Findings:
     """Read and check a whole dataset.
 
@@ -93,12 +55,12 @@ def verify(root: str, *, workers: int = 1) -> Findings:
     seen_ids: dict[str, str] = {}
     seen_captions: dict[str, tuple[str, str]] = {}
     expected = expected_of(dataset)
-    for commit, seen in zip(commits, _read_all(root, commits, expected, workers), strict=True):
-        findings.problems += seen.problems
+    for commit, found in zip(commits, _read_all(root, commits, expected, workers), strict=True):
+        findings.problems += found.problems
         findings.shards += 1
-        findings.samples += len(seen.samples)
-        findings.bytes += seen.bytes
-        for identity, caption, key in seen.samples:
+        findings.samples += len(found.rows)
+        findings.bytes += found.bytes
+        for identity, caption, key in found.captions:
             if identity in seen_ids:
                 findings.problems.append(
                     Problem(commit.name, key, f"id {identity} stands in {seen_ids[identity]} too")
@@ -132,11 +94,7 @@ def _commits(dataset: Dataset) -> tuple[list[Commit], Findings]:
     for name in sorted(dataset.committed()):
         try:
             commit = Commit.from_json(dataset.commit_file(name))
-            expected_tar = f"{commit.split}/pairs-{commit.shard:06d}.tar"
-            if (commit.name, commit.tar) != (
-                name,
-                expected_tar,
-            ) or f"{commit.split}-{commit.shard:06d}" != name:
+            if (commit.name, commit.tar) != (name, tar_key(name)):
                 raise ValueError(f"it names {commit.name} and {commit.tar}")
         except (ValueError, TypeError, AttributeError, CorruptShardError) as error:
             findings.problems.append(Problem(name, "", f"its commit cannot be believed: {error}"))
@@ -147,157 +105,17 @@ def _commits(dataset: Dataset) -> tuple[list[Commit], Findings]:
     return commits, findings
 
 
-def _read_all(root: str, commits: list[Commit], expected: Expected, workers: int) -> Iterator[_Seen]:
+def _read_all(root: str, commits: list[Commit], expected: Expected, workers: int) -> Iterator[Examined]:
     if workers == 1:
         storage = open_storage(root)
-        yield from (_check_shard(storage, commit, expected) for commit in commits)
+        yield from (examine(storage, commit, expected) for commit in commits)
         return
     with ProcessPoolExecutor(max_workers=workers) as pool:
-        yield from pool.map(_check_shard_at, [root] * len(commits), commits, [expected] * len(commits))
+        yield from pool.map(_examine_at, [root] * len(commits), commits, [expected] * len(commits))
 
 
-def _check_shard_at(root: str, commit: Commit, expected: Expected) -> _Seen:
-    return _check_shard(open_storage(root), commit, expected)
-
-
-class _Hashing(io.RawIOBase):
-    """Passes a stream on and hashes what goes by, so that a shard is read once."""
-
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source = source
-        self.digest = hashlib.sha256()
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            data = self._source.read(len(buffer))
-        except OSError as error:  # the store failed, which says nothing about the shard
-            raise StorageError(f"reading failed after {self.count:,} bytes: {error}") from error
-        self.digest.update(data)
-        self.count += len(data)
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _check_shard(storage: Storage, commit: Commit, expected: Expected) -> _Seen:
-    """Hash, structure and content of one shard."""
-    problems: list[Problem] = []
-    samples: list[tuple[str, str, str]] = []
-    try:
-        with storage.open(commit.tar) as file:
-            stream = _Hashing(file)
-            _check_tar(stream, commit, expected, problems, samples)
-            while stream.read(1 << 20):  # what stands behind the archive's end counts for the hash
-                pass
-    except NotFoundError:
-        return _Seen((Problem(commit.name, "", f"{commit.tar} is missing"),), (), 0)
-    if stream.count != commit.bytes:
-        problems.append(
-            Problem(commit.name, "", f"{commit.tar} has {stream.count} bytes, its commit says {commit.bytes}")
-        )
-    elif stream.digest.hexdigest() != commit.sha256:
-        problems.append(Problem(commit.name, "", f"{commit.tar} has another SHA-256 than its commit says"))
-    if len(samples) != commit.samples:
-        problems.append(
-            Problem(commit.name, "", f"{len(samples)} whole samples, its commit says {commit.samples}")
-        )
-    if storage.stat(commit.parquet) is None:
-        problems.append(Problem(commit.name, "", f"{commit.parquet} is missing"))
-    if commit.failed and storage.stat(failed_key(commit.name)) is None:
-        problems.append(Problem(commit.name, "", f"{failed_key(commit.name)} is missing"))
-    return _Seen(tuple(problems), tuple(samples), stream.count)
-
-
-def _check_tar(
-    stream: _Hashing,
-    commit: Commit,
-    expected: Expected,
-    problems: list[Problem],
-    samples: list[tuple[str, str, str]],
-) -> None:
-    """Walk the archive; a broken one ends the walk, not the verification."""
-    key, members, done = "", dict[str, bytes](), set[str]()
-
-    def finish() -> None:
-        if not members:
-            return
-        problem = _check_members(key, members, commit, expected, samples)
-        if problem:
-            problems.append(Problem(commit.name, key, problem))
-
-    try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.RECORDSIZE) as tar:
-            for member in tar:
-                stem, _, suffix = member.name.partition(".")
-                if problem := _check_header(member, commit):
-                    problems.append(Problem(commit.name, stem, problem))
-                    if member.size > commit.bytes:
-                        return  # to skip what it claims to hold would take for ever
-                    continue
-                if stem != key:
-                    finish()
-                    done.add(key)
-                    key, members = stem, {}
-                    if key in done:
-                        problems.append(Problem(commit.name, key, "its members are not next to each other"))
-                if suffix in members:
-                    problems.append(Problem(commit.name, key, f"member .{suffix} stands twice"))
-                content = tar.extractfile(member)
-                assert content is not None, "headers were checked to be files"
-                members[suffix] = content.read()
-            finish()
-    except (tarfile.TarError, EOFError) as error:
-        problems.append(Problem(commit.name, key, f"the tar is broken: {error}"))
-
-
-def _check_header(member: tarfile.TarInfo, commit: Commit) -> str:
-    """What is wrong with a member before its content is read; empty when nothing is."""
-    stem, _, suffix = member.name.partition(".")
-    prefix = f"{commit.name}-"
-    if (
-        "/" in member.name
-        or "\\" in member.name
-        or not stem.startswith(prefix)
-        or not stem[len(prefix) :].isdigit()
-    ):
-        return f"member {member.name!r} does not belong here"
-    if not member.isreg():
-        return f"member {member.name!r} is no plain file (type {member.type!r})"
-    if suffix not in (*MEMBER_SUFFIXES, *IMAGE_FORMATS):
-        return f"member {member.name!r} is not one of a sample's four"
-    if member.size > min(MAX_MEMBER, commit.bytes):
-        return f"member {member.name!r} claims {member.size:,} bytes in a tar of {commit.bytes:,}"
-    return ""
-
-
-def _check_members(
-    key: str,
-    members: dict[str, bytes],
-    commit: Commit,
-    expected: Expected,
-    samples: list[tuple[str, str, str]],
-) -> str:
-    """What is wrong with a sample; empty, and the sample counted, when nothing is."""
-    images = [suffix for suffix in IMAGE_FORMATS if suffix in members]
-    if len(images) != 1 or set(members) != {*MEMBER_SUFFIXES, *images}:
-        return f"has members {', '.join(sorted(members))}; a sample has json, safetensors, txt and one image"
-    try:
-        caption = members["txt"].decode("utf-8")
-        metadata = json.loads(members["json"])
-        if metadata["caption"] != caption:
-            return "the captions of .txt and .json differ"
-        if metadata["id"] != sample_id(caption):
-            return f"id {metadata['id']!r} is not that of its caption"
-        check_image(members[images[0]], expected)
-        check_tensors(decode_tensors(members["safetensors"]), expected)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"does not decode: {error}"
-    normal = hashlib.sha256(normalise_caption(caption).encode()).hexdigest()
-    samples.append((metadata["id"], normal, key))
-    return ""
+def _examine_at(root: str, commit: Commit, expected: Expected) -> Examined:
+    return examine(open_storage(root), commit, expected)
 
 
 def _foreign(dataset: Dataset, commits: Iterable[Commit]) -> list[Problem]:

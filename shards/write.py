@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,9 +15,7 @@ import numpy as np
 from shards.plan import PlannedSample, PlannedShard
 from shards.sample import KIND_NAMES, Array, Expected, Failure, Sample, check_sample, encode_tensors
 from shards.statistics import RunningStatistics
-
-COMMIT_KEY = b"commit"  # schema metadata of the parquet: the part of the commit that needs no clock
-FAILED_COLUMNS = ("id", "key", "caption", "stage", "error_class", "message", "attempts", "traceback_sha256")
+from shards.tables import Row, failure_row, sample_row, write_table
 
 
 @dataclass(frozen=True)
@@ -25,16 +23,19 @@ class BuiltShard:
     """A shard on local disk, ready to be committed.
 
     Attributes:
-        planned: what it was built from.
         tar, parquet: files; `failed` too where samples failed.
         record: the part of the commit that follows from the content alone.
     """
 
-    planned: PlannedShard
     tar: Path
     parquet: Path
     failed: Path | None
     record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the shard: `train-000003`."""
+        return str(self.record["name"])
 
 
 class ShardWriter:
@@ -50,8 +51,8 @@ class ShardWriter:
     def __init__(self, planned: PlannedShard, folder: Path, fingerprint: str, expected: Expected) -> None:
         self._planned, self._folder = planned, folder
         self._fingerprint, self._expected = fingerprint, expected
-        self._rows: list[dict[str, Any]] = []
-        self._failures: list[dict[str, Any]] = []
+        self._rows: list[Row] = []
+        self._failures: list[Row] = []
         self._statistics: dict[str, RunningStatistics] = {}
         self._hidden_size = 0
         self._path = folder / f"{planned.name}.tar"
@@ -92,23 +93,16 @@ class ShardWriter:
             raise ValueError(f"hidden size {size}, the shard's other samples have {self._hidden_size}")
         members = encode_members(sample)
         self._hidden_size = size
-        row: dict[str, Any] = {"key": sample.key, **flat_metadata(sample.metadata)}
+        places = {}
         for suffix, data in sorted(members.items()):
-            header = _header(f"{sample.key}.{suffix}", len(data))
-            self._tar.addfile(header, io.BytesIO(data))
-            offset = self._tar.offset - _padded(len(data))
-            column = "image" if suffix == sample.image_format else suffix
-            row |= {f"{column}_offset": offset, f"{column}_size": len(data)}
-        row["image_format"] = sample.image_format
-        self._rows.append(row)
+            self._tar.addfile(_header(f"{sample.key}.{suffix}", len(data)), io.BytesIO(data))
+            places[suffix] = (self._tar.offset - _padded(len(data)), len(data))
+        self._rows.append(sample_row(sample.key, sample.metadata, places))
         self._count(sample.tensors)
 
     def fail(self, failure: Failure) -> None:
         """Write down why the next sample is missing."""
-        planned = self._take()
-        self._failures.append(
-            {"id": planned.id, "key": planned.key, "caption": planned.caption, **asdict(failure)}
-        )
+        self._failures.append(failure_row(self._take(), failure))
 
     def close(self) -> BuiltShard:
         """Finish the files.
@@ -133,12 +127,12 @@ class ShardWriter:
             "statistics": {name: stats.to_json() for name, stats in sorted(self._statistics.items())},
         }
         parquet = self._folder / f"{self._planned.name}.parquet"
-        write_table(parquet, self._rows, {COMMIT_KEY: json.dumps(record, sort_keys=True).encode()})
+        write_table(parquet, self._rows, record)
         failed = None
         if self._failures:
             failed = self._folder / f"{self._planned.name}.failed.parquet"
-            write_table(failed, self._failures, {})
-        return BuiltShard(self._planned, self._path, parquet, failed, record)
+            write_table(failed, self._failures)
+        return BuiltShard(self._path, parquet, failed, record)
 
     def _count(self, tensors: Mapping[str, Array]) -> None:
         """Running statistics per tensor and token kind."""
@@ -160,30 +154,6 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
         "safetensors": encode_tensors(sample.tensors),
         "txt": sample.caption.encode(),
     }
-
-
-def flat_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The `.json` member as flat columns: nested names joined by underscores, lists and spans as JSON text."""
-    flat: dict[str, Any] = {}
-    for name, value in metadata.items():
-        if name == "categories":
-            flat |= value
-        elif name == "tokens":
-            flat |= {f"tokens_{key}": count for key, count in value.items()}
-        elif isinstance(value, list | dict):
-            flat[name] = json.dumps(value, sort_keys=True)
-        else:
-            flat[name] = value
-    return flat
-
-
-def write_table(path: Path, rows: list[dict[str, Any]], metadata: Mapping[bytes, bytes]) -> None:
-    """Rows as a parquet file; the same rows give the same bytes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table.replace_schema_metadata(dict(metadata)), path, compression="zstd")
 
 
 def sha256_of(path: Path) -> str:

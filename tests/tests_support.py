@@ -10,6 +10,7 @@ from PIL import Image
 from shards.dataset import Dataset
 from shards.plan import Plan, PlannedSample, PlannedShard, make_plan
 from shards.prompts import Prompt
+from shards.publish import Circumstances, publish
 from shards.sample import Expected, Failure, Sample, make_sample
 from shards.write import ShardWriter
 
@@ -76,4 +77,4 @@ def write_shard(dataset: Dataset, planned: PlannedShard, folder: Path, *, failin
 def commit_shard(dataset: Dataset, planned: PlannedShard, folder: Path, **options):
     """Build and commit a shard."""
     built = write_shard(dataset, planned, folder / f"{planned.name}-{len(list(folder.glob('*')))}", **options)
-    return dataset.commit(built, attempt="test", wall_seconds=1.0, device_seconds=0.5, device="CPU")
+    return publish(dataset, built, Circumstances("test", 1.0, 0.5, "CPU"))

@@ -14,6 +14,7 @@ from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.plan import make_plan
 from shards.prompts import Prompt
+from shards.publish import Circumstances, publish
 from shards.sample import Expected, make_sample
 from shards.storage import open_storage
 from shards.write import ShardWriter
@@ -131,7 +132,7 @@ def root(tmp_path_factory):
                         sample, image=picture.getvalue(), image_format="png", tensors=tensors(sample.index)
                     )
                 )
-            dataset.commit(writer.close(), attempt="a", wall_seconds=1, device_seconds=1, device="cpu")
+            publish(dataset, writer.close(), Circumstances("a"))
     return str(root)
 
 

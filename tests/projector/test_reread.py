@@ -15,6 +15,7 @@ from shards.dataset import Dataset
 from shards.errors import CorruptShardError, UsageError
 from shards.plan import Plan, make_plan
 from shards.prompts import Prompt
+from shards.publish import Circumstances, publish
 from shards.read import read_plan, read_samples
 from shards.sample import Expected, Failure, Sample, open_image
 from shards.storage import open_storage
@@ -47,7 +48,7 @@ def commit_results(dataset, planned, maker, folder, expected):
             for result in maker.make(batch):
                 writer.fail(result) if isinstance(result, Failure) else writer.add(result)
         built = writer.close()
-    dataset.commit(built, attempt="test", wall_seconds=1.0, device_seconds=1.0, device="CPU")
+    publish(dataset, built, Circumstances("test", 1.0, 1.0, "CPU"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_support import ROOT, build_command, bytes_of
-from shards.__main__ import info
 from shards.dataset import Dataset
+from shards.info import info
 from shards.read import read_samples
 from shards.storage import open_storage
 from shards.verify import verify

@@ -10,8 +10,8 @@ import pytest
 from fault_proxy import FaultProxy
 from ray_support import ROOT, build_command, bytes_of
 from s3_support import running_moto, running_rclone, use
-from shards.__main__ import info
 from shards.dataset import Dataset
+from shards.info import info
 from shards.plan import make_plan
 from shards.prompts import builtin_prompts
 from shards.storage import open_storage

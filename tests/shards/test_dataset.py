@@ -11,6 +11,7 @@ import pytest
 
 from shards.dataset import Dataset, fingerprint_of
 from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
+from shards.publish import Circumstances, adopt, publish
 from shards.storage import open_storage
 from tests_support import SETTINGS, a_plan, commit_shard, write_shard
 
@@ -125,7 +126,7 @@ def test_statistics_of_a_split_are_those_of_its_shards(make_dataset):
 def test_a_second_commit_of_the_same_content_is_the_first_one(make_dataset, tmp_path):
     dataset, plan = make_dataset()
     again = write_shard(dataset, plan.shards[0], tmp_path / "again")
-    commit = dataset.commit(again, attempt="second", wall_seconds=0, device_seconds=0, device="")
+    commit = publish(dataset, again, Circumstances("second"))
     assert commit.attempt == "test"
 
 
@@ -133,7 +134,7 @@ def test_a_second_commit_of_other_content_is_an_error_and_changes_nothing(make_d
     dataset, plan = make_dataset()
     other = write_shard(dataset, plan.shards[0], tmp_path / "again", failing=(0,))
     with pytest.raises(CorruptShardError, match="attempt test committed other content"):
-        dataset.commit(other, attempt="second", wall_seconds=0, device_seconds=0, device="")
+        publish(dataset, other, Circumstances("second"))
 
 
 @pytest.mark.parametrize("failing", [(), (1,)])
@@ -142,7 +143,7 @@ def test_a_whole_shard_without_commit_is_adopted(make_dataset, tmp_path, failing
     shard = plan.shards[0]
     made = commit_shard(dataset, shard, tmp_path / "spool", failing=failing)
     dataset.storage.delete(f"_commit/{shard.name}.json")
-    adopted = dataset.adopt(shard, attempt="later")
+    adopted = adopt(dataset, shard.name, shard.slice_hash, attempt="later")
     assert adopted is not None
     assert adopted.adopted
     assert (adopted.sha256, adopted.samples, adopted.failed) == (made.sha256, made.samples, made.failed)
@@ -172,7 +173,7 @@ def test_anything_less_is_not(make_dataset, tmp_path, damage):
         parquet.write_bytes(parquet.read_bytes()[:-9])
     else:
         shard = replace(shard, samples=shard.samples[:-1])
-    assert dataset.adopt(shard, attempt="later") is None
+    assert adopt(dataset, shard.name, shard.slice_hash, attempt="later") is None
     assert dataset.committed() == {}
 
 
@@ -198,7 +199,9 @@ def test_killed_at_any_step_the_shard_is_there_whole_or_not_at_all(tmp_path, poi
     assert (shard.name in dataset.committed()) == (point == "after-commit")
     whole_before_commit = point in ("after-tar", "before-commit")
     if point != "after-commit":
-        assert (dataset.adopt(shard, attempt="next") is not None) == whole_before_commit
+        assert (
+            adopt(dataset, shard.name, shard.slice_hash, attempt="next") is not None
+        ) == whole_before_commit
         commit_shard(dataset, shard, tmp_path / "spool")
     undisturbed = write_shard(dataset, shard, tmp_path / "undisturbed")
     assert dataset.storage.get_bytes("train/pairs-000000.tar") == undisturbed.tar.read_bytes()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from shards.__main__ import info
 from shards.dataset import Dataset
+from shards.info import info
 from shards.plan import planned_count
 from shards.retry import plan_retries, retryable
 from shards.storage import open_storage

@@ -9,7 +9,8 @@ import pytest
 
 from shards.sample import Failure
 from shards.statistics import RunningStatistics
-from shards.write import COMMIT_KEY, ShardWriter, encode_members, sha256_of
+from shards.tables import COMMIT_KEY
+from shards.write import ShardWriter, encode_members, sha256_of
 from tests_support import EXPECTED, a_plan, a_sample, write_shard
 
 PLAN = a_plan()

@@ -1,0 +1,88 @@
+"""What a dataset holds, as facts: counts, bytes, failures, coverage, what it took."""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from shards.commit import Commit
+from shards.dataset import READERS, Dataset
+from shards.plan import SPLITS, planned_count
+from shards.retry import failures
+from shards.tables import Row, read_table
+
+CATEGORIES = ("content", "style", "subject")
+SHOWN_SETTINGS = ("height", "width", "layers", "text_modes", "dtype")
+
+
+def info(dataset: Dataset) -> dict[str, Any]:
+    """Counts and sizes, from the commits alone.
+
+    Args:
+        dataset: opened dataset.
+
+    Returns:
+        `planned` samples in all, `samples` made, `failed` for good so far, whether it is `complete`, `shards`,
+        `bytes` of their tars, `device_seconds`, and more under names that say what they are.
+    """
+    commits = dataset.commits()
+    segments = dataset.segments()
+    planned = planned_count(segments)
+    retried = planned - max((segment for segment in segments if isinstance(segment, int)), default=0)
+    accounted = sum(commit.samples + commit.failed for commit in commits)
+    return {
+        "root": dataset.storage.root,
+        "created": dataset.created,
+        "fingerprint": dataset.fingerprint,
+        "planned": planned - retried,
+        "samples": sum(commit.samples for commit in commits),
+        "failed": sum(commit.failed for commit in commits) - retried,
+        "complete": bool(commits) and accounted == planned,
+        "shards": len(commits),
+        "bytes": sum(commit.bytes for commit in commits),
+        "device_seconds": round(sum(commit.device_seconds for commit in commits), 3),
+        "adopted_shards": sum(commit.adopted for commit in commits),
+        "splits": {split: _counts(c for c in commits if c.split == split) for split in SPLITS},
+        "devices": sorted({commit.device for commit in commits if commit.device}),
+        "settings": {key: dataset.settings.get(key) for key in SHOWN_SETTINGS},
+    }
+
+
+def details(dataset: Dataset) -> dict[str, Any]:
+    """What takes a request for each shard: which cells of the prompt space are covered, and why samples failed.
+
+    Args:
+        dataset: opened dataset.
+
+    Returns:
+        `coverage`: samples made, by content, style and subject; `failures`: tries that failed, by stage and error.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(lambda commit: _categories(dataset, commit), dataset.commits())
+        cells = Counter(tuple(row[name] for name in CATEGORIES) for rows in tables for row in rows)
+    causes = Counter((row["stage"], row["error_class"]) for row in failures(dataset))
+    return {
+        "coverage": [
+            {**dict(zip(CATEGORIES, cell, strict=True)), "samples": count}
+            for cell, count in sorted(cells.items())
+        ],
+        "failures": [
+            {"stage": stage, "error_class": error, "tries": count}
+            for (stage, error), count in sorted(causes.items())
+        ],
+    }
+
+
+def _counts(commits: Iterable[Commit]) -> dict[str, int]:
+    samples = [commit.samples for commit in commits]
+    return {"shards": len(samples), "samples": sum(samples)}
+
+
+def _categories(dataset: Dataset, commit: Commit) -> Iterable[Row]:
+    return (
+        read_table(
+            dataset.storage, commit.parquet, CATEGORIES, sha256=commit.side_files.get(commit.parquet, "")
+        ).rows
+        if commit.samples
+        else ()
+    )
