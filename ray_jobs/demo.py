@@ -1,7 +1,5 @@
 """`demo`: the whole chain on tiny random models, one job after the other, each reading what the last one wrote."""
 
-from pathlib import Path
-
 from projector.options import Arch, EvaluateOptions, TrainOptions
 from ray_jobs.build import build
 from ray_jobs.cluster import connected
@@ -24,8 +22,8 @@ def demo(options: DemoOptions) -> int:
     Returns:
         exit code: that of the first job that failed, else 0.
     """
-    run = Path(options.output)
-    data = str(run / "data")
+    run = options.output.rstrip("/")
+    data = f"{run}/data"
     with connected():  # one cluster for all jobs: starting one takes seconds
         code = build(
             BuildOptions(
@@ -41,9 +39,9 @@ def demo(options: DemoOptions) -> int:
         )
         for arch in ARCHITECTURES:
             code = code or train(
-                TrainOptions(data=data, output=str(run / arch), arch=arch, epochs=EPOCHS, workers=WORKERS)
+                TrainOptions(data=data, output=f"{run}/{arch}", arch=arch, epochs=EPOCHS, workers=WORKERS)
             )
             code = code or evaluate(
-                EvaluateOptions(data=data, checkpoint=str(run / arch), output=str(run / arch))
+                EvaluateOptions(data=data, checkpoint=f"{run}/{arch}", output=f"{run}/{arch}")
             )
-    return code or report(ReportOptions(run=str(run)))
+    return code or report(ReportOptions(run=run))

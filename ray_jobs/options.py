@@ -163,7 +163,7 @@ class ReportOptions(Section):
     """One HTML page from a run's files."""
 
     run: str
-    """Folder of the run: holds the dataset, the trained projectors and their evaluations."""
+    """Root of the run, local or s3://: holds the dataset, the trained projectors and their evaluations."""
     output: str = ""
     """The page to write; absent: report.html in the run folder."""
 
@@ -172,6 +172,6 @@ class DemoOptions(Section):
     """The whole chain on tiny models."""
 
     output: str = "runs/demo"
-    """Folder for everything the demo makes."""
+    """Where everything the demo makes goes: a folder or s3://bucket/prefix."""
     samples: int = Field(128, ge=96)
     """Pairs to build."""

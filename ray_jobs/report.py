@@ -4,23 +4,27 @@ import base64
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from projector.checkpoint import CONFIG, METRICS
+from projector.evaluation import EVALUATION
 from ray_jobs.charts import heat_map, line_chart
 from ray_jobs.options import ReportOptions
-from shards.dataset import Dataset
+from shards.dataset import DATASET, Dataset
 from shards.errors import UsageError
+from shards.info import details
+from shards.objects import Storage, read_json_object
 from shards.preview import contact_sheet
 from shards.read import read_samples
 from shards.storage import open_storage
 
+PAGE = "report.html"
 PICTURES = 24  # on the contact sheet: a screenful
 COLUMNS = {
     "mse_standardized": "MSE (standardised)",
@@ -39,19 +43,27 @@ SMALLER_IS_BETTER = "mse_standardized"
 
 
 @dataclass(frozen=True)
+class Training:
+    """One trained projector: the lines of its metrics.jsonl, and its config.json."""
+
+    lines: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """What lies under a run's root.
 
     Attributes:
-        folder: the run.
-        datasets: roots of datasets in it.
-        trainings: folders of trained projectors, by name.
-        evaluations: parsed eval.json files, by folder name.
+        name: last part of the root.
+        datasets: in it; where it has none, those that its projectors were trained on.
+        trainings: trained projectors, by name.
+        evaluations: parsed eval.json files, by the projector's name.
     """
 
-    folder: Path
-    datasets: tuple[str, ...]
-    trainings: Mapping[str, Path]
+    name: str
+    datasets: tuple[Dataset, ...]
+    trainings: Mapping[str, Training]
     evaluations: Mapping[str, dict[str, Any]]
 
 
@@ -65,60 +77,72 @@ def report(options: ReportOptions) -> int:
         exit code 0.
 
     Raises:
-        UsageError: the folder holds nothing to report on.
+        UsageError: nothing to report on lies there.
     """
-    run = find_run(Path(options.run))
-    page = Path(options.output) if options.output else run.folder / "report.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    partial = page.with_name(f".{page.name}.partial")
-    partial.write_text(render(run), encoding="utf-8")
-    partial.replace(page)
-    print(f"report: {page.absolute()}", flush=True)
+    storage = open_storage(options.run)
+    page = render(find_run(storage)).encode()
+    folder, _, name = (options.output or f"{storage.root}/{PAGE}").rpartition("/")
+    target = open_storage(folder or ".")
+    target.put_bytes(name, page)
+    print(f"report: {target.url(name)}", flush=True)
     return 0
 
 
-def find_run(folder: Path) -> Run:
-    """Look at what lies in a run folder: datasets, trained projectors, evaluations."""
-    if not folder.is_dir():
-        raise UsageError(
-            f"report.run = {str(folder)!r}: no such folder; give the folder that holds a run's outputs"
-        )
-    # Two levels: a run's own outputs and what stands inside them; deeper down are shards and checkpoints.
-    places = [folder, *sorted(path for path in (*folder.glob("*"), *folder.glob("*/*")) if path.is_dir())]
-    trainings = {_name(place, folder): place for place in places if (place / "metrics.jsonl").is_file()}
-    evaluations = {
-        _name(place, folder): json.loads((place / "eval.json").read_text())
-        for place in places
-        if (place / "eval.json").is_file()
+def find_run(storage: Storage) -> Run:
+    """Look at what lies under a run's root, itself and two levels down: deeper are shards and checkpoints."""
+    places: dict[str, set[str]] = {}
+    for entry in storage.list():
+        place, _, name = entry.key.rpartition("/")
+        if place.count("/") < 2:
+            places.setdefault(place, set()).add(name)
+    run_name = storage.root.rstrip("/").rpartition("/")[2]
+
+    def having(name: str) -> dict[str, str]:
+        return {place or run_name: _join(place, name) for place, names in places.items() if name in names}
+
+    trainings = {
+        name: Training(_lines(storage, key), _config(storage, key.removesuffix(METRICS) + CONFIG))
+        for name, key in having(METRICS).items()
     }
-    datasets = [str(place) for place in places if (place / "dataset.json").is_file()]
-    if not datasets:
-        datasets = sorted(
-            {str(_config(place).get("options", {}).get("data", "")) for place in trainings.values()} - {""}
-        )
-    if not (datasets or trainings or evaluations):
+    evaluations = {name: read_json_object(storage, key) for name, key in having(EVALUATION).items()}
+    roots = [_join(storage.root, key.removesuffix(DATASET)).rstrip("/") for key in having(DATASET).values()]
+    if not roots:
+        told = {str(training.config.get("options", {}).get("data", "")) for training in trainings.values()}
+        roots = sorted(told - {""})
+    if not (roots or trainings or evaluations):
         raise UsageError(
-            f"report.run = {str(folder)!r}: no dataset.json, metrics.jsonl or eval.json there or one level down; "
-            "give the folder that holds a run's outputs"
+            f"report.run = {storage.root!r}: no {DATASET}, {METRICS} or {EVALUATION} there or two levels down; "
+            "give the root that holds a run's outputs"
         )
-    return Run(folder, tuple(datasets), trainings, evaluations)
+    return Run(run_name, tuple(Dataset.open(open_storage(root)) for root in roots), trainings, evaluations)
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
+
+
+def _lines(storage: Storage, key: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.get_bytes(key).decode().splitlines()]
+
+
+def _config(storage: Storage, key: str) -> dict[str, Any]:
+    return read_json_object(storage, key) if storage.stat(key) else {}
 
 
 def render(run: Run) -> str:
     """The page as HTML; every text that came from outside is escaped by the template."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(files("ray_jobs").joinpath("report.html").read_text(encoding="utf-8"))
-    datasets = [Dataset.open(open_storage(root)) for root in run.datasets]
     return template.render(
-        title=f"Projector run: {run.folder.name}",
+        title=f"Projector run: {run.name}",
         written=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         verdict=verdict(run.evaluations),
-        facts=_facts(datasets),
-        coverage=_coverage(datasets),
-        contact_sheet=_pictures(datasets),
+        facts=_facts(run.datasets),
+        coverage=_coverage(run.datasets),
+        contact_sheet=_pictures(run.datasets),
         curves=_curves(run.trainings),
         evaluations=[_table(name, result) for name, result in run.evaluations.items()],
-        settings=_settings(datasets, run.trainings),
+        settings=_settings(run.datasets, run.trainings),
     )
 
 
@@ -166,9 +190,8 @@ def _facts(datasets: Iterable[Dataset]) -> dict[str, str]:
 def _coverage(datasets: Iterable[Dataset]) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     for dataset in datasets:
-        for sample in read_samples(dataset, image=False, tensors=()):
-            categories = sample.metadata["categories"]
-            counts[categories["content"], categories["style"]] += 1
+        for cell in details(dataset)["coverage"]:
+            counts[cell["content"], cell["style"]] += cell["samples"]
     if not counts or set(counts) == {("", "")}:
         return ""
     rows = sorted({content for content, _ in counts})
@@ -189,14 +212,13 @@ def _pictures(datasets: Iterable[Dataset]) -> str:
     return ""
 
 
-def _curves(trainings: Mapping[str, Path]) -> list[str]:
+def _curves(trainings: Mapping[str, Training]) -> list[str]:
     """Validation and training loss by epoch, all trainings together."""
     charts = []
     for key, label in (("val_loss", "validation loss"), ("train_loss", "training loss")):
         series = {}
-        for name, folder in trainings.items():
-            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+        for name, training in trainings.items():
+            points = [(line["epoch"], line[key]) for line in training.lines if line.get(key) is not None]
             if points:
                 series[name] = points
         if series:
@@ -232,7 +254,7 @@ def _number(value: Any) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Path]) -> str:
+def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Training]) -> str:
     shown = {
         "datasets": [
             {
@@ -242,7 +264,7 @@ def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Path]) -> str
             }
             for dataset in datasets
         ],
-        "trainings": {name: _config(folder) for name, folder in trainings.items()},
+        "trainings": {name: training.config for name, training in trainings.items()},
     }
     return json.dumps(shown, indent=2, ensure_ascii=False)
 
@@ -256,12 +278,3 @@ def _short(settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, model in settings.get("models", {}).items()
     }
     return {**settings, "models": models}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _name(place: Path, folder: Path) -> str:
-    return str(place.relative_to(folder)) if place != folder else folder.name

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -186,3 +187,23 @@ def test_hundreds_of_faults_lose_nothing(run_build, tmp_path, monkeypatch):
         findings = verify(root)
         assert (findings.problems, findings.samples, findings.complete) == ([], 40, True)
         assert sum(proxy.faults.values()) >= 200, proxy.faults
+
+
+@pytest.mark.server
+def test_the_whole_demo_on_s3(environment, server, tmp_path, monkeypatch):
+    use(monkeypatch, server.env)
+    root = f"s3://{server.new_bucket()}/demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_jobs", "demo", "--demo.output", root, "--demo.samples", "96"],
+        env=environment | server.env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"report: {root}/report.html" in done.stdout
+    findings = verify(f"{root}/data")
+    assert (findings.problems, findings.samples, findings.complete) == ([], 96, True)
+    page = open_storage(root).get_bytes("report.html")
+    assert server.secret_key.encode() not in page + (done.stdout + done.stderr).encode()

@@ -82,13 +82,14 @@ def test_a_dataset_only_grows_and_only_when_told(make_dataset):
 
 
 def test_growth_leaves_the_first_shards_byte_for_byte(make_dataset, tmp_path):
-    dataset, plan = make_dataset(plan=a_plan(10))
+    dataset, plan = make_dataset(plan=a_plan(1000, per_shard=64))
     before = {
         entry.key: (entry.tag, dataset.storage.get_bytes(entry.key))
         for entry in dataset.storage.list("train/")
     }
-    segments = dataset.grow(17, append=True)
-    grown = a_plan(17, segments=segments)
+    segments = dataset.grow(1500, append=True)
+    grown = a_plan(1500, per_shard=64, segments=segments)
+    assert set(plan.samples) < set(grown.samples)
     todo = dataset.missing(grown)
     assert {shard.name for shard in todo} == {s.name for s in grown.shards} - {s.name for s in plan.shards}
     for shard in todo:
@@ -98,7 +99,7 @@ def test_growth_leaves_the_first_shards_byte_for_byte(make_dataset, tmp_path):
         for entry in dataset.storage.list("train/")
     }
     assert before.items() <= after.items()
-    assert sum(commit.samples for commit in dataset.commits()) == 17
+    assert sum(commit.samples for commit in dataset.commits()) == 1500
 
 
 def test_commits_are_read_from_the_manifest_only_while_it_is_true(make_dataset):
