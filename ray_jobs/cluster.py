@@ -3,20 +3,24 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shards.errors import UsageError
+
+ANSWER_SECONDS = 10.0  # time for a head that has just been started
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,9 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 @contextmanager
 def connected() -> Iterator[Cluster]:
-    """Join the Ray cluster there is, or start a local one, and leave it as found.
+    """Join the cluster of `ray job submit`, `RAY_ADDRESS` or `ray start`, or start a local one; leave it as found.
 
-    Under `ray job submit` and where `RAY_ADDRESS` is set or `ray start` has run, Ray finds that cluster itself.
+    A local cluster is this job's own: another job on the same machine starts its own as well.
     """
     already = ray.is_initialized()
     if not already:
@@ -155,19 +159,91 @@ def _join_or_start() -> None:
     # What workers have to say reaches the driver as results and errors, so their logs stay in Ray's own files;
     # the core's log level is read when it starts, from the environment only.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray warns of a coming default about hidden accelerators on every start; "0" is that default.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    where = _cluster_to_join()
+    if where is not None:
+        _require_answer(where)
     with _native_stderr_closed():
         try:
-            ray.init(address="auto", **quiet)
+            # Without an address, Ray joins what the environment or `ray start` names and else starts a cluster of
+            # this job's own; "auto" would also join the local cluster of another job, and die with it.
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
-            if address := os.environ.get("RAY_ADDRESS"):
-                raise UsageError(
-                    f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}; "
-                    "start one with `ray start --head`, or unset RAY_ADDRESS to use a local one"
-                ) from None
-            # Ray warns of a coming default about hidden accelerators on every start; "0" is that default.
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            ray.init(address="local", include_dashboard=False, **quiet)
+            if where is None:
+                raise
+            raise UsageError(
+                f"the Ray cluster at {where} cannot be joined: {' '.join(str(error).split())}; "
+                "give the address of a head (host:6379), and RAY_AUTH_MODE=token where it wants a token"
+            ) from None
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where a cluster should be.
+
+    Attributes:
+        text: host:port.
+        source: who says so.
+        remedy: how to do without it.
+    """
+
+    text: str
+    source: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})"
+
+
+def _cluster_to_join() -> _Address | None:
+    """The cluster that `ray.init` is going to join; None where it starts one."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return None
+    if named:
+        return _Address(named, "from RAY_ADDRESS", "unset RAY_ADDRESS to use a local one")
+    # Ray's own rule for where `ray start` writes the address of the cluster it started.
+    folder = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))  # noqa: S108
+    record = Path(folder, "ray", "ray_current_cluster")
+    try:
+        address = record.read_text().strip()
+    except OSError:
+        return None
+    return _Address(address, f"from {record}", f"remove {record} to use a local one")
+
+
+def _require_answer(where: _Address) -> None:
+    """Make sure that something listens where a cluster should be; Ray would try in silence for 13 minutes.
+
+    Raises:
+        UsageError: nothing does, or a head cannot be there.
+    """
+    if where.text == "auto":  # asked for by name: any cluster on this machine, and Ray knows at once
+        return
+    try:
+        parts = urlsplit(f"//{where.text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port or "://" in where.text:
+        raise UsageError(
+            f"{where} is not the address of a Ray head; give host:port (its port is 6379 unless told otherwise), "
+            f"or {where.remedy}; from outside a cluster, use `ray job submit`"
+        )
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            raise UsageError(
+                f"no Ray cluster answers at {where}: {error.strerror or error}; "
+                f"start a head there with `ray start --head`, or {where.remedy}"
+            ) from None
+        return
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Builds as users start them, each in a process of its own; tiny pictures keep them to seconds."""
 
 import os
+import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -14,10 +16,13 @@ def environment(tmp_path_factory):
     """Environment of the processes under test: the tiny models are made once, and no cluster of the user is used."""
     cache = tmp_path_factory.mktemp("cache")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SHARDS_"))}
-    environment = kept | {CACHE_VARIABLE: str(cache), "PYTHONWARNINGS": "ignore"}
+    # Ray looks here for the cluster that `ray start` left; its sockets' paths may not pass 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    environment = kept | {CACHE_VARIABLE: str(cache), "PYTHONWARNINGS": "ignore", "RAY_TMPDIR": folder}
     os.environ[CACHE_VARIABLE] = str(cache)
     resolve_models("tiny")
-    return environment
+    yield environment
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Bad input ends with one clear line and exit code 2, before a model loads and before Ray starts."""
 
+import socket
+
 import pytest
 import ray
 import transformers
@@ -96,7 +98,7 @@ def test_models_that_are_not_there(capsys, tmp_path):
         ("train", ("--train.data", "x"), "train.output is needed"),
         ("train", ("--train.data", "/nonexistent", "--train.output", "x"), "no dataset there"),
         ("evaluate", (), "evaluate.checkpoint is needed"),
-        ("report", ("--report.run", "/nonexistent"), "no such folder"),
+        ("report", ("--report.run", "/nonexistent"), "there or two levels down"),
     ],
 )
 def test_later_jobs(capsys, job, words, message):
@@ -107,6 +109,54 @@ def test_a_report_on_nothing(capsys, tmp_path):
     assert "no dataset.json, metrics.jsonl or eval.json" in refusal(
         capsys, "report", "--report.run", str(tmp_path)
     )
+
+
+@pytest.fixture
+def dead_end(monkeypatch):
+    """An address at which nothing listens, and no patience."""
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.3)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_a_named_cluster_that_does_not_answer(capsys, tmp_path, monkeypatch, dead_end):
+    monkeypatch.setenv("RAY_ADDRESS", dead_end)
+    said = refusal(capsys, "build", "--build.output", str(tmp_path))
+    assert f"no Ray cluster answers at {dead_end} (from RAY_ADDRESS): Connection refused" in said
+    assert "unset RAY_ADDRESS to use a local one" in said
+
+
+def test_a_recorded_cluster_that_is_gone(capsys, tmp_path, monkeypatch, dead_end):
+    record = tmp_path / "ray" / "ray_current_cluster"
+    record.parent.mkdir()
+    record.write_text(dead_end)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    said = refusal(capsys, "build", "--build.output", str(tmp_path / "out"))
+    assert f"no Ray cluster answers at {dead_end} (from {record})" in said
+    assert f"`ray start --head`, or remove {record} to use a local one" in said
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "head", "head:x", ":1"]
+)
+def test_an_address_that_is_no_heads(capsys, tmp_path, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    said = refusal(capsys, "build", "--build.output", str(tmp_path))
+    assert f"{address} (from RAY_ADDRESS) is not the address of a Ray head; give host:port" in said
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:1"])
+def test_a_cluster_that_lets_nobody_in(capsys, tmp_path, monkeypatch, address):
+    def refuse(**_):
+        raise ConnectionError(f"Failed to connect to\n{address}")
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.setattr(ray, "init", refuse)
+    said = refusal(capsys, "build", "--build.output", str(tmp_path))
+    assert f"{address} (from RAY_ADDRESS) cannot be joined: Failed to connect to {address}; give" in said
 
 
 NODES = ("a" * 56, "b" * 56)

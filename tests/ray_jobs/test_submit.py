@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_support import ROOT
+from ray_support import ROOT, build_command
 from shards.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -24,9 +24,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(environment):
-    """A head node on free ports; gives the dashboard's address and the environment of its clients."""
+    """A head node on free ports; gives the dashboard's address, the head's and the environment of its clients."""
     # Ray's sockets lie under this folder and their paths may not pass 107 characters.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     port, dashboard = free_port(), free_port()
@@ -34,12 +34,12 @@ def head(environment):
     path = f"{Path(sys.executable).parent}:{environment['PATH']}"
     clients = environment | {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": folder, "PATH": path}
     start = [RAY, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
-    more = [f"--temp-dir={folder}", "--disable-usage-stats", "--include-dashboard=true", "--block"]
+    more = ["--disable-usage-stats", "--include-dashboard=true", "--block"]
     process = subprocess.Popen(
         [*start, *more], env=clients, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        yield f"http://127.0.0.1:{dashboard}", clients
+        yield f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", clients
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -85,7 +85,7 @@ def wait_for(address, clients):
 
 
 def test_the_demo_as_a_submitted_job(head, tmp_path):
-    address, clients = head
+    address, _, clients = head
     wait_for(address, clients)
     run = tmp_path / "demo"
     done = submit(address, clients, "demo", "--demo.output", str(run), "--demo.samples", "96")
@@ -103,3 +103,25 @@ def test_the_demo_as_a_submitted_job(head, tmp_path):
     refused = submit(address, clients, "build", "--build.output", str(run / "data"), "--build.samples", "9")
     assert refused.returncode != 0
     assert "error: " in refused.stdout + refused.stderr
+
+
+CONNECT = "from ray_jobs.cluster import connected\nwith connected() as cluster: print(cluster)"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_job_joins_the_head_that_was_started(head, tmp_path, named):
+    address, gcs, clients = head
+    wait_for(address, clients)
+    build = build_command(tmp_path / "data", samples=4)
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT] if named else build,
+        env=clients | ({"RAY_ADDRESS": gcs} if named else {}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 node, 2 CPUs, 0 GPUs" in done.stdout
+    # A cluster of its own would have a session of its own.
+    assert len(list(Path(clients["RAY_TMPDIR"], "ray").glob("session_2*"))) == 1
