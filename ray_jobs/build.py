@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from projector.models import ModelSources, resolve_models
 from projector.pairs import PairMaker, PairSettings
@@ -154,10 +155,7 @@ def complete(
     if len(todo) < len(plan.shards):
         print(f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make", flush=True)
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)
-    actor: Any = ray.remote(Monitor)
-    monitor = actor.options(num_cpus=0).remote(
-        options.max_failed_fraction, options.max_consecutive_failures, job
-    )
+    monitor = start_monitor(options, job)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
     there = 0
@@ -181,6 +179,15 @@ def complete(
     why = end.stopping or f"{len(missing)} shards could not be made"
     print(f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.")
     return guard.stop.exit_code or 1
+
+
+def start_monitor(options: BuildOptions | ExtractOptions, job: str) -> Any:
+    """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Monitor)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote(
+        options.max_failed_fraction, options.max_consecutive_failures, job
+    )
 
 
 def _run(todo: list[PlannedShard], crew: Crew, spec: BuilderSpec, monitor: Any) -> Iterator[dict[str, Any]]:

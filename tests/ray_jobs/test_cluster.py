@@ -1,8 +1,11 @@
 """Clusters that come and go beside and under a running build."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,3 +75,70 @@ def test_two_local_builds_have_a_cluster_each(environment, undisturbed, tmp_path
             kill(first)
             assert second.wait(timeout=120) == 0
     assert_same(tmp_path / "second", undisturbed)
+
+
+# A driver on the head; the hook is in the environment of one node alone, so only a builder there hangs mid-shard.
+LOSE_NODES = """
+import os, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from ray_jobs.__main__ import main
+from ray_jobs.build import start_monitor
+from ray_jobs.options import BuildOptions
+
+cluster, hanging = Cluster(), Path(sys.argv[1])
+cluster.add_node(num_cpus=1, num_gpus=1, include_dashboard=False)
+lost = [cluster.add_node(num_cpus=1) for _ in range(2)]
+hook = {"SHARDS_CRASH_AT": "mid-shard", "SHARDS_CRASH_HOW": "hang", "SHARDS_CRASH_ONCE": str(hanging)}
+os.environ |= hook
+lost.append(cluster.add_node(num_cpus=1, num_gpus=1))
+for name in hook:
+    del os.environ[name]
+ray.init(cluster.address, log_to_driver=False)
+
+# Ray places an actor that needs nothing anywhere; several, so that chance cannot put all in the right place.
+monitors = [start_monitor(BuildOptions(), "build") for _ in range(4)]
+ray.get([monitor.snapshot.remote() for monitor in monitors])
+places = {actor["Address"]["NodeID"] for actor in ray._private.state.actors().values()}
+assert places == {ray.get_runtime_context().get_node_id()}, "a lost node would end the run"
+del monitors
+
+def lose():
+    while not hanging.exists():
+        time.sleep(0.05)
+    for node in lost:
+        cluster.remove_node(node, allow_graceful=False)
+    print("lost", flush=True)
+
+thread = threading.Thread(target=lose, daemon=True)
+thread.start()
+code = main(sys.argv[2:])
+thread.join(timeout=30)
+ray.shutdown()
+cluster.shutdown()
+raise SystemExit(code)
+"""
+
+
+def test_lost_nodes_need_no_second_run(environment, undisturbed, tmp_path):
+    # `Cluster` records its address as `ray start` does: not where the other tests would look for a cluster.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    build = build_command(tmp_path / "data", dtype="float32")[
+        3:
+    ]  # GPUs that are only declared would turn it to bfloat16
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", LOSE_NODES, str(tmp_path / "hanging"), *build],
+            env=environment | {"RAY_TMPDIR": folder},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 nodes, 4 CPUs, 2 GPUs" in done.stdout
+    assert "lost" in done.stdout.splitlines()
+    assert_same(tmp_path / "data", undisturbed)
