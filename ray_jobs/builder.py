@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,21 @@ class ShardBuilder:
         self._monitor = monitor
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._device = _device_name()
-        self._dataset = Dataset.open(open_storage(spec.root))
-        self._spool = Spool(Path(spec.spool))
-        self._maker: BatchMaker | None = None
+
+    # All three are made with the first shard and not in __init__, where what goes wrong, say a node without
+    # credentials, would be a worker's traceback instead of the run's last line.
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return Dataset.open(open_storage(self._spec.root))
+
+    @cached_property
+    def _spool(self) -> Spool:
+        return Spool(Path(self._spec.spool))
+
+    @cached_property
+    def _maker(self) -> BatchMaker:
+        return self._spec.maker()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Build one shard.
@@ -125,8 +138,6 @@ class ShardBuilder:
 
     def _write(self, planned: PlannedShard, folder: Path, orders: Orders) -> BuiltShard | None:
         """Make the samples and close the shard on local disk; None when the run stops before its end."""
-        if self._maker is None:  # not in __init__: a run that only adopts never loads a model
-            self._maker = self._spec.maker()
         made = failed = 0
         with ShardWriter(planned, folder, self._dataset.fingerprint, self._spec.expected) as writer:
             for batch in self._batches(planned, orders):
@@ -143,7 +154,6 @@ class ShardBuilder:
 
     def _batches(self, planned: PlannedShard, orders: Orders) -> Iterator[Sequence[PlannedSample]]:
         """The shard's batches; one that keeps killing workers is taken apart, to find out which sample does it."""
-        assert self._maker is not None
         for batch in self._maker.batches(planned.samples):
             if any(orders.deaths.get(sample.id, 0) >= DEATHS_ALONE for sample in batch):
                 yield from ([sample] for sample in batch)
@@ -152,7 +162,6 @@ class ShardBuilder:
 
     def _results(self, batch: Sequence[PlannedSample], orders: Orders) -> list[Sample | Failure]:
         """A batch's samples; one that has killed too many workers is not tried again."""
-        assert self._maker is not None
         if len(batch) == 1 and (deaths := orders.deaths.get(batch[0].id, 0)) >= DEATHS_FATAL:
             error = RuntimeError(f"{deaths} workers died while making it")
             return [Failure.from_exception("worker", error)]
