@@ -4,7 +4,8 @@ B batch, S source positions, L aligned positions, T text tokens, V vision-langua
 
 The text side decides which positions exist: a caption of T tokens gives min(T, length) aligned positions
 under `pool`, min(T, V) under `per_token` and one under `mean`. `soft` trains on tokens matched by optimal
-transport, and is judged like `mean`, since a match that looks at the targets flatters whoever spreads.
+transport, and is judged like `mean`, since a match that looks at the targets flatters whoever spreads; so is
+`statistics`, which compares spreads alone. `guide` is the guide's own pooling, zero padding included.
 Whatever produces the other side (the VL tokens themselves, a projector, a baseline) is brought to those same
 positions, so methods are always compared on the same targets, and no position is ever made of padding.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from projector.options import Align
 
@@ -53,6 +55,26 @@ def area_pool(tokens: Tensor, length: int) -> Tensor:
         return tokens.to(wide).mean(0, keepdim=True)
     lengths = torch.tensor([[tokens.shape[0]], [length]], device=tokens.device)
     return area_weights(lengths[0], lengths[1])[0].to(wide) @ tokens.to(wide)
+
+
+def evenly(tokens: Tensor, length: int) -> Tensor:
+    """At most `length` of a sequence's tokens, evenly spaced.
+
+    Real tokens, not averages: a network that learnt on averages of sixteen would meet, at inference, tokens of
+    a spread it has never seen.
+    """
+    if len(tokens) <= length:
+        return tokens
+    places = torch.linspace(0, len(tokens) - 1, length, device=tokens.device).round().long()
+    return tokens[places]
+
+
+def guide_pool(tokens: Tensor, length: int) -> Tensor:
+    """(S, D) to (length, D) float32 as the guide does it: longer sequences interpolated, shorter ones zero-padded."""
+    rows = tokens.float()
+    if len(rows) <= length:
+        return functional.pad(rows, (0, 0, 0, length - len(rows)))
+    return functional.interpolate(rows.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
 def position_mask(lengths: Tensor, longest: int) -> Tensor:
@@ -125,12 +147,24 @@ class Alignment:
     kind: Align
     """`pool`, `mean`, `per_token` or `soft`; see the module's text."""
     length: int
-    """Positions that `pool` keeps at most, on either side, and `soft` on the VL side."""
+    """Positions that `pool` keeps at most, on either side, and `soft` on the VL side; all that `guide` has."""
+
+    @property
+    def compares_means(self) -> bool:
+        """Whether only the means of the two sides are known to belong together, so that they are what is judged."""
+        return self.kind in ("mean", "soft", "statistics")
+
+    @property
+    def whole(self) -> bool:
+        """Whether template tokens and the attention sink take part, as they do in the guide."""
+        return self.kind == "guide"
 
     def positions(self, vl_tokens: int, text_tokens: int) -> int:
         """Aligned positions of a pair with these token counts."""
         if self.kind == "pool":
             return min(self.length, text_tokens)
+        if self.kind == "guide":
+            return self.length
         return min(vl_tokens, text_tokens) if self.kind == "per_token" else 1
 
     def training_sides(self, vl: Tensor, text: Tensor, *, keeps_positions: bool) -> tuple[Tensor, Tensor]:
@@ -147,8 +181,10 @@ class Alignment:
             inputs (S, D) and targets (L, D); row i of one answers for row i of the other, unless the network
             has positions of its own or the alignment is `soft`, which matches them anew at each step.
         """
-        if self.kind == "soft":
-            return area_pool(vl, min(len(vl), self.length)) if keeps_positions else vl.float(), text.float()
+        if self.kind in ("soft", "statistics"):
+            return evenly(vl, self.length).float() if keeps_positions else vl.float(), text.float()
+        if self.kind == "guide":
+            return guide_pool(vl, self.length), guide_pool(text, self.length)
         positions = self.positions(len(vl), len(text))
         inputs = self.bring(vl, positions) if keeps_positions else vl.float()
         return inputs, self.bring(text, positions)
@@ -165,6 +201,8 @@ class Alignment:
         Returns:
             (L, D), float32 (float64 kept).
         """
+        if self.kind == "guide":
+            return guide_pool(tokens, positions)
         if self.kind == "per_token" and own_positions:
             tokens = tokens[:positions]
         return area_pool(tokens, positions)

@@ -30,9 +30,11 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     """Loss sums of the steps already taken in the epoch under way."""
     best_epoch: int = 0
-    """Epoch (from 1) with the best validation loss; 0 before the first."""
+    """Epoch (from 1) with the best validation loss; 0 while nothing beats the start."""
     best_val_loss: float = float("inf")
     """That loss."""
+    ridge_val_loss: float | None = None
+    """What the closed form reaches on the same pairs; None where it was not asked."""
     seconds: float = 0.0
     """Time spent, over all attempts."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -105,9 +107,12 @@ def put_state(
     progress: Progress,
     network: ProjectorNetwork,
     optimizer: optim.Optimizer,
+    averaged: ProjectorNetwork | None,
 ) -> None:
     """Put everything needed to go on, as one object: never half a state, and never one newer than another."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if averaged is not None:
+        tensors |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
     for name, parameter in network.named_parameters():
         tensors |= {
             f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()
@@ -126,25 +131,26 @@ class State:
     tensors: Mapping[str, Tensor]
     """Of network and optimizer."""
 
-    def restore(self, network: nn.Module, optimizer: optim.Optimizer) -> None:
+    def restore(self, network: nn.Module, optimizer: optim.Optimizer, averaged: nn.Module | None) -> None:
         """Put the tensors where they were."""
-        prefix = "network."
-        network.load_state_dict(
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in self.tensors.items()
-                if name.startswith(prefix)
-            }
-        )
+        network.load_state_dict(self._under("network."))
+        if averaged is not None:
+            averaged.load_state_dict(self._under("averaged."))
         for name, parameter in network.named_parameters():
-            prefix = f"optimizer.{name}."
             moments = {
-                key.removeprefix(prefix): tensor.to(parameter.device, copy=True)
-                for key, tensor in self.tensors.items()
-                if key.startswith(prefix)
+                key: tensor.to(parameter.device, copy=True)
+                for key, tensor in self._under(f"optimizer.{name}.").items()
             }
             if moments:
                 optimizer.state[parameter] = moments
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, under the rest of their names."""
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
 
 
 def get_state(storage: Storage, identity: Mapping[str, Any]) -> State | None:

@@ -1,10 +1,10 @@
 """Pairs of embeddings: from committed shards to what a training step takes.
 
-B batch, S input positions, L aligned positions, T text tokens, V vision-language tokens, D hidden.
+T text tokens, V vision-language tokens, D hidden.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -12,17 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.align import Alignment, position_mask
-from projector.options import TextMode, Tokens
+from projector.options import TextMode, Tokens, TrainOptions
+from projector.template import LOOKED_AT, Template, WholeSample, find_template, token_rms
 from shards.commit import Commit
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.read import read_shard
 from shards.sample import KIND_CAPTION, KIND_IMAGE, Sample
-from shards.statistics import RunningStatistics
 from shards.storage import open_storage
 
-ROWS_AT_A_TIME = 8192  # rows turned to float64 together: 168 MB at width 2560
 KINDS: Mapping[Tokens, tuple[int, ...]] = {
     "image": (KIND_IMAGE,),
     "text": (KIND_CAPTION,),
@@ -34,9 +32,8 @@ KINDS: Mapping[Tokens, tuple[int, ...]] = {
 class Pair:
     """One sample's two sides, without what is the same in every sample.
 
-    Template tokens, vision markers and so the attention sink (position 0 of the text side, which is causal
-    and hence the same vector in every prompt) are left out of both sides: they would be 98% of a raw error
-    and teach nothing.
+    Template tokens, vision markers and attention sinks are left out of both sides (`projector.template`), unless a
+    source was asked to keep them.
     """
 
     key: str
@@ -47,6 +44,8 @@ class Pair:
     """(V,) uint8: 1 image, 2 caption."""
     text: Tensor
     """(T, D) Qwen3-4B hidden states of the caption's tokens, any float dtype."""
+    weight: float = 1.0
+    """What it counts beside other pairs."""
 
     def __post_init__(self) -> None:
         if self.vl.dim() != 2 or self.text.dim() != 2 or self.vl.shape[1] != self.text.shape[1]:
@@ -67,7 +66,7 @@ class Pair:
     def only(self, tokens: Tokens) -> "Pair | None":
         """The pair with VL tokens of these kinds alone; None when it has none."""
         keep = torch.isin(self.vl_kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
-        return Pair(self.key, self.vl[keep], self.vl_kind[keep], self.text) if keep.any() else None
+        return replace(self, vl=self.vl[keep], vl_kind=self.vl_kind[keep]) if keep.any() else None
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ class PairSource:
     """Kinds of VL tokens kept."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Root and fingerprint of the dataset, and its models: goes into config.json."""
+    template: Template | None = None
+    """What is the same in every sample and was left out of the pairs; None where nothing was."""
 
     def __len__(self) -> int:
         return self.count
@@ -107,7 +108,15 @@ def in_memory(
 
 
 def load_pairs(
-    data: str, split: str, *, layer: int, text_mode: TextMode, tokens: Tokens, limit: int | None = None
+    data: str,
+    split: str,
+    *,
+    layer: int,
+    text_mode: TextMode,
+    tokens: Tokens,
+    limit: int | None = None,
+    whole: bool = False,
+    weight: float = 1.0,
 ) -> PairSource:
     """The pairs of a dataset's split, read from its committed shards when asked for.
 
@@ -115,9 +124,11 @@ def load_pairs(
         data: root of the dataset: local folder or s3://bucket/prefix.
         split: `train` or `val`.
         layer: of Qwen3-VL, from the end.
-        text_mode: text in the VL input.
+        text_mode: text in the VL input; `mixed` draws one of the two for each sample.
         tokens: kinds of VL tokens to keep.
         limit: use the first so many pairs; None for all.
+        whole: keep template tokens and attention sinks, as the guide does.
+        weight: what each pair counts.
 
     Returns:
         a source that holds no pairs itself.
@@ -133,9 +144,68 @@ def load_pairs(
         raise UsageError(
             f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
         )
-    reader = _ShardReader(dataset, commits, layer, text_mode, tokens)
+    reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight)
     reader.check()
-    return PairSource(count, reader.read, layer, text_mode, tokens, provenance_of(dataset))
+    if not whole:
+        reader = replace(reader, template=find_template(islice(reader.wholes(), LOOKED_AT)))
+    return PairSource(count, reader.read, layer, text_mode, tokens, provenance_of(dataset), reader.template)
+
+
+def training_pairs(options: TrainOptions, split: str, limit: int | None = None) -> PairSource:
+    """The pairs that a training's options name, of all its datasets.
+
+    Args:
+        options: data, also, layer, text mode and tokens.
+        split: `train` or `val`.
+        limit: use the first so many pairs of `data`; None for all.
+
+    Raises:
+        UsageError: see `load_pairs`; or datasets of different width.
+    """
+
+    def load(root: str, weight: float, most: int | None) -> PairSource:
+        return load_pairs(
+            root,
+            split,
+            layer=options.layer,
+            text_mode=options.text_mode,
+            tokens=options.tokens,
+            limit=most,
+            whole=options.align == "guide",
+            weight=weight,
+        )
+
+    main = load(options.data, 1.0, limit)
+    return joined(main, [load(root, weight, None) for root, weight in (options.also or {}).items()])
+
+
+def joined(main: PairSource, others: Sequence[PairSource]) -> PairSource:
+    """Sources one after the other; what is found in the first speaks for all."""
+    for other in others:
+        if other.width != main.width:
+            raise UsageError(
+                f"train.also: {other.provenance.get('root')} has width {other.width}, "
+                f"{main.provenance.get('root')} has {main.width}; all datasets must be of models of one width"
+            )
+    if not others:
+        return main
+    sources = (main, *others)
+
+    def read(start: int, stop: int) -> Iterator[Pair]:
+        first = 0
+        for source in sources:
+            low, high = max(start - first, 0), min(stop - first, source.count)
+            if low < high:
+                yield from source.read(low, high)
+            first += source.count
+
+    fingerprints = [str(source.provenance.get("fingerprint", "")) for source in sources]
+    provenance = {
+        **main.provenance,
+        "fingerprint": "+".join(fingerprints),
+        "also": [{"root": other.provenance.get("root"), "pairs": other.count} for other in others],
+    }
+    return replace(main, count=sum(source.count for source in sources), read=read, provenance=provenance)
 
 
 def provenance_of(dataset: Dataset) -> dict[str, Any]:
@@ -150,42 +220,44 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _ShardReader:
+class ShardReader:
+    """Reads pairs from the committed shards of a split."""
+
     dataset: Dataset
     commits: Sequence[Commit]
     layer: int
     text_mode: TextMode
     tokens: Tokens
+    weight: float = 1.0
+    template: Template | None = None
+    """Leaves out template tokens and sinks; None keeps every token."""
 
     @property
-    def _vl(self) -> str:
-        return f"vl.{self.text_mode}.{self.layer}"
-
-    @property
-    def _vl_kind(self) -> str:
-        return f"vl.{self.text_mode}.kind"
+    def modes(self) -> tuple[str, ...]:
+        """The text modes that are read."""
+        return ("caption", "none") if self.text_mode == "mixed" else (self.text_mode,)
 
     def check(self) -> None:
         """Raise UsageError when the first sample lacks what was asked for."""
         first = next(commit for commit in self.commits if commit.samples)
         sample = next(read_shard(self.dataset.storage, first, image=False))
         where = self.dataset.storage.root
-        layers, modes = sample.metadata["layers"], sample.metadata["text_modes"]
+        layers, held = sample.metadata["layers"], sample.metadata["text_modes"]
         if self.layer not in layers:
             raise UsageError(
                 f"train.layer = {self.layer}: {where} holds layers {layers}; "
                 "choose one, or extract that layer"
             )
-        if self.text_mode not in modes:
+        if not set(self.modes) <= set(held):
             raise UsageError(
-                f"train.text_mode = {self.text_mode!r}: {where} holds {modes}; "
-                "choose one, or extract that mode"
+                f"train.text_mode = {self.text_mode!r}: {where} holds {held}; choose one, or extract that mode"
             )
-        if not np.isin(sample.tensors[self._vl_kind], KINDS[self.tokens]).any():
-            raise UsageError(
-                f"train.tokens = {self.tokens!r}: the VL input of text mode {self.text_mode!r} "
-                "has no such tokens; use `image`, or text mode `caption`"
-            )
+        for mode in self.modes:
+            if not np.isin(sample.tensors[f"vl.{mode}.kind"], KINDS[self.tokens]).any():
+                raise UsageError(
+                    f"train.tokens = {self.tokens!r}: the VL input of text mode {mode!r} "
+                    "has no such tokens; use `image`, or text mode `caption`"
+                )
 
     def read(self, start: int, stop: int) -> Iterator[Pair]:
         """Pairs start to stop - 1, in the order of the shards."""
@@ -193,165 +265,45 @@ class _ShardReader:
         for commit in self.commits:
             low, high = max(start - first, 0), min(stop - first, commit.samples)
             if low < high:
-                names = ("text", "text.kind", self._vl, self._vl_kind)
-                samples = read_shard(self.dataset.storage, commit, image=False, tensors=names)
-                yield from map(self._pair, islice(samples, low, high))
+                yield from map(self._pair, islice(self._samples(commit), low, high))
             first += commit.samples
 
+    def wholes(self) -> Iterator[WholeSample]:
+        """All tokens of the samples, in the order of the shards."""
+        for commit in self.commits:
+            for sample in self._samples(commit):
+                mode, tensors = self._mode(sample), sample.tensors
+                yield WholeSample(
+                    bfloat16_tensor(tensors["text"]),
+                    torch.from_numpy(tensors["text.kind"]),
+                    bfloat16_tensor(tensors[f"vl.{mode}.{self.layer}"]),
+                    torch.from_numpy(tensors[f"vl.{mode}.kind"]),
+                )
+
+    def _samples(self, commit: Commit) -> Iterator[Sample]:
+        names = ["text", "text.kind"]
+        names += [f"vl.{mode}.{name}" for mode in self.modes for name in (self.layer, "kind")]
+        return read_shard(self.dataset.storage, commit, image=False, tensors=names)
+
+    def _mode(self, sample: Sample) -> str:
+        """The text mode of a sample; under `mixed` drawn by its id, hence the same in every epoch and run."""
+        return self.modes[int(sample.metadata["id"], 16) % len(self.modes)]
+
     def _pair(self, sample: Sample) -> Pair:
-        tensors = sample.tensors
-        keep = np.isin(tensors[self._vl_kind], KINDS[self.tokens])
-        caption = tensors["text.kind"] == KIND_CAPTION
-        return Pair(
-            sample.key,
-            bfloat16_tensor(tensors[self._vl][keep]),
-            torch.from_numpy(tensors[self._vl_kind][keep]),
-            bfloat16_tensor(tensors["text"][caption]),
-        )
+        mode, tensors = self._mode(sample), sample.tensors
+        vl, text = bfloat16_tensor(tensors[f"vl.{mode}.{self.layer}"]), bfloat16_tensor(tensors["text"])
+        kind = torch.from_numpy(tensors[f"vl.{mode}.kind"])
+        if self.template is None and self.tokens == "all":
+            return Pair(sample.key, vl, kind, text, self.weight)
+        keep = torch.isin(kind, torch.tensor(KINDS[self.tokens], dtype=torch.uint8))
+        if self.template is None:
+            return Pair(sample.key, vl[keep], kind[keep], text, self.weight)
+        keep &= token_rms(vl) <= self.template.vl_limit
+        caption = torch.from_numpy(tensors["text.kind"]) == KIND_CAPTION
+        caption &= token_rms(text) <= self.template.text_limit
+        return Pair(sample.key, vl[keep], kind[keep], text[caption], self.weight)
 
 
 def bfloat16_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """A torch view on a numpy array of ml_dtypes.bfloat16, which torch cannot read directly."""
     return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Sequences of different length, end to end."""
-
-    values: Tensor
-    """(all positions, D)."""
-    lengths: Tensor
-    """(N,) int64."""
-
-    @classmethod
-    def of(cls, sequences: list[Tensor], width: int) -> "Ragged":
-        """Concatenate (n, D) sequences, emptying the list so that memory never holds everything twice."""
-        lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
-        dtype = sequences[0].dtype if sequences else torch.bfloat16
-        values = torch.empty(int(lengths.sum()), width, dtype=dtype)
-        end = len(values)
-        while sequences:
-            last = sequences.pop()
-            values[end - len(last) : end] = last
-            end -= len(last)
-        return cls(values, lengths)
-
-    def to(self, device: torch.device) -> "Ragged":
-        """The same on a device."""
-        return Ragged(self.values.to(device), self.lengths.to(device))
-
-    @property
-    def bytes(self) -> int:
-        """Size of the values in bytes."""
-        return self.values.numel() * self.values.element_size()
-
-    def statistics(self) -> RunningStatistics:
-        """Per-dimension statistics over all positions, in float64."""
-        statistics = RunningStatistics(self.values.shape[1])
-        for block in torch.split(self.values, ROWS_AT_A_TIME):
-            statistics.update(block.double().cpu().numpy())
-        return statistics
-
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Some sequences, padded.
-
-        Args:
-            indices: (B,) int64.
-
-        Returns:
-            (B, longest, D) and the mask (B, longest), True where a position exists. Padding repeats real
-            rows.
-        """
-        lengths = self.lengths[indices]
-        starts = (self.lengths.cumsum(0) - self.lengths)[indices]
-        longest = int(lengths.max()) if len(indices) else 0
-        mask = position_mask(lengths, longest)
-        offsets = torch.arange(longest, device=indices.device).expand_as(mask)
-        rows = starts[:, None] + torch.minimum(offsets, (lengths - 1).clamp(min=0)[:, None])
-        return self.values[rows.flatten()].view(len(indices), longest, -1), mask
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one training step takes; masks are True where a position exists."""
-
-    inputs: Tensor
-    """(B, S, D) raw VL embeddings, or their aligned positions."""
-    input_mask: Tensor
-    """(B, S) bool."""
-    targets: Tensor
-    """(B, L, D) raw text embeddings at the aligned positions."""
-    target_mask: Tensor
-    """(B, L) bool."""
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
-        if self.inputs.device == device:
-            return self
-        return Batch(
-            *(tensor.to(device) for tensor in (self.inputs, self.input_mask, self.targets, self.target_mask))
-        )
-
-
-@dataclass(frozen=True)
-class Resident:
-    """Pairs aligned once and held in memory, ready for any order of batches."""
-
-    keys: tuple[str, ...]
-    """Keys of the pairs."""
-    inputs: Ragged
-    """VL sides."""
-    targets: Ragged
-    """Text sides at the aligned positions."""
-
-    @classmethod
-    def load(
-        cls,
-        pairs: Iterator[Pair],
-        alignment: Alignment,
-        *,
-        keeps_positions: bool,
-        width: int,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> "Resident":
-        """Read, align and pack pairs.
-
-        Args:
-            pairs: to read to the end; one is held at a time beside what is packed.
-            alignment: of the two sides.
-            keeps_positions: whether the network's output i belongs to input i.
-            width: D.
-            dtype: of what is held; bfloat16 as on disk, float32 in exact tests.
-
-        Raises:
-            UsageError: a pair with NaN or infinite values, which would poison all statistics; names it.
-        """
-        keys: list[str] = []
-        inputs: list[Tensor] = []
-        targets: list[Tensor] = []
-        for pair in pairs:
-            for side, tokens in (("VL", pair.vl), ("text", pair.text)):
-                if not tokens.isfinite().all():
-                    raise UsageError(
-                        f"pair {pair.key}: NaN or infinite values on the {side} side; run verify on the data"
-                    )
-            keys.append(pair.key)
-            sides = alignment.training_sides(pair.vl, pair.text, keeps_positions=keeps_positions)
-            inputs.append(sides[0].to(dtype))
-            targets.append(sides[1].to(dtype))
-        return cls(tuple(keys), Ragged.of(inputs, width), Ragged.of(targets, width))
-
-    def to(self, device: torch.device) -> "Resident":
-        """The same on a device."""
-        return Resident(self.keys, self.inputs.to(device), self.targets.to(device))
-
-    @property
-    def bytes(self) -> int:
-        """Size of both sides in bytes."""
-        return self.inputs.bytes + self.targets.bytes
-
-    def batch(self, indices: Tensor) -> Batch:
-        """The batch of these pairs; (B,) int64 indices."""
-        indices = indices.to(self.inputs.values.device)
-        return Batch(*self.inputs.gather(indices), *self.targets.gather(indices))

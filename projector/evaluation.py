@@ -20,10 +20,11 @@ from torch import Tensor
 
 from projector.align import Alignment
 from projector.checkpoint import put_json
-from projector.data import Pair, PairSource, Resident, load_pairs
+from projector.data import Pair, PairSource, load_pairs
+from projector.held import Held, statistics_of
 from projector.metrics import Float64, Metrics, random_directions
 from projector.networks import ProjectorNetwork, Shape, safe_std
-from projector.options import EvaluateOptions, Tokens
+from projector.options import Align, EvaluateOptions, Tokens
 from projector.projector import Projector
 from projector.ridge import fit_ridge
 from projector.world import World
@@ -32,6 +33,8 @@ from shards.statistics import RunningStatistics
 from shards.storage import open_storage
 
 EVALUATION = "eval.json"
+# Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
+JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}
 SPLIT_KINDS: Mapping[Tokens, tuple[Tokens, ...]] = {
     "all": ("image", "text"),
     "image": ("image",),
@@ -97,11 +100,11 @@ def ridge_baseline(pairs: PairSource, alignment: Alignment) -> Method:
     """
     width, cut = pairs.width, max(1, len(pairs) - max(1, len(pairs) // 10))
     fitted, chosen = (
-        Resident.load(pairs.read(first, last), alignment, keeps_positions=True, width=width)
+        Held.load(pairs.read(first, last), alignment, keeps_positions=True, width=width)
         for first, last in ((0, cut), (cut if len(pairs) > 1 else 0, len(pairs)))
     )
     network = ProjectorNetwork(Shape("ridge", width, hidden=0, queries=0))
-    network.set_statistics(fitted.inputs.statistics(), fitted.targets.statistics())
+    network.set_statistics(statistics_of(fitted.inputs, width), statistics_of(fitted.targets, width))
     fit_ridge(network, fitted, chosen, alignment, World(0, 1, torch.device("cpu")))
 
     def apply(vl: Tensor) -> Tensor:
@@ -197,7 +200,7 @@ def _measure(
     for name, method in methods.items():
         tokens = method.apply(vl).double().cpu()
         predicted = alignment.bring(tokens, positions, own_positions=method.keeps_positions)
-        if alignment.kind in ("mean", "soft"):
+        if alignment.compares_means:
             metrics[name].update(predicted, target, tokens, text)
         else:
             metrics[name].update(predicted, target, predicted, target)
@@ -228,7 +231,7 @@ def evaluate_checkpoint(
     want = {"layer": projector.layer, "text_mode": config["text_mode"], "tokens": config["tokens"]}
     train_pairs = load_pairs(data, "train", **want, limit=options.max_train_samples)
     val_pairs = load_pairs(data, "val", **want, limit=options.max_samples)
-    alignment = Alignment(options.align or config["align"], config["length"])
+    alignment = Alignment(options.align or JUDGED.get(config["align"], config["align"]), config["length"])
     result = evaluate(
         {"projector": projector},
         train_pairs,

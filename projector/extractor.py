@@ -135,6 +135,8 @@ class VLEmbeddingExtractor:
         kind = encoding.kind[mode]
         keep = torch.isin(kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
         states = encoding.states[mode][hidden_layer]
+        if self._projector is not None:  # it was trained without attention sinks
+            keep &= self._projector.is_ordinary(states).cpu()
         embeddings = states[keep.to(states.device)]
         original_std = float(embeddings.float().std())
         if self._projector is not None:
@@ -179,7 +181,7 @@ class VLEmbeddingExtractor:
                 f"tokens {tokens!r}: the projector was trained on {projector.tokens!r}; take the same"
             )
         # The picture stands before the text and attention is causal: image tokens are the same with any text.
-        if mode != projector.text_mode and projector.tokens != "image":
+        if projector.text_mode not in (mode, "mixed") and projector.tokens != "image":
             wanted = "a text" if projector.text_mode == "caption" else "no text"
             raise UsageError(
                 f"text mode {mode!r}: the projector was trained on {projector.text_mode!r}; pass {wanted}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from projector.options import Loss
 from shards.errors import UsageError
@@ -41,17 +42,58 @@ def dimension_weights(loss: Loss, named: Mapping[int, float] | None, target_std:
     return weights
 
 
-def masked_squared_error(outputs: Tensor, targets: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Sum over the positions that exist of the weighted mean squared error over dimensions.
+def masked_error(
+    outputs: Tensor, targets: Tensor, mask: Tensor, weights: Tensor, pair_weights: Tensor, loss: Loss = "mse"
+) -> Tensor:
+    """Sum over the positions that exist of their errors.
 
     Args:
         outputs: (B, L, D) float32, standardised.
         targets: (B, L, D) float32, standardised.
         mask: (B, L) bool; what stands where it is False does not matter, not even NaN.
         weights: (D,) from `dimension_weights`.
+        pair_weights: (B,) what each pair counts.
+        loss: `huber` is quadratic up to one standard deviation and linear beyond; `cosine` is one minus the cosine
+            of the weighted vectors; the others are squared errors, averaged over dimensions.
 
     Returns:
-        scalar; divided by the number of True in all workers' masks it is the loss.
+        scalar; divided by the sum over all workers of mask times pair weight it is the loss.
     """
-    difference = torch.where(mask[..., None], outputs - targets, 0.0)
-    return (difference**2 * weights).sum() / outputs.shape[-1]
+    kept = mask[..., None]
+    outputs, targets = torch.where(kept, outputs, 0.0), torch.where(kept, targets, 0.0)
+    if loss == "cosine":
+        scale = weights.sqrt()
+        errors = (1 - functional.cosine_similarity(outputs * scale, targets * scale, dim=-1)) * mask
+    elif loss == "huber":
+        errors = (functional.huber_loss(outputs, targets, reduction="none") * weights).mean(-1)
+    else:
+        errors = ((outputs - targets) ** 2 * weights).mean(-1)
+    return (errors.sum(-1) * pair_weights).sum()
+
+
+def spread_error(
+    outputs: Tensor, targets: Tensor, output_mask: Tensor, target_mask: Tensor, pair_weights: Tensor
+) -> Tensor:
+    """Sum over pairs of how far the spread over a pair's tokens is from the target's, times the pair's positions.
+
+    Squared error alone shrinks outputs towards the mean, where all tokens of a picture become one; this holds them
+    apart. It is a term of each pair, so it adds up over workers as the errors do.
+
+    Args:
+        outputs: (B, M, D) standardised; `output_mask` (B, M) bool.
+        targets: (B, L, D) standardised; `target_mask` (B, L) bool.
+        pair_weights: (B,).
+
+    Returns:
+        scalar: sum over pairs of positions * mean over dimensions of (std - std)^2.
+    """
+    difference = masked_std(outputs, output_mask) - masked_std(targets, target_mask)
+    return (difference.square().mean(-1) * output_mask.sum(1) * pair_weights).sum()
+
+
+def masked_std(rows: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) standard deviation of (B, S, D) over the positions that exist; its gradient is finite at zero."""
+    count = mask.sum(1)[:, None].clamp(min=1)
+    kept = torch.where(mask[..., None], rows, 0.0)
+    deviations = torch.where(mask[..., None], kept - (kept.sum(1) / count)[:, None], 0.0)
+    return (deviations.square().sum(1) / count + 1e-12).sqrt()

@@ -5,11 +5,13 @@ B batch, S input positions, M output positions, D hidden.
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from projector.align import area_weights
 from projector.options import Arch
 from shards.errors import UsageError
 from shards.statistics import RunningStatistics
@@ -36,8 +38,12 @@ class Shape:
     """Hidden size of `mlp`."""
     queries: int
     """Learnable queries, hence outputs, of `attention`."""
+    residual: bool = False
+    """Whether a fixed linear map, the ridge solution, is added to what `mlp` and `attention` learn."""
+    prefix: int = 0
+    """Constant template tokens that the projector carries for the conditioning."""
 
-    def as_json(self) -> dict[str, str | int]:
+    def as_json(self) -> dict[str, Any]:
         """A JSON object that `Shape(**object)` reads back."""
         return asdict(self)
 
@@ -60,22 +66,42 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.mix = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        _start_from_the_mean(self.out)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attend over (B, S, D) where `mask` (B, S) is True (None: everywhere); returns (B, queries, D)."""
         batch, positions, width = x.shape
         lengths = mask.sum(1) if mask is not None else x.new_full((batch,), positions)
-        keys = self.key(x + relative_positions(lengths, positions, width).to(x.dtype))
-        queries = self._split(self.queries.to(keys.dtype)[None]).expand(batch, -1, -1, -1)
-        attended = F.scaled_dot_product_attention(
-            queries,
-            self._split(keys),
-            self._split(self.value(x)),
-            attn_mask=None if mask is None else mask[:, None, None, :],
-        )
+        placed = x + relative_positions(lengths, positions, width).to(x.dtype)
+        # At inference, where keys of long inputs would cost most; in training the weights change with every step.
+        absorbed = not torch.is_grad_enabled() and positions > 2 * len(self.queries)
+        attended = (self._attend_absorbed if absorbed else self._attend)(x, placed, mask)
         mixed = F.gelu(self.mix(attended.transpose(1, 2).flatten(-2)))
         return self.out(mixed)  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, placed: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, heads, queries, D / heads): keys and values of every position, then attention."""
+        keys = self.key(placed)
+        queries = self._split(self.queries.to(keys.dtype)[None]).expand(len(x), -1, -1, -1)
+        where = None if mask is None else mask[:, None, None, :]
+        return F.scaled_dot_product_attention(queries, self._split(keys), self._split(self.value(x)), where)
+
+    def _attend_absorbed(self, x: Tensor, placed: Tensor, mask: Tensor | None) -> Tensor:
+        """The same with the key and value matrices taken over to the side of the queries.
+
+        Queries are constants, so q (K x) = (q K) x needs no keys, and the values of a weighted mean are the
+        weighted mean's value: two products of (heads * queries, D) with (D, S) instead of two of (D, D) with (D, S).
+        """
+        width = x.shape[-1]
+        size = width // self.heads
+        key, value = (linear.weight.view(self.heads, size, width) for linear in (self.key, self.value))
+        queries = self.queries.view(-1, self.heads, size)
+        constants = torch.einsum("qhd,hdw->hqw", queries, key) / math.sqrt(size)
+        scores = torch.einsum("hqw,bsw->bhqs", constants, placed)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        means = torch.einsum("bhqs,bsw->bhqw", scores.softmax(-1), x)
+        bias = self.value.bias.view(self.heads, 1, size)
+        return torch.einsum("bhqw,hdw->bhqd", means, value) + bias
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, S, D) to (B, heads, S, D / heads)."""
@@ -97,11 +123,20 @@ class ProjectorNetwork(nn.Module):
     restore_scale: Tensor
     restore_shift: Tensor
     restore_strength: Tensor
+    base_weight: Tensor
+    base_bias: Tensor
+    text_prefix: Tensor
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, random_start: bool = False) -> None:
         super().__init__()
         self.shape = shape
         self.core = _core(shape)
+        if not random_start:
+            _start_from_the_mean(self.core)
+        if shape.residual:
+            self.register_buffer("base_weight", torch.zeros(shape.width, shape.width))
+            self.register_buffer("base_bias", torch.zeros(shape.width))
+        self.register_buffer("text_prefix", torch.zeros(shape.prefix, shape.width))
         for name in ("input", "target"):
             self.register_buffer(f"{name}_mean", torch.zeros(shape.width))
             self.register_buffer(f"{name}_std", torch.ones(shape.width))
@@ -137,16 +172,72 @@ class ProjectorNetwork(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             standardised = (x.float() - self.input_mean) / self.input_std
-        if isinstance(self.core, Attention):
-            return self.core(standardised, mask).float()  # type: ignore[no-any-return]
-        return self.core(standardised).float()  # type: ignore[no-any-return]
+        outputs = (
+            self.core(standardised, mask) if isinstance(self.core, Attention) else self.core(standardised)
+        )
+        if not self.shape.residual:
+            return outputs.float()  # type: ignore[no-any-return]
+        with torch.autocast(x.device.type, enabled=False):
+            return outputs.float() + self._base(standardised, mask)  # type: ignore[no-any-return]
+
+    def _base(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
+        """The fixed linear map; where outputs have no position of their own, of the inputs spread over them."""
+        if not self.keeps_positions:
+            batch, positions, _ = standardised.shape
+            lengths = (
+                mask.sum(1)
+                if mask is not None
+                else torch.full((batch,), positions, device=standardised.device)
+            )
+            spread = area_weights(lengths, torch.full_like(lengths, self.shape.queries)).float()
+            if mask is not None:
+                standardised = torch.where(mask[..., None], standardised, 0.0)
+            standardised = spread @ standardised
+        return F.linear(standardised, self.base_weight, self.base_bias)
+
+    def start_from(self, linear: nn.Linear) -> None:
+        """Begin at a linear map of standardised inputs: as the weights of `linear`, as the base of the others."""
+        if self.shape.residual:
+            self.base_weight.copy_(linear.weight)
+            self.base_bias.copy_(linear.bias)
+        elif isinstance(self.core, nn.Linear):
+            self.core.load_state_dict(linear.state_dict())
+
+    def folded(self) -> nn.Linear:
+        """A linear network as one plain layer from raw to raw, restoration included.
+
+        Folded in float64: the inputs' means are thousands of times some dimensions' spread.
+
+        Raises:
+            UsageError: the network is not linear.
+        """
+        if not isinstance(self.core, nn.Linear):
+            raise UsageError(f"{self.shape.arch} is no linear map; only ridge and linear fold into one layer")
+        strength = self.restore_strength.double()
+        scale = torch.lerp(
+            torch.ones_like(self.restore_scale).double(), self.restore_scale.double(), strength
+        )
+        out = self.target_std.double() * scale
+        weight = out[:, None] * self.core.weight.double() / self.input_std.double()
+        shift = scale * self.core.bias.double() + strength * self.restore_shift.double()
+        bias = (
+            self.target_mean.double() + self.target_std.double() * shift - weight @ self.input_mean.double()
+        )
+        plain = nn.Linear(self.shape.width, self.shape.width)
+        with torch.no_grad():
+            plain.weight.copy_(weight)
+            plain.bias.copy_(bias)
+        return plain.requires_grad_(False)
 
     def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map raw inputs (B, S, D) to raw outputs (B, M, D) float32; see `forward`."""
         outputs = self(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            restored = outputs * self.restore_scale + self.restore_shift
-            return self.to_raw(torch.lerp(outputs, restored, self.restore_strength))
+            return self.to_raw(self.restored(outputs))
+
+    def restored(self, outputs: Tensor) -> Tensor:
+        """Standardised outputs with the restoration that is set."""
+        return torch.lerp(outputs, outputs * self.restore_scale + self.restore_shift, self.restore_strength)
 
     def set_restoration(
         self, outputs: RunningStatistics, targets: RunningStatistics, strength: float
@@ -166,6 +257,13 @@ class ProjectorNetwork(nn.Module):
         self.restore_scale.copy_(scale)
         self.restore_shift.copy_(torch.from_numpy(targets.mean) - scale * torch.from_numpy(outputs.mean))
         self.restore_strength.fill_(strength)
+
+    def spread_ratio(self, outputs: RunningStatistics, targets: RunningStatistics) -> Tensor:
+        """(D,) float64: std of restored outputs over the targets', where those move; arguments as above."""
+        scale = torch.lerp(torch.ones_like(self.restore_scale), self.restore_scale, self.restore_strength)
+        target_std = torch.from_numpy(targets.std())
+        ratio = torch.from_numpy(outputs.std()) * scale.double().cpu() / target_std.clamp(min=1e-12)
+        return ratio[target_std > 0]
 
     def to_raw(self, outputs: Tensor) -> Tensor:
         """From the standardised target space back to raw embeddings."""
@@ -208,15 +306,12 @@ def _core(shape: Shape) -> nn.Module:
     if shape.arch == "attention":
         return Attention(width, shape.queries)
     if shape.arch in ("linear", "ridge"):
-        linear = nn.Linear(width, width)
-        _start_from_the_mean(linear)
-        return linear
-    out = nn.Linear(shape.hidden, width)
-    _start_from_the_mean(out)
-    return nn.Sequential(nn.Linear(width, shape.hidden), nn.GELU(), out)
+        return nn.Linear(width, width)
+    return nn.Sequential(nn.Linear(width, shape.hidden), nn.GELU(), nn.Linear(shape.hidden, width))
 
 
-def _start_from_the_mean(out: nn.Linear) -> None:
+def _start_from_the_mean(core: nn.Module) -> None:
     """Zero the last layer: an untrained network then predicts the mean, the best constant there is."""
-    nn.init.zeros_(out.weight)
-    nn.init.zeros_(out.bias)
+    last = [module for module in core.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)

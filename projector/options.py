@@ -1,15 +1,16 @@
 """The options of training and evaluation; pydantic models and nothing heavier."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Arch = Literal["ridge", "linear", "mlp", "attention"]
-TextMode = Literal["caption", "none"]
+TextMode = Literal["caption", "none", "mixed"]
 Tokens = Literal["image", "all", "text"]
-Align = Literal["pool", "mean", "per_token", "soft"]
-Loss = Literal["mse", "raw_mse"]
+Align = Literal["pool", "mean", "per_token", "soft", "statistics", "guide"]
+Loss = Literal["mse", "raw_mse", "huber", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Loader = Literal["auto", "resident", "stream"]
 
 MLP_HIDDEN_OVER_WIDTH = 1.6  # the guide's 4096 at width 2560
 REFERENCE_WIDTH = 2560  # of the 4B models
@@ -21,6 +22,22 @@ LEARNING_RATES: dict[Arch, float] = {
 }  # at the reference width
 HIGHEST_DEFAULT_RATE = 1e-2
 LONGEST_DEFAULT_WARMUP = 500  # optimizer steps, the guide's figure
+# The guide's section on training, to the letter: its hyperparameters, its pooling, no standardisation, no clipping.
+GUIDE: dict[str, Any] = {
+    "align": "guide",
+    "tokens": "all",
+    "length": 64,
+    "epochs": 50,
+    "batch_size": 32,
+    "learning_rate": 1e-4,
+    "weight_decay": 0.01,
+    "warmup_steps": 500,
+    "loss": "raw_mse",
+    "gradient_clip": None,
+    "start": "random",
+    "patience": None,
+    "restore": 0.0,
+}
 
 
 class TrainOptions(BaseModel):
@@ -32,16 +49,21 @@ class TrainOptions(BaseModel):
     """Root of the dataset: a local folder or s3://bucket/prefix."""
     output: str = ""
     """Where config.json, model.safetensors, metrics.jsonl and summary.json go: a folder or s3://."""
+    also: dict[str, float] | None = None
+    """Further datasets, and what one of their pairs weighs beside one of `data`, e.g. {s3://bucket/coco: 0.5}."""
+    recipe: Literal["default", "guide"] = "default"
+    """`guide`: the training section of the guide to the letter, as a baseline; what is given beside it still wins."""
     arch: Arch = "linear"
     """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M)."""
     layer: Annotated[int, Field(lt=0)] = -8
     """Qwen3-VL layer to read, counted from the end; must be one the dataset holds."""
     text_mode: TextMode = "caption"
-    """Text that stood in the VL input: the sample's caption or none; must be one the dataset holds."""
+    """Text that stood in the VL input: the sample's `caption`, `none`, or `mixed`, drawn for each sample."""
     tokens: Tokens = "image"
     """VL tokens to project: `image`, `text` (the caption's own) or `all` (both)."""
     align: Align = "soft"
-    """What is matched: sides area-`pool`ed to a length, their `mean`, `per_token` positions, tokens `soft`ly."""
+    """What is matched: sides area-`pool`ed to a length, their `mean`, `per_token` positions, tokens `soft`ly, or
+    only the `statistics` of each dimension (linear alone, nothing is trained); `guide`: pooled as the guide does it."""
     length: Annotated[int, Field(gt=0, le=4096)] = 64
     """Positions that `pool` and `soft` keep at most, and learnable queries (outputs) of `attention`."""
     restore: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -60,22 +82,57 @@ class TrainOptions(BaseModel):
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps of linear warm-up, at most half of all; absent: a twentieth of them, at most 500."""
+    start: Literal["ridge", "mean", "random"] = "ridge"
+    """Where networks start: at the closed-form `ridge` solution, at the `mean` of the targets, or at `random`."""
     loss: Loss = "mse"
-    """`mse` on standardised values (every dimension counts alike) or `raw_mse`."""
+    """`mse`, `huber` or `cosine` on standardised values, where every dimension counts alike, or `raw_mse`."""
+    std_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of a loss term that holds each pair's spread over its tokens to the target's; 0 for none."""
     dim_weights: dict[int, float] | None = None
     """Loss weight by dimension, e.g. {396: 10, 4: 5}; dimensions not named weigh 1."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the weights, which is then what is judged and kept; absent: none."""
+    patience: Annotated[int, Field(gt=0)] | None = 10
+    """Epochs without a better validation loss after which training stops; absent (null): never."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; absent (null): no clipping."""
     precision: Precision = "auto"
     """Matrix arithmetic: `auto` is bfloat16 on GPUs, float32 on CPUs; losses are float32 always."""
     workers: Annotated[int, Field(gt=0)] = 1
     """Data-parallel workers, one GPU each where there are any; the result does not depend on them."""
+    loader: Loader = "auto"
+    """`resident`: pairs in memory; `stream`: packed on local disk, read ahead of the steps; `auto`: by their size."""
+    cache: str | None = None
+    """Local folder for what `stream` packs, gone when the worker ends; absent: the system's temporary folder."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Resumable state is saved after each epoch, and inside long epochs at least this often."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the initial weights and of the order of the pairs."""
     max_samples: Annotated[int, Field(gt=0)] | None = None
     """Training pairs to use, the first in plan order; absent: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _guide_fills_in(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("recipe") == "guide":
+            return {**GUIDE, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _statistics_train_nothing(self) -> Self:
+        if self.align == "statistics" and self.arch != "linear":
+            raise ValueError(
+                f"align statistics maps each dimension by itself, which {self.arch} is not; use arch linear"
+            )
+        return self
+
+    @field_validator("also")
+    @classmethod
+    def _shares_are_positive(cls, also: dict[str, float] | None) -> dict[str, float] | None:
+        for root, weight in (also or {}).items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"gives {root} the weight {weight}; expected a finite number above 0")
+        return also
 
     @field_validator("dim_weights")
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from projector.checkpoint import CONFIG, get_json, get_network, put_json, put_network
 from projector.networks import ProjectorNetwork
+from projector.template import token_rms
 from shards.errors import UsageError
 from shards.storage import open_storage
 
@@ -60,7 +61,7 @@ class Projector:
 
     @property
     def text_mode(self) -> str:
-        """Text that stood in the VL input at training: `caption` or `none`."""
+        """Text that stood in the VL input at training: `caption`, `none` or `mixed`."""
         return str(self.config["text_mode"])
 
     @property
@@ -85,6 +86,26 @@ class Projector:
                 f"restore = {strength} is outside [0, 1]; 0 is least squared error, 1 full spread"
             )
         self.network.restore_strength.fill_(strength)
+
+    def with_template(self, embeddings: Tensor) -> Tensor:
+        """Put the template's constant tokens, attention sink included, before projected embeddings.
+
+        The projector leaves them out, since they are the same in every prompt; a conditioning that is made of
+        projected tokens alone needs them. A blend with a prompt's own conditioning has them from there.
+
+        Args:
+            embeddings: (M, D) projected.
+
+        Returns:
+            (P + M, D), P as config.json's `template.prefix_tokens` says.
+        """
+        return torch.cat([self.network.text_prefix.to(embeddings), embeddings])
+
+    def is_ordinary(self, embeddings: Tensor) -> Tensor:
+        """(S,) bool: which raw VL tokens (S, D) are no attention sinks, by the limit that training found."""
+        limit = (self.config.get("template") or {}).get("vl_limit", float("inf"))
+        ordinary: Tensor = token_rms(embeddings) <= limit
+        return ordinary
 
     def to(self, device: torch.device | str) -> "Projector":
         """Move to a device; returns itself."""

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from projector.align import Alignment, masked_mean, soft_targets
-from projector.data import Resident
-from projector.networks import ProjectorNetwork
+from projector.align import Alignment, area_weights, masked_mean, soft_targets
+from projector.held import Batch, Held
+from projector.networks import ProjectorNetwork, Shape
 from projector.world import World
 
 PENALTIES = tuple(
@@ -45,17 +45,26 @@ class NormalEquations:
         square = torch.zeros(width, width, dtype=torch.float64)
         return cls(0.0, square, square.clone(), torch.zeros(width, dtype=torch.float64))
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Take in rows (n, D) of both sides, standardised."""
-        self.count += len(x)
-        self.xx += (x.T @ x).double().cpu()
-        self.xy += (x.T @ y).double().cpu()
-        self.yy += y.double().square().sum(0).cpu()
+    def update(self, x: Tensor, y: Tensor, weights: Tensor, *, same_x: bool = False) -> None:
+        """Take in rows.
 
-    def merged(self, world: World) -> "NormalEquations":
-        """The sums over all workers."""
+        Args:
+            x, y: (n, D) both sides, standardised.
+            weights: (n,) what each row counts.
+            same_x: whether x xᵀ is known from before, so that half the work can be left out.
+        """
+        self.count += float(weights.sum())
+        weighted = x * weights[:, None]
+        if not same_x:
+            self.xx += (weighted.T @ x).double().cpu()
+        self.xy += (weighted.T @ y).double().cpu()
+        self.yy += (y.double().square() * weights[:, None]).sum(0).cpu()
+
+    def merged(self, world: World, same_x: "NormalEquations | None" = None) -> "NormalEquations":
+        """The sums over all workers; those of x alone from `same_x` where they are known."""
         count = world.add(torch.tensor([self.count], dtype=torch.float64))
-        return NormalEquations(float(count), world.add(self.xx), world.add(self.xy), world.add(self.yy))
+        xx = world.add(self.xx) if same_x is None else same_x.xx
+        return NormalEquations(float(count), xx, world.add(self.xy), world.add(self.yy))
 
 
 @dataclass(frozen=True)
@@ -101,12 +110,12 @@ class Spectrum:
 
 
 def fit_ridge(
-    network: ProjectorNetwork, train_set: Resident, val_set: Resident, alignment: Alignment, world: World
+    network: ProjectorNetwork, train_set: Held, val_set: Held, alignment: Alignment, world: World
 ) -> dict[str, float]:
     """Put the ridge solution into a network whose core is one linear layer.
 
     Under `soft` the first fit is on means; each further round matches tokens by what the last one predicts.
-    The covariance of the inputs stays, so the rounds share one decomposition.
+    The rounds look at the same inputs, so they share one covariance and its decomposition.
 
     Args:
         network: statistics set; its weights are overwritten.
@@ -120,16 +129,18 @@ def fit_ridge(
     """
     sets = (train_set, val_set)
     soft = alignment.kind == "soft"
-    equations, held_out = (
+    fitted, held_out = (
         _equations(network, pairs, "mean" if soft else "rows").merged(world) for pairs in sets
     )
-    spectrum = Spectrum.of(equations)
-    penalty = _solve(network, spectrum, equations, held_out)
-    if soft:
-        for turn in range(SOFT_ROUNDS):
-            equations, held_out = (_equations(network, pairs, "soft").merged(world) for pairs in sets)
-            spectrum = Spectrum.of(equations) if turn == 0 else spectrum
-            penalty = _solve(network, spectrum, equations, held_out)
+    spectrum = Spectrum.of(fitted)
+    penalty = _solve(network, spectrum, fitted, held_out)
+    for turn in range(SOFT_ROUNDS if soft else 0):
+        fitted, held_out = (
+            _equations(network, pairs, "soft", same_x=turn > 0).merged(world, before if turn else None)
+            for pairs, before in zip(sets, (fitted, held_out), strict=True)
+        )
+        spectrum = spectrum if turn else Spectrum.of(fitted)
+        penalty = _solve(network, spectrum, fitted, held_out)
     return {"penalty": penalty, "rounds": 1 + SOFT_ROUNDS * soft}
 
 
@@ -148,19 +159,48 @@ def _solve(
 
 @torch.no_grad()
 def _equations(
-    network: ProjectorNetwork, pairs: Resident, rows: Literal["rows", "mean", "soft"]
+    network: ProjectorNetwork, pairs: Held, rows: Literal["rows", "mean", "soft"], *, same_x: bool = False
 ) -> NormalEquations:
     """Add up this worker's rows: as aligned, one mean per pair, or softly matched to the network's predictions."""
     equations = NormalEquations.empty(network.shape.width)
     device = network.input_mean.device
-    for part in torch.split(torch.arange(len(pairs.keys)), PAIRS_AT_A_TIME) if pairs.keys else ():
-        batch = pairs.batch(part).to(device)
+    parts = torch.split(torch.arange(len(pairs.keys)), PAIRS_AT_A_TIME) if pairs.keys else ()
+    for batch in (held.to(device) for held in pairs.batches(parts)):
         x = (batch.inputs.float() - network.input_mean) / network.input_std
-        y = network.standardise_target(batch.targets)
+        y, mask = network.standardise_target(batch.targets), batch.target_mask
         if rows == "mean":
-            equations.update(masked_mean(x, batch.input_mask)[:, 0], masked_mean(y, batch.target_mask)[:, 0])
-            continue
-        if rows == "soft":
-            y = soft_targets(network(batch.inputs), y, batch.input_mask, batch.target_mask)
-        equations.update(x[batch.input_mask], y[batch.input_mask])
+            x, y = masked_mean(x, batch.input_mask), masked_mean(y, mask)
+            mask = mask[:, :1]
+        elif rows == "soft":
+            y, mask = soft_targets(network(batch.inputs), y, batch.input_mask, mask), batch.input_mask
+        else:
+            x = _at_targets(x, batch)
+        weights = batch.weights[:, None].expand_as(mask)[mask]
+        equations.update(x[mask], y[mask], weights, same_x=same_x)
     return equations
+
+
+def _at_targets(x: Tensor, batch: Batch) -> Tensor:
+    """Inputs (B, S, D) at the targets' positions (B, L, D); a network without positions was given all tokens."""
+    have, want = batch.input_mask.sum(1), batch.target_mask.sum(1)
+    if torch.equal(have, want):
+        return x
+    return area_weights(have, want).float() @ torch.where(batch.input_mask[..., None], x, 0.0)
+
+
+def ridge_like(
+    network: ProjectorNetwork, train_set: Held, val_set: Held, alignment: Alignment, world: World
+) -> tuple[ProjectorNetwork, dict[str, float]]:
+    """The ridge solution for a network's pairs, in its standardisation.
+
+    Args:
+        network: any kind, statistics set.
+        train_set, val_set, alignment, world: see `fit_ridge`.
+
+    Returns:
+        a linear network, and what `fit_ridge` found.
+    """
+    ridge = ProjectorNetwork(Shape("ridge", network.shape.width, hidden=0, queries=0)).to(world.device)
+    for name in ("input_mean", "input_std", "target_mean", "target_std"):
+        getattr(ridge, name).copy_(getattr(network, name))
+    return ridge, fit_ridge(ridge, train_set, val_set, alignment, world)

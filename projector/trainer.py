@@ -6,29 +6,33 @@ of positions in the whole batch, over all workers, so neither padding nor the sp
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from projector.align import Alignment, area_weights, masked_mean, soft_targets
+from projector.align import Alignment
 from projector.checkpoint import Progress, State
-from projector.data import Batch, PairSource, Resident
-from projector.losses import dimension_weights, masked_squared_error
+from projector.data import PairSource
+from projector.held import Batch, Held, room_in_memory, statistics_of
+from projector.losses import dimension_weights
 from projector.networks import ProjectorNetwork, Shape
+from projector.objective import Objective
 from projector.options import TrainOptions
-from projector.ridge import fit_ridge
+from projector.ridge import fit_ridge, ridge_like
 from projector.schedule import NOBODY, epoch_order, held, learning_rate
 from projector.world import World
 from shards.errors import UsageError
 from shards.statistics import RunningStatistics
 
 STEPS_BETWEEN_LOOKS = 50  # losses are summed, checked and reported this often: each look waits for the device
-RESIDENT_SHARE = 0.7  # of the free device memory that pairs may take
+RESIDENT_SHARE = 0.7  # of the free memory, the device's or the machine's, that pairs may take
+STRENGTHS = (0.0, 0.5, 1.0)  # of restoration, reported after every training
 
 
 class NonFiniteLossError(RuntimeError):
@@ -76,59 +80,100 @@ class Trainer:
                 "use fewer train.workers or a larger train.batch_size"
             )
         self.alignment = Alignment(options.align, options.length)
-        self.network = seeded_network(options, self.width)
+        self.network = seeded_network(options, train_pairs)
         self.mine = held(self.train_count, options.batch_size, world.rank, world.size)
         self.train_set = self._load(train_pairs, self.mine)
         self.val_set = self._load(val_pairs, world.share(self.val_count))
         self.progress = Progress()
         if state is None:
-            self.network.set_statistics(*self._statistics())
+            self._set_constants(train_pairs)
         self.network.to(world.device)
+        self.averaged = deepcopy(self.network) if options.ema else None
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=0.0, weight_decay=options.weight_decay, fused=True
         )
         if state is not None:
-            state.restore(self.network, self.optimizer)
+            state.restore(self.network, self.optimizer, self.averaged)
             self.progress = state.progress
         self.train_set, self.val_set = self._placed(self.train_set), self._placed(self.val_set)
-        self.weights = dimension_weights(options.loss, options.dim_weights, self.network.target_std)
+        weights = dimension_weights(options.loss, options.dim_weights, self.network.target_std)
+        self.objective = Objective(
+            self.alignment, options.loss, weights, options.std_weight, self.network.keeps_positions
+        )
         self.positions = self._positions_of_all()
+        if state is None:
+            self._start()
         self.wrapped: nn.Module = self.network
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
 
-    def _load(self, pairs: PairSource, part: range) -> Resident:
-        return Resident.load(
-            pairs.read(part.start, part.stop),
-            self.alignment,
-            keeps_positions=self.network.keeps_positions,
-            width=self.width,
-        )
+    @property
+    def judged(self) -> ProjectorNetwork:
+        """The network that is validated and kept: the running average where there is one."""
+        return self.network if self.averaged is None else self.averaged
 
-    def _placed(self, resident: Resident) -> Resident:
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all epochs are over, or too many went by without getting better."""
+        progress, patience = self.progress, self.options.patience
+        stale = patience is not None and progress.epoch - progress.best_epoch >= patience
+        return progress.epoch >= self.options.epochs or stale
+
+    def _load(self, pairs: PairSource, part: range) -> Held:
+        def load(on_disk: bool, mine: range) -> Held:
+            return Held.load(
+                pairs.read(mine.start, mine.stop),
+                self.alignment,
+                keeps_positions=self.network.keeps_positions,
+                width=self.width,
+                on_disk=on_disk,
+                folder=self.options.cache,
+            )
+
+        if self.options.loader == "auto":
+            one = load(False, range(part.start, min(part.start + 1, part.stop))).bytes
+            return load(one * len(part) > room_in_memory() * RESIDENT_SHARE / self.world.size, part)
+        return load(self.options.loader == "stream", part)
+
+    def _placed(self, pairs: Held) -> Held:
         """Onto the GPU when it fits there; otherwise batches travel one by one."""
         if self.world.device.type != "cuda":
-            return resident
+            return pairs
         free, _ = torch.cuda.mem_get_info(self.world.device)
-        return resident.to(self.world.device) if resident.bytes < RESIDENT_SHARE * free else resident
+        return pairs.to(self.world.device) if pairs.bytes < RESIDENT_SHARE * free else pairs
 
-    def _statistics(self) -> tuple[RunningStatistics, RunningStatistics]:
-        return (
-            self.world.merge(self.train_set.inputs.statistics()),
-            self.world.merge(self.train_set.targets.statistics()),
-        )
+    def _set_constants(self, pairs: PairSource) -> None:
+        """Measure what the network holds and does not learn; the guide standardises nothing."""
+        if self.options.recipe != "guide" or self.options.arch == "ridge":
+            self.network.set_statistics(
+                *(
+                    self.world.merge(statistics_of(side, self.width))
+                    for side in (self.train_set.inputs, self.train_set.targets)
+                )
+            )
+        if pairs.template is not None:
+            self.network.text_prefix.copy_(pairs.template.prefix)
+
+    def _start(self) -> None:
+        """Bring the network to where it starts, and learn what there is to beat: ridge on the same pairs."""
+        options, progress = self.options, self.progress
+        if options.arch == "ridge" or options.align in ("statistics", "guide"):
+            return
+        ridge, _ = ridge_like(self.network, self.train_set, self.val_set, self.alignment, self.world)
+        progress.ridge_val_loss = self.validate(ridge)
+        if options.start == "ridge":
+            self.network.start_from(cast(nn.Linear, ridge.core))
+            if self.averaged is not None:
+                self.averaged.load_state_dict(self.network.state_dict())
+            progress.best_val_loss = self.validate(self.network)
 
     def _positions_of_all(self) -> Tensor:
-        """(N,) positions of every training pair that the loss looks at, on every worker."""
-        positions = torch.zeros(self.train_count, dtype=torch.int64)
-        if self.alignment.kind != "soft":
-            mine = self.train_set.targets.lengths.cpu()
-        elif self.network.keeps_positions:
-            mine = self.train_set.inputs.lengths.cpu()
-        else:
-            mine = torch.full((len(self.mine),), self.network.shape.queries)
-        positions[self.mine.start : self.mine.stop] = mine
+        """(N,) float64: weighted positions of every training pair that the loss looks at, on every worker."""
+        lengths = self.train_set.inputs.lengths.cpu(), self.train_set.targets.lengths.cpu()
+        mine = self.objective.positions(*lengths, self.network.shape.queries)
+        positions = torch.zeros(self.train_count, dtype=torch.float64)
+        positions[self.mine.start : self.mine.stop] = mine * self.train_set.weights.cpu()
         return self.world.add(positions)
 
     def epoch(
@@ -149,9 +194,11 @@ class Trainer:
         first = len(progress.losses)
         while first < steps:
             last = min(first + STEPS_BETWEEN_LOOKS, steps)
+            plans = [self._parts(order[step]) for step in range(first, last)]
+            batches = self.train_set.batches([part for plan in plans for part in plan])
             sums = [
-                self._step(order[step], progress.epoch * steps + step, options.epochs * steps)
-                for step in range(first, last)
+                self._step(order[first + i], plan, batches, progress.epoch * steps + first + i)
+                for i, plan in enumerate(plans)
             ]
             asked = should_stop is not None and should_stop()
             seen = self.world.add(torch.cat([torch.stack(sums), sums[0].new_tensor([float(asked)])])).tolist()
@@ -169,65 +216,56 @@ class Trainer:
                 save(best=False)
         return True
 
-    def _step(self, pairs: Tensor, step: int, total: int) -> Tensor:
+    def _parts(self, pairs: Tensor) -> list[Tensor]:
+        """This worker's pairs of a batch, as indices into its own, in pieces of the micro batch.
+
+        A worker whose places in the last batch are empty still takes part in the exchange of gradients, with a
+        pair that counts nothing.
+        """
+        local = pairs[(pairs >= self.mine.start) & (pairs < self.mine.stop)] - self.mine.start
+        if not len(local):
+            return [torch.zeros(1, dtype=torch.int64)]
+        return list(torch.split(local, self.options.micro_batch or len(local)))
+
+    def _step(self, pairs: Tensor, parts: Sequence[Tensor], batches: Iterator[Batch], step: int) -> Tensor:
         """One optimizer step; returns this worker's sum of errors, divided by the whole batch's positions."""
         options, world = self.options, self.world
+        total = options.epochs * -(-self.train_count // min(options.batch_size, self.train_count))
         rate = learning_rate(
             step, peak=options.peak_learning_rate(self.width), warmup=options.warmup(total), total=total
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         pairs = pairs[pairs != NOBODY]
-        positions = int(self.positions[pairs].sum())
-        local = pairs[(pairs >= self.mine.start) & (pairs < self.mine.stop)] - self.mine.start
-        # A worker whose places in the last batch are empty still takes part in the exchange of gradients.
-        parts = (
-            torch.split(local, options.micro_batch or max(1, len(local)))
-            if len(local)
-            else [torch.zeros(1, dtype=torch.int64)]
-        )
+        positions = float(self.positions[pairs].sum())
+        counts = bool(((pairs >= self.mine.start) & (pairs < self.mine.stop)).any())
         error = torch.zeros((), device=world.device)
-        for index, part in enumerate(parts):
+        for index in range(len(parts)):
             exchange = index == len(parts) - 1
             with nullcontext() if exchange or world.size == 1 else self.wrapped.no_sync():  # type: ignore[operator]
-                partial = self._error(self.wrapped, self.train_set, part) * (len(local) > 0) / positions
+                batch = next(batches).to(world.device)
+                outputs, targets = self._sides(self.wrapped, batch)
+                partial = self.objective.error(outputs, targets, batch) * counts / positions
                 torch.autograd.backward(partial * world.size)  # DDP divides by the number of workers
             error += partial.detach()
         if options.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), options.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.averaged is not None and options.ema is not None:
+            with torch.no_grad():
+                for average, current in zip(
+                    self.averaged.parameters(), self.network.parameters(), strict=True
+                ):
+                    average.lerp_(current, 1 - options.ema)
         return error
 
-    def _outputs(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Standardised outputs (B, M, D) float32, computed at the precision asked for."""
+    def _sides(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of a batch, standardised float32, computed at the precision asked for."""
         reduced = precision(self.options, self.world) == "bfloat16"
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=reduced):
             outputs: Tensor = network(batch.inputs, batch.input_mask)
-        return outputs
-
-    def _error(self, network: nn.Module, resident: Resident, indices: Tensor) -> Tensor:
-        """Sum of the errors over the positions of some pairs that the loss looks at."""
-        batch = resident.batch(indices).to(self.world.device)
-        outputs = self._outputs(network, batch)
-        targets, mask = self.network.standardise_target(batch.targets), batch.target_mask
-        if self.alignment.kind == "soft":
-            mask = output_mask(outputs, batch, keeps_positions=self.network.keeps_positions)
-            targets = soft_targets(outputs, targets, mask, batch.target_mask)
-        else:
-            outputs = aligned_outputs(outputs, batch, keeps_positions=self.network.keeps_positions)
-        return masked_squared_error(outputs, targets, mask, self.weights)
-
-    def _held_out_error(self, indices: Tensor) -> Tensor:
-        """Like `_error` on held-out pairs, but under `soft` between means, where no match can flatter."""
-        if self.alignment.kind != "soft":
-            return self._error(self.network, self.val_set, indices)
-        batch = self.val_set.batch(indices).to(self.world.device)
-        outputs = self._outputs(self.network, batch)
-        mask = output_mask(outputs, batch, keeps_positions=self.network.keeps_positions)
-        targets = self.network.standardise_target(batch.targets)
-        means = masked_mean(outputs, mask), masked_mean(targets, batch.target_mask)
-        return masked_squared_error(*means, mask[:, :1], self.weights)
+        return outputs, self.network.standardise_target(batch.targets)
 
     def _check_finite(self, losses: list[float], order: Tensor, first: int) -> None:
         for offset, loss in enumerate(losses):
@@ -244,18 +282,20 @@ class Trainer:
             )
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss over the held-out pairs of all workers."""
-        self.network.eval()
+    def validate(self, network: ProjectorNetwork, *, restored: bool = False) -> float:
+        """Mean loss over the held-out pairs of all workers, of plain outputs or of restored ones."""
+        network.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        mine = torch.arange(len(self.val_set.keys))
-        for part in (
-            torch.split(mine, self.options.micro_batch or self.options.batch_size) if len(mine) else ()
-        ):
-            total[0] += self._held_out_error(part).double().cpu()
-        total[1] = len(mine) if self.alignment.kind == "soft" else float(self.val_set.targets.lengths.sum())
-        error, positions = self.world.add(total).tolist()
-        return float(error / positions)
+        parts = torch.split(
+            torch.arange(len(self.val_set.keys)), self.options.micro_batch or self.options.batch_size
+        )
+        for batch in self.val_set.batches(parts if self.val_set.keys else ()):
+            moved = batch.to(self.world.device)
+            outputs, targets = self._sides(network, moved)
+            outputs = network.restored(outputs) if restored else outputs
+            total += self.objective.judge(outputs, targets, moved).cpu()
+        error, count = self.world.add(total).tolist()
+        return float(error / count)
 
     def close_epoch(self) -> dict[str, Any]:
         """Validate after the last step of an epoch; returns the epoch's record."""
@@ -265,7 +305,7 @@ class Trainer:
         )
         counts = torch.stack([self.positions[row[row != NOBODY]].sum() for row in order]).double()
         train_loss = float((torch.tensor(progress.losses, dtype=torch.float64) * counts).sum() / counts.sum())
-        val_loss = self.validate()
+        val_loss = self.validate(self.judged)
         seconds = time.monotonic() - self.epoch_started
         progress.epoch += 1
         progress.losses = []
@@ -286,11 +326,17 @@ class Trainer:
         return record
 
     def fit_in_closed_form(self) -> dict[str, Any]:
-        """Ridge instead of epochs; returns the one record there is."""
+        """Ridge, or each dimension by itself, instead of epochs; returns the one record there is."""
         self.epoch_started = time.monotonic()
-        found = fit_ridge(self.network, self.train_set, self.val_set, self.alignment, self.world)
+        found: dict[str, float] = {}
+        if self.options.align == "statistics":
+            with torch.no_grad():
+                nn.init.eye_(cast(nn.Linear, self.network.core).weight)
+        else:
+            found = fit_ridge(self.network, self.train_set, self.val_set, self.alignment, self.world)
         progress = self.progress
-        progress.best_val_loss, progress.best_epoch, progress.epoch = self.validate(), 1, self.options.epochs
+        progress.best_val_loss, progress.best_epoch = self.validate(self.network), 1
+        progress.epoch = self.options.epochs
         progress.seconds = time.monotonic() - self.epoch_started
         record = {
             "epoch": 1,
@@ -313,15 +359,33 @@ class Trainer:
         left = pace * (epochs * steps - progress.epoch * steps - done)
         return Tick(progress.epoch + 1, epochs, done, steps, sum(progress.losses) / done, left)
 
-    def restoration(self, pairs: PairSource, network: ProjectorNetwork) -> None:
-        """Give a trained network its `set_restoration`, from held-out tokens as they are at inference."""
+    def restoration(self, pairs: PairSource, network: ProjectorNetwork) -> list[dict[str, Any]]:
+        """Give a trained network its `set_restoration`, from held-out tokens as they are at inference.
+
+        Returns:
+            what each strength costs and brings: validation loss, and how the outputs' spread stands to the targets'.
+        """
         outputs, targets = RunningStatistics(self.width), RunningStatistics(self.width)
         part = self.world.share(self.val_count)
         with torch.no_grad():
             for pair in pairs.read(part.start, part.stop):
                 outputs.update(network(pair.vl[None].to(self.world.device))[0].cpu().numpy())
                 targets.update(network.standardise_target(pair.text.to(self.world.device)).cpu().numpy())
-        network.set_restoration(self.world.merge(outputs), self.world.merge(targets), self.options.restore)
+        outputs, targets = self.world.merge(outputs), self.world.merge(targets)
+        table = []
+        for strength in STRENGTHS:
+            network.set_restoration(outputs, targets, strength)
+            ratio = network.spread_ratio(outputs, targets)
+            table.append(
+                {
+                    "strength": strength,
+                    "val_loss": self.validate(network, restored=True),
+                    "std_ratio_range": [float(ratio.min()), float(ratio.max())],
+                    "dims_outside": int(((ratio < 0.5) | (ratio > 2)).sum()),
+                }
+            )
+        network.set_restoration(outputs, targets, self.options.restore)
+        return table
 
     def summary(self, stopped: str) -> dict[str, Any]:
         """The content of summary.json."""
@@ -333,6 +397,7 @@ class Trainer:
             "epochs": progress.epoch,
             "best_epoch": progress.best_epoch,
             "best_val_loss": progress.best_val_loss,
+            "ridge_val_loss": progress.ridge_val_loss,
             "final_train_loss": progress.history[-1]["train_loss"] if progress.history else None,
             "steps": progress.epoch * -(-self.train_count // min(options.batch_size, self.train_count)),
             "train_pairs": self.train_count,
@@ -346,28 +411,20 @@ class Trainer:
         }
 
 
-def output_mask(outputs: Tensor, batch: Batch, *, keeps_positions: bool) -> Tensor:
-    """(B, M) bool: which outputs exist; all of them where the network has positions of its own."""
-    return batch.input_mask if keeps_positions else torch.ones_like(outputs[..., 0], dtype=torch.bool)
-
-
-def aligned_outputs(outputs: Tensor, batch: Batch, *, keeps_positions: bool) -> Tensor:
-    """A network's outputs (B, M, D) at the target's positions (B, L, D), float32.
-
-    Networks that keep positions were given aligned inputs; the fixed outputs of the others are spread by
-    area.
-    """
-    if keeps_positions:
-        return outputs
-    lengths = batch.target_mask.sum(1)
-    return area_weights(torch.full_like(lengths, outputs.shape[1]), lengths).float() @ outputs
-
-
-def seeded_network(options: TrainOptions, width: int) -> ProjectorNetwork:
+def seeded_network(options: TrainOptions, pairs: PairSource) -> ProjectorNetwork:
     """The untrained network of these options, the same everywhere; the global generator stays untouched."""
+    width = pairs.width
+    shape = Shape(
+        options.arch,
+        width,
+        options.hidden_size(width),
+        options.length,
+        residual=options.start == "ridge" and options.arch in ("mlp", "attention"),
+        prefix=0 if pairs.template is None else len(pairs.template.prefix),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return ProjectorNetwork(Shape(options.arch, width, options.hidden_size(width), options.length))
+        return ProjectorNetwork(shape, random_start=options.start == "random")
 
 
 def precision(options: TrainOptions, world: World) -> str:

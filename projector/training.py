@@ -1,6 +1,7 @@
 """Training a projector: one function per worker, the same result for any number of workers, resumable anywhere."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,20 @@ from shards.storage import open_storage
 
 __all__ = ["NonFiniteLossError", "Tick", "run_identity", "train"]
 
+FINISHED, ASKED = "finished", "asked"  # how a run may stop
+WORTH = 0.005  # share of ridge's loss by which a network must be better: less than that is noise
+
 # Options without effect on the result (max_samples has it through the number of pairs, which is compared).
-NOT_DECISIVE = {"data", "output", "workers", "micro_batch", "checkpoint_seconds", "max_samples"}
+NOT_DECISIVE = {
+    "data",
+    "output",
+    "workers",
+    "micro_batch",
+    "checkpoint_seconds",
+    "max_samples",
+    "loader",
+    "cache",
+}
 
 
 def train(
@@ -57,7 +70,8 @@ def train(
         device: of this worker; None takes a GPU where there is one.
 
     Returns:
-        the content of summary.json; its `stopped` is `finished` or `asked`.
+        the content of summary.json; its `stopped` is `finished` or `asked`, and where finished
+        `restoration` and `recommendation` say what was reached.
 
     Raises:
         UsageError: pairs and options that do not fit, or an output that holds another run.
@@ -67,8 +81,10 @@ def train(
     storage = open_storage(output or options.output)
     identity = run_identity(options, train_pairs, val_pairs)
     state = get_state(storage, identity)
-    if state is not None and state.progress.epoch == options.epochs and storage.stat(SUMMARY):
-        return dict(get_json(storage, SUMMARY))
+    if state is not None and storage.stat(SUMMARY):
+        summary = dict(get_json(storage, SUMMARY))
+        if summary["stopped"] != ASKED:
+            return summary
     run = Trainer(options, world, train_pairs, val_pairs, state)
     config = _config(options, run.network, train_pairs, val_pairs)
     if world.rank == 0:
@@ -78,13 +94,15 @@ def train(
         if world.rank:
             return
         if best:
-            put_network(storage, run.network)
-        put_state(storage, identity, run.progress, run.network, run.optimizer)
+            put_network(storage, run.judged)
+        put_state(storage, identity, run.progress, run.network, run.optimizer, run.averaged)
         lines = "".join(f"{json.dumps(record)}\n" for record in run.progress.history)
         storage.put_bytes(METRICS, lines.encode())
 
-    while run.progress.epoch < options.epochs and not run.asked_to_stop:
-        if options.arch == "ridge":
+    if state is None and run.progress.best_val_loss < math.inf:
+        save(best=True)  # the start counts: what is kept is never worse than it
+    while not (run.finished or run.asked_to_stop):
+        if options.arch == "ridge" or options.align == "statistics":
             record = run.fit_in_closed_form()
         elif run.epoch(on_progress=on_progress, should_stop=should_stop, save=save):
             record = run.close_epoch()
@@ -94,16 +112,31 @@ def train(
         save(best=record["best_epoch"] == record["epoch"])
         if on_epoch:
             on_epoch(record)
-    if run.progress.epoch == options.epochs:
+    if not run.finished:
+        summary = run.summary(ASKED)
+    else:
         run.world.add(torch.zeros(1))  # the best weights are on storage before any worker reads them
         best = get_network(storage, config).to(world.device)
-        run.restoration(val_pairs, best)
+        restoration = run.restoration(val_pairs, best)
+        summary = {**run.summary(FINISHED), "restoration": restoration, "recommendation": recommendation(run)}
         if world.rank == 0:
             put_network(storage, best)
-    summary = run.summary("finished" if run.progress.epoch == options.epochs else "asked")
     if world.rank == 0:
         put_json(storage, SUMMARY, summary)
     return summary
+
+
+def recommendation(run: Trainer) -> str:
+    """One sentence on whether the network is worth having beside the closed form on the same pairs."""
+    arch, best, ridge = run.options.arch, run.progress.best_val_loss, run.progress.ridge_val_loss
+    if ridge is None:
+        return f"validation loss {best:.4g}; not compared with ridge, which was not fitted on these pairs"
+    if best < ridge * (1 - WORTH):
+        return f"{arch} beats ridge on validation ({best:.4g} against {ridge:.4g})"
+    return (
+        f"ridge is recommended: {arch} does not beat it on validation ({best:.4g} against {ridge:.4g}); "
+        "train --train.arch ridge takes seconds"
+    )
 
 
 def run_identity(options: TrainOptions, train_pairs: PairSource, val_pairs: PairSource) -> dict[str, Any]:
@@ -136,6 +169,8 @@ def _config(
         "align": options.align,
         "length": options.length,
         "network": network.shape.as_json(),
+        "recipe": options.recipe,
+        "template": None if train_pairs.template is None else train_pairs.template.as_json(),
         "base_models": provenance.pop("models", {}),
         "dataset": provenance,
         "train_pairs": len(train_pairs),

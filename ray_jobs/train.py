@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from projector.checkpoint import get_state
-from projector.data import PairSource, load_pairs
+from projector.data import training_pairs
 from projector.options import TrainOptions
 from projector.training import run_identity
 from projector.training import train as run_training
@@ -40,11 +40,13 @@ def train(options: TrainOptions) -> int:
         if not getattr(options, name):
             raise UsageError(f"train.{name} is needed: a local folder or s3://bucket/prefix")
     # What is wrong with the data or the output is said now: inside workers it would look like their failure.
-    train_pairs, val_pairs = _pairs(options, "train", options.max_samples), _pairs(options, "val")
+    train_pairs, val_pairs = training_pairs(options, "train", options.max_samples), training_pairs(options, "val")
     get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
         check_workers(options, cluster)
         print(f"train {options.arch} on {options.workers} workers to {options.output}", flush=True)
+        if train_pairs.template is not None:
+            print(f"left out of losses and statistics: {train_pairs.template}", flush=True)
         with _watched(options), tempfile.TemporaryDirectory() as scratch:
             _trainer(options, cluster, scratch).fit()
     summary = json.loads(open_storage(options.output).get_bytes("summary.json"))
@@ -53,6 +55,7 @@ def train(options: TrainOptions) -> int:
         f"in epoch {summary['best_epoch']} of {summary['epochs']}",
         flush=True,
     )
+    print(summary["recommendation"], flush=True)
     return 0
 
 
@@ -90,17 +93,8 @@ def _trainer(options: TrainOptions, cluster: Cluster, scratch: str) -> TorchTrai
 def _worker(config: dict[str, Any]) -> None:
     """One rank: Ray Train has set up the process group, the loop finds it."""
     options = TrainOptions.model_validate(config)
-    run_training(options, _pairs(options, "train", options.max_samples), _pairs(options, "val"))
-
-
-def _pairs(options: TrainOptions, split: str, limit: int | None = None) -> PairSource:
-    return load_pairs(
-        options.data,
-        split,
-        layer=options.layer,
-        text_mode=options.text_mode,
-        tokens=options.tokens,
-        limit=limit,
+    run_training(
+        options, training_pairs(options, "train", options.max_samples), training_pairs(options, "val")
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from projector.align import Alignment
-from projector.data import Pair, Ragged, Resident, bfloat16_tensor, in_memory, load_pairs
+from projector.data import Pair, bfloat16_tensor, in_memory, load_pairs
+from projector.held import Held, Ragged, statistics_of
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.plan import make_plan
@@ -61,15 +62,15 @@ def test_ragged_gathers_what_was_put_in():
     for row, kept, index in zip(values, mask, (2, 0, 2), strict=True):
         assert row[kept].equal(sequences[index])
     assert values.isfinite().all()
-    statistics = ragged.statistics()
+    statistics = statistics_of(ragged, WIDTH)
     np.testing.assert_allclose(statistics.mean, torch.cat(sequences).double().mean(0))
 
 
 def test_resident_aligns_inputs_for_networks_that_keep_positions_only():
     pairs = [pair("a", 8, 3), pair("b", 6, 9)]
     alignment = Alignment("pool", length=4)
-    kept = Resident.load(iter(pairs), alignment, keeps_positions=True, width=WIDTH, dtype=torch.float32)
-    free = Resident.load(iter(pairs), alignment, keeps_positions=False, width=WIDTH, dtype=torch.float32)
+    kept = Held.load(iter(pairs), alignment, keeps_positions=True, width=WIDTH, dtype=torch.float32)
+    free = Held.load(iter(pairs), alignment, keeps_positions=False, width=WIDTH, dtype=torch.float32)
     batch = kept.batch(torch.tensor([1, 0]))
     assert batch.inputs.shape == batch.targets.shape == (2, 4, WIDTH)
     assert batch.input_mask.equal(batch.target_mask)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from projector.align import Alignment
-from projector.data import Resident
+from projector.held import Held, statistics_of
 from projector.networks import ProjectorNetwork, Shape
 from projector.ridge import PENALTIES, NormalEquations, Spectrum, fit_ridge
 from projector.synthetic import Synthetic
@@ -23,7 +23,7 @@ def rows(seed, count):
 def equations(x, y, blocks=3):
     made = NormalEquations.empty(WIDTH)
     for part in np.array_split(np.arange(len(x)), blocks):
-        made.update(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+        made.update(torch.from_numpy(x[part]), torch.from_numpy(y[part]), torch.ones(len(part)))
     return made
 
 
@@ -62,11 +62,14 @@ def test_the_fitted_network_is_the_ridge_solution_raw_to_raw(kind):
 
     def load(source):
         pairs = source.read(0, source.count)
-        return Resident.load(pairs, alignment, keeps_positions=True, width=WIDTH, dtype=torch.float32)
+        return Held.load(pairs, alignment, keeps_positions=True, width=WIDTH, dtype=torch.float32)
 
     train_set, val_set = load(world.source(40)), load(world.source(30, first=500))
     network = ProjectorNetwork(Shape("ridge", WIDTH, 1, 1))
-    network.set_statistics(train_set.inputs.statistics(), train_set.targets.statistics())
+    network.set_statistics(
+        statistics_of(train_set.inputs, network.shape.width),
+        statistics_of(train_set.targets, network.shape.width),
+    )
     found = fit_ridge(network, train_set, val_set, alignment, ALONE)
 
     x, y = train_set.inputs.values.double().numpy(), train_set.targets.values.double().numpy()
@@ -89,11 +92,13 @@ def test_soft_matching_finds_content_that_positions_hide():
     def spread_within_a_sample(kind):
         alignment = Alignment(kind, 24)
         sets = [
-            Resident.load(iter(s), alignment, keeps_positions=True, width=64)
-            for s in (train_pairs, val_pairs)
+            Held.load(iter(s), alignment, keeps_positions=True, width=64) for s in (train_pairs, val_pairs)
         ]
         network = ProjectorNetwork(Shape("ridge", 64, 1, 1))
-        network.set_statistics(sets[0].inputs.statistics(), sets[0].targets.statistics())
+        network.set_statistics(
+            statistics_of(sets[0].inputs, network.shape.width),
+            statistics_of(sets[0].targets, network.shape.width),
+        )
         fit_ridge(network, *sets, alignment, ALONE)
         with torch.no_grad():
             outputs = [network.project(pair.vl[None])[0] / network.target_std for pair in val_pairs]
