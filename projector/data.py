@@ -18,7 +18,7 @@ from shards.commit import Commit
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.read import read_shard
-from shards.sample import KIND_CAPTION, KIND_IMAGE, Sample
+from shards.sample import KIND_CAPTION, KIND_IMAGE, Array, Sample
 from shards.storage import open_storage
 
 KINDS: Mapping[Tokens, tuple[int, ...]] = {
@@ -274,10 +274,10 @@ class ShardReader:
             for sample in self._samples(commit):
                 mode, tensors = self._mode(sample), sample.tensors
                 yield WholeSample(
-                    bfloat16_tensor(tensors["text"]),
-                    torch.from_numpy(tensors["text.kind"]),
-                    bfloat16_tensor(tensors[f"vl.{mode}.{self.layer}"]),
-                    torch.from_numpy(tensors[f"vl.{mode}.kind"]),
+                    _whole(tensors["text"]),
+                    torch.from_numpy(tensors["text.kind"].copy()),
+                    _whole(tensors[f"vl.{mode}.{self.layer}"]),
+                    torch.from_numpy(tensors[f"vl.{mode}.kind"].copy()),
                 )
 
     def _samples(self, commit: Commit) -> Iterator[Sample]:
@@ -291,17 +291,27 @@ class ShardReader:
 
     def _pair(self, sample: Sample) -> Pair:
         mode, tensors = self._mode(sample), sample.tensors
-        vl, text = bfloat16_tensor(tensors[f"vl.{mode}.{self.layer}"]), bfloat16_tensor(tensors["text"])
-        kind = torch.from_numpy(tensors[f"vl.{mode}.kind"])
-        if self.template is None and self.tokens == "all":
-            return Pair(sample.key, vl, kind, text, self.weight)
-        keep = torch.isin(kind, torch.tensor(KINDS[self.tokens], dtype=torch.uint8))
+        vl, kind, text = tensors[f"vl.{mode}.{self.layer}"], tensors[f"vl.{mode}.kind"], tensors["text"]
         if self.template is None:
-            return Pair(sample.key, vl[keep], kind[keep], text, self.weight)
-        keep &= token_rms(vl) <= self.template.vl_limit
-        caption = torch.from_numpy(tensors["text.kind"]) == KIND_CAPTION
-        caption &= token_rms(text) <= self.template.text_limit
-        return Pair(sample.key, vl[keep], kind[keep], text[caption], self.weight)
+            keep = np.full(len(kind), True) if self.tokens == "all" else np.isin(kind, KINDS[self.tokens])
+            return Pair(
+                sample.key, bfloat16_tensor(vl[keep]), torch.from_numpy(kind[keep]), _whole(text), self.weight
+            )
+        keep = np.isin(kind, KINDS[self.tokens])
+        kept, caption = bfloat16_tensor(vl[keep]), bfloat16_tensor(text[tensors["text.kind"] == KIND_CAPTION])
+        ordinary = token_rms(kept) <= self.template.vl_limit
+        return Pair(
+            sample.key,
+            kept[ordinary],
+            torch.from_numpy(kind[keep])[ordinary],
+            caption[token_rms(caption) <= self.template.text_limit],
+            self.weight,
+        )
+
+
+def _whole(array: Array) -> Tensor:
+    """All rows as a tensor of its own memory: what is decoded from a shard may not be written to."""
+    return bfloat16_tensor(array.copy())
 
 
 def bfloat16_tensor(array: np.ndarray[Any, Any]) -> Tensor:

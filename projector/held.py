@@ -5,6 +5,7 @@ B batch, S input positions, L aligned positions, N pairs, D hidden.
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -99,6 +100,7 @@ class Packed:
         self._width, self._dtype = width, dtype
         self._row = width * torch.empty(0, dtype=dtype).element_size()
         self._file = tempfile.TemporaryFile(dir=folder, buffering=1 << 20)  # noqa: SIM115 - lives as long as this
+        weakref.finalize(self, self._file.close)
         self._lengths: list[int] = []
 
     def append(self, sequence: Tensor) -> None:

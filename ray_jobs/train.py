@@ -40,7 +40,10 @@ def train(options: TrainOptions) -> int:
         if not getattr(options, name):
             raise UsageError(f"train.{name} is needed: a local folder or s3://bucket/prefix")
     # What is wrong with the data or the output is said now: inside workers it would look like their failure.
-    train_pairs, val_pairs = training_pairs(options, "train", options.max_samples), training_pairs(options, "val")
+    train_pairs, val_pairs = (
+        training_pairs(options, "train", options.max_samples),
+        training_pairs(options, "val"),
+    )
     get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
         check_workers(options, cluster)

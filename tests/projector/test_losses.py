@@ -69,7 +69,7 @@ def test_the_spread_over_a_pairs_tokens_is_held():
     expected = [rows[0].std(0, correction=0), rows[1, :3].std(0, correction=0)]
     torch.testing.assert_close(masked_std(rows, mask), torch.stack(expected), rtol=1e-4, atol=1e-5)
     same = spread_error(rows, rows.detach(), mask, mask, each(mask))
-    assert float(same) == pytest.approx(0, abs=1e-9)
+    assert float(same.detach()) == pytest.approx(0, abs=1e-9)
     flat = torch.zeros(2, 6, 4, requires_grad=True)
     error = spread_error(flat, rows.detach(), mask, mask, each(mask))
     per_pair = torch.stack(expected).square().mean(-1)

@@ -31,7 +31,9 @@ def _one_thread():
 
 
 def options(output, **chosen):
-    return TrainOptions(output=str(output), **({"epochs": 3, "batch_size": 8, "length": 6} | chosen))
+    return TrainOptions(
+        output=str(output), **({"epochs": 3, "batch_size": 8, "length": 6, "patience": None} | chosen)
+    )
 
 
 def curve(output):
@@ -61,7 +63,7 @@ def test_learns_and_leaves_its_files(tmp_path, arch, align):
 
 def test_the_best_epochs_weights_are_kept(tmp_path):
     """A rate this high overfits soon: the weights on disk must be those of the best epoch, not the last."""
-    chosen = {"arch": "mlp", "learning_rate": 0.03, "hidden": 256}
+    chosen = {"arch": "mlp", "learning_rate": 0.03, "hidden": 256, "start": "mean"}
     summary = train(options(tmp_path / "long", epochs=30, **chosen), TRAIN, VAL)
     best = summary["best_epoch"]
     assert 1 < best < 30
@@ -115,7 +117,7 @@ def test_long_epochs_save_on_the_way(tmp_path, monkeypatch):
     monkeypatch.setattr("projector.trainer.STEPS_BETWEEN_LOOKS", 2)
     seen = []
     train(
-        options(tmp_path, checkpoint_seconds=1e-9, epochs=1),
+        options(tmp_path, checkpoint_seconds=1e-9, epochs=1, start="mean"),
         TRAIN,
         VAL,
         on_progress=lambda tick: seen.append((tick.step, (tmp_path / "state.safetensors").exists())),
@@ -157,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
     with pytest.raises(
         NonFiniteLossError, match=r"in epoch 1, step \d+; .* synthetic-0000\d\d.* lower train"
     ):
-        train(options(tmp_path, learning_rate=1e30, warmup_steps=0), TRAIN, VAL)
+        train(options(tmp_path, learning_rate=1e30, warmup_steps=0, start="mean"), TRAIN, VAL)
     assert not (tmp_path / "model.safetensors").exists()
 
 
