@@ -15,7 +15,7 @@ from shards.objects import Storage
 from shards.plan import Segment
 from shards.publish import Circumstances, publish
 from shards.spool import Spool
-from shards.storage import open_storage
+from shards.storage import open_storage, writing
 from shards.tables import read_table
 from shards.verify import expected_of
 from shards.write import BuiltShard
@@ -91,10 +91,11 @@ def _take(target: Dataset, source: Dataset, commit: Commit, folder: Path) -> Non
     local = open_storage(str(folder))
     for key in keys:
         path = folder / key
-        path.parent.mkdir(exist_ok=True)
-        with source.storage.open(key) as stream, path.open("wb") as file:
-            while piece := stream.read(1 << 20):
-                file.write(piece)
+        with source.storage.open(key) as stream, writing(path):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as file:
+                while piece := stream.read(1 << 20):
+                    file.write(piece)
     if problems := examine(local, commit, expected_of(source)).problems:
         raise CorruptShardError(f"source {source.storage.root}: {problems[0]}; run repair, then build there")
     tar, parquet, *failed = (folder / key for key in keys)

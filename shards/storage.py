@@ -181,6 +181,15 @@ def _reading(name: str) -> Iterator[None]:
         raise StorageError(f"cannot read {name}: {error.strerror}") from error
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the file system has against writing a local file into a StorageError that says what and why."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {_reason(error, path.parent)}") from error
+
+
 def _name_once(draft: Path, final: Path) -> None:
     """Give a finished draft its name, unless that is taken; a rename would replace what is there."""
     try:

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ import numpy as np
 from shards.plan import PlannedSample, PlannedShard
 from shards.sample import KIND_NAMES, Array, Expected, Failure, Sample, check_sample, encode_tensors
 from shards.statistics import RunningStatistics
+from shards.storage import writing
 from shards.tables import Row, failure_row, sample_row, write_table
 
 
@@ -56,7 +58,8 @@ class ShardWriter:
         self._statistics: dict[str, RunningStatistics] = {}
         self._hidden_size = 0
         self._path = folder / f"{planned.name}.tar"
-        self._file = self._path.open("xb")
+        with writing(self._path):
+            self._file = self._path.open("xb")
         # Plain ustar: names are short ASCII, sizes far under 8 GB, and no extended header can vary.
         self._tar = tarfile.open(  # noqa: SIM115 - closed with the shard
             fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT
@@ -68,7 +71,9 @@ class ShardWriter:
     def __exit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        # What `close` has not finished is thrown away; on a full disk its last bytes cannot even be flushed.
+        with suppress(OSError):
+            self._file.close()
 
     @property
     def next(self) -> PlannedSample | None:
@@ -86,6 +91,7 @@ class ShardWriter:
 
         Raises:
             ValueError: the sample is not sound; nothing was written, call `fail` for it.
+            StorageError: it cannot be written; the shard is lost.
         """
         planned = self._take()
         size = check_sample(sample, planned, self._expected)
@@ -95,7 +101,8 @@ class ShardWriter:
         self._hidden_size = size
         places = {}
         for suffix, data in sorted(members.items()):
-            self._tar.addfile(_header(f"{sample.key}.{suffix}", len(data)), io.BytesIO(data))
+            with writing(self._path):
+                self._tar.addfile(_header(f"{sample.key}.{suffix}", len(data)), io.BytesIO(data))
             places[suffix] = (self._tar.offset - _padded(len(data)), len(data))
         self._rows.append(sample_row(sample.key, sample.metadata, places))
         self._count(sample.tensors)
@@ -109,10 +116,14 @@ class ShardWriter:
 
         Returns:
             the shard on disk.
+
+        Raises:
+            StorageError: it cannot be written.
         """
         assert self.next is None, f"{self._planned.name}: {self.next} has neither been added nor failed"
-        self._tar.close()
-        self._file.close()
+        with writing(self._path):
+            self._tar.close()
+            self._file.close()
         record = {
             "name": self._planned.name,
             "split": self._planned.split,
@@ -127,11 +138,13 @@ class ShardWriter:
             "statistics": {name: stats.to_json() for name, stats in sorted(self._statistics.items())},
         }
         parquet = self._folder / f"{self._planned.name}.parquet"
-        write_table(parquet, self._rows, record)
+        with writing(parquet):
+            write_table(parquet, self._rows, record)
         failed = None
         if self._failures:
             failed = self._folder / f"{self._planned.name}.failed.parquet"
-            write_table(failed, self._failures)
+            with writing(failed):
+                write_table(failed, self._failures)
         return BuiltShard(self._path, parquet, failed, record)
 
     def _count(self, tensors: Mapping[str, Array]) -> None:

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import time
+from glob import glob
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -88,25 +90,79 @@ def test_two_builds_on_one_root_give_one_dataset(environment, undisturbed, tmp_p
     assert len({commit.attempt for commit in commits}) == len(commits)
 
 
-def test_a_full_disk_is_named_and_the_rest_is_made_after_freeing(run_build, undisturbed, tmp_path):
-    root = tmp_path / "small"
-    root.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(root)], capture_output=True
-    )
-    if mounted.returncode:
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 400 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs privileges")
-    try:
-        done = run_build(root / "data")
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert "the disk is full" in done.stdout
-        assert str(root) in done.stdout
-        assert "Traceback" not in done.stdout + done.stderr
-        subprocess.run(["mount", "-o", "remount,size=200m", str(root)], check=True)
-        assert run_build(root / "data").returncode == 0
-        assert_same(root / "data", undisturbed)
-    finally:
-        subprocess.run(["umount", "-l", str(root)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def resize(disk, size):
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_rest_is_made_after_freeing(run_build, undisturbed, disk):
+    done = run_build(disk / "data")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the disk is full" in done.stdout
+    assert str(disk) in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    resize(disk, "200m")
+    assert run_build(disk / "data").returncode == 0
+    assert_same(disk / "data", undisturbed)
+
+
+def test_a_spool_without_room_is_told_before_work_starts(run_build, disk, tmp_path):
+    resize(disk, "40k")
+    done = run_build(tmp_path / "data", spool=disk)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(rf"error: spool folder '{disk}': 0\.0 MB free, \d+\.\d MB needed .*", line)
+    assert not (tmp_path / "data" / "_commit").exists()
+
+
+def test_a_spool_that_fills_up_is_named_and_the_rest_is_made_after_freeing(
+    run_build, environment, undisturbed, disk, tmp_path
+):
+    resize(disk, "2m")
+    output = tmp_path / "data"
+    with subprocess.Popen(
+        build_command(output, spool=disk, actors=1),
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as build:
+        seen = set()
+        # A tar that has just appeared is followed by the making of its samples: there is time to fill the disk.
+        while not list(output.glob("_commit/*.json")) or seen.issuperset(glob(f"{disk}/*/*.tar")):
+            assert build.poll() is None, build.stdout.read()
+            seen.update(glob(f"{disk}/*/*.tar"))
+            time.sleep(0.002)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "another file").write_bytes(bytes(4_000_000))
+        said = build.stdout.read()
+        assert build.wait(timeout=60) == 1, said
+    verdict = said.splitlines()[-1]
+    full = (
+        rf"cannot write {disk}/shard-workspace-\S+: the disk is full \(0 MB free at {disk}/\S+\); free some"
+    )
+    assert re.match(rf"not complete: (train|val)-\d{{6}}: {full}", verdict), said
+    assert "Traceback" not in said
+    assert [path.name for path in disk.iterdir()] == ["another file"]
+    findings = verify(str(output))
+    assert findings.problems == []
+    assert 0 < findings.samples < 24
+    (disk / "another file").unlink()
+    done = run_build(output, spool=disk)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(output, undisturbed)
 
 
 @pytest.fixture(scope="module", params=["moto", "rclone"])

@@ -1,5 +1,7 @@
 """Room for shards under construction: checked, one's own, and cleaned of what the dead left."""
 
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -9,7 +11,7 @@ from collections import namedtuple
 
 import pytest
 
-from shards.errors import UsageError
+from shards.errors import StorageError, UsageError
 from shards.spool import PREFIX, Spool
 
 HOLD = """
@@ -20,6 +22,17 @@ with Spool(Path(sys.argv[1])).workspace("train-000000") as folder:
     (folder / "half.tar").write_bytes(bytes(1000))
     print("ready", flush=True)
     time.sleep(600)
+"""
+
+CROWD = """
+import sys
+from pathlib import Path
+from shards.spool import Spool
+for turn in range(300):
+    with Spool(Path(sys.argv[1])).workspace("train-000000") as folder:
+        (folder / "half.tar").touch()
+        Spool(Path(sys.argv[1]))
+        assert (folder / "half.tar").exists(), turn
 """
 
 
@@ -57,8 +70,17 @@ def test_it_goes_after_an_exception_too(tmp_path):
 
 
 def test_what_a_living_process_has_stays(tmp_path, holder):
+    # Nothing but the lock speaks for it: in a container of its own, its process id would be unknown here.
     Spool(tmp_path)
-    assert len(workspaces(tmp_path)) == 1
+    (left,) = workspaces(tmp_path)
+    assert (tmp_path / left / "half.tar").stat().st_size == 1000
+    assert str(holder.pid) not in left
+
+
+def test_what_this_process_has_stays(tmp_path):
+    with Spool(tmp_path).workspace("train-000000") as folder:
+        Spool(tmp_path)
+        assert folder.is_dir()
 
 
 def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path, holder):
@@ -69,18 +91,64 @@ def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path, holder):
     assert workspaces(tmp_path) == []
 
 
-def test_a_pid_given_to_another_process_since_does_not_protect_it(tmp_path):
-    left = tmp_path / f"{PREFIX}{os.getpid()}-1-train-000000-abc"
-    left.mkdir()
-    Spool(tmp_path)
-    assert not left.exists()
+def test_many_that_clean_and_begin_at_once_take_nothing_from_each_other(tmp_path):
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", CROWD, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, said
+    assert workspaces(tmp_path) == []
+
+
+def test_a_workspace_taken_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    spool, lock = Spool(tmp_path), fcntl.flock
+    taken = []
+
+    def lock_too_late(handle, how):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        taken.extend(tmp_path.iterdir())
+        Spool(tmp_path)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_too_late)
+    with spool.workspace("train-000000") as folder:
+        assert [folder] == list(tmp_path.iterdir())
+        assert len(taken) == 1
+        assert taken != [folder]
+
+
+def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Spool(tmp_path).workspace("train-000000") as folder:
+        Spool(tmp_path)
+        assert folder.is_dir()
+    assert workspaces(tmp_path) == []
+
+
+def test_no_lock_stays_open(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    (tmp_path / f"{PREFIX}left").mkdir()
+    with Spool(tmp_path).workspace("train-000000"):
+        Spool(tmp_path)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_not_the_spools_own_stays(tmp_path):
     (tmp_path / "holiday").mkdir()
-    (tmp_path / f"{PREFIX}by-hand").mkdir()
+    (tmp_path / f"{PREFIX}file").touch()
+    (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "holiday")
+    (tmp_path / f"{PREFIX}left").mkdir()
     Spool(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"holiday", f"{PREFIX}by-hand"}
+    assert {path.name for path in tmp_path.iterdir()} == {"holiday", f"{PREFIX}file", f"{PREFIX}link"}
 
 
 def test_too_little_room_is_told_before_work_starts(tmp_path, monkeypatch):
@@ -88,11 +156,20 @@ def test_too_little_room_is_told_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 0, 5_000_000))
     spool = Spool(tmp_path)
     spool.check_room(5_000_000)
-    with pytest.raises(UsageError, match=rf"build\.spool = '{tmp_path}': 5 MB free, 7 MB needed"):
+    with pytest.raises(UsageError, match=rf"spool folder '{tmp_path}': 5\.0 MB free, 7\.0 MB needed"):
         spool.check_room(7_000_000)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"build\.spool = '.*/file/below': cannot be made"):
+    with pytest.raises(UsageError, match=r"spool folder '.*/file/below': cannot be made: Not a directory"):
         Spool(tmp_path / "file" / "below")
+
+
+def test_a_workspace_that_cannot_be_made_is_named(tmp_path):
+    spool = Spool(tmp_path / "spool")
+    spool.folder.rmdir()
+    with pytest.raises(
+        StorageError, match=r"cannot write .*/spool/shard-workspace-train-000000: No such file"
+    ):
+        spool.workspace("train-000000").__enter__()

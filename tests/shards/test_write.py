@@ -1,12 +1,16 @@
 """A shard's bytes: what they are, and that nothing but the samples decides them."""
 
 import json
+import re
+import resource
 import tarfile
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from shards.errors import StorageError
 from shards.sample import Failure
 from shards.statistics import RunningStatistics
 from shards.tables import COMMIT_KEY
@@ -128,3 +132,33 @@ def test_the_writer_wants_every_sample(dataset, tmp_path):
         writer.add(a_sample(SHARD.samples[0]))
         with pytest.raises(AssertionError, match="neither been added nor failed"):
             writer.close()
+
+
+@contextmanager
+def largest_file(size):
+    """No file of this process may grow beyond; stands for a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("short_by", [1, 10_000, 1_000_000])
+def test_a_tar_that_cannot_be_written_is_named(dataset, tmp_path, short_by):
+    size = write_shard(dataset, SHARD, tmp_path / "whole").tar.stat().st_size
+    tar = tmp_path / "cut" / f"{SHARD.name}.tar"
+    with (
+        largest_file(max(0, size - short_by)),
+        pytest.raises(StorageError, match=f"cannot write {re.escape(str(tar))}: File too large"),
+    ):
+        write_shard(dataset, SHARD, tar.parent)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet", "failed.parquet"])
+def test_a_file_that_cannot_be_made_is_named(dataset, tmp_path, suffix):
+    path = tmp_path / f"{SHARD.name}.{suffix}"
+    path.mkdir()
+    with pytest.raises(StorageError, match=f"cannot write {re.escape(str(path))}: "):
+        write_shard(dataset, SHARD, tmp_path, failing=(1,))
