@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from projector.align import Alignment
 from projector.checkpoint import Progress, State
 from projector.data import PairSource
-from projector.held import Batch, Held, room_in_memory, statistics_of
+from projector.held import Batch, statistics_of
+from projector.loading import load_part, placed
 from projector.losses import dimension_weights
 from projector.networks import ProjectorNetwork, Shape
 from projector.objective import Objective
@@ -28,11 +29,8 @@ from projector.ridge import fit_ridge, ridge_like
 from projector.schedule import NOBODY, epoch_order, held, learning_rate
 from projector.world import World
 from shards.errors import UsageError
-from shards.statistics import RunningStatistics
 
 STEPS_BETWEEN_LOOKS = 50  # losses are summed, checked and reported this often: each look waits for the device
-RESIDENT_SHARE = 0.7  # of the free memory, the device's or the machine's, that pairs may take
-STRENGTHS = (0.0, 0.5, 1.0)  # of restoration, reported after every training
 
 
 class NonFiniteLossError(RuntimeError):
@@ -82,8 +80,12 @@ class Trainer:
         self.alignment = Alignment(options.align, options.length)
         self.network = seeded_network(options, train_pairs)
         self.mine = held(self.train_count, options.batch_size, world.rank, world.size)
-        self.train_set = self._load(train_pairs, self.mine)
-        self.val_set = self._load(val_pairs, world.share(self.val_count))
+        self.train_set, self.val_set = (
+            load_part(
+                pairs, part, self.alignment, options, world, keeps_positions=self.network.keeps_positions
+            )
+            for pairs, part in ((train_pairs, self.mine), (val_pairs, world.share(self.val_count)))
+        )
         self.progress = Progress()
         if state is None:
             self._set_constants(train_pairs)
@@ -95,7 +97,7 @@ class Trainer:
         if state is not None:
             state.restore(self.network, self.optimizer, self.averaged)
             self.progress = state.progress
-        self.train_set, self.val_set = self._placed(self.train_set), self._placed(self.val_set)
+        self.train_set, self.val_set = placed(self.train_set, world), placed(self.val_set, world)
         weights = dimension_weights(options.loss, options.dim_weights, self.network.target_std)
         self.objective = Objective(
             self.alignment, options.loss, weights, options.std_weight, self.network.keeps_positions
@@ -119,29 +121,6 @@ class Trainer:
         progress, patience = self.progress, self.options.patience
         stale = patience is not None and progress.epoch - progress.best_epoch >= patience
         return progress.epoch >= self.options.epochs or stale
-
-    def _load(self, pairs: PairSource, part: range) -> Held:
-        def load(on_disk: bool, mine: range) -> Held:
-            return Held.load(
-                pairs.read(mine.start, mine.stop),
-                self.alignment,
-                keeps_positions=self.network.keeps_positions,
-                width=self.width,
-                on_disk=on_disk,
-                folder=self.options.cache,
-            )
-
-        if self.options.loader == "auto":
-            one = load(False, range(part.start, min(part.start + 1, part.stop))).bytes
-            return load(one * len(part) > room_in_memory() * RESIDENT_SHARE / self.world.size, part)
-        return load(self.options.loader == "stream", part)
-
-    def _placed(self, pairs: Held) -> Held:
-        """Onto the GPU when it fits there; otherwise batches travel one by one."""
-        if self.world.device.type != "cuda":
-            return pairs
-        free, _ = torch.cuda.mem_get_info(self.world.device)
-        return pairs.to(self.world.device) if pairs.bytes < RESIDENT_SHARE * free else pairs
 
     def _set_constants(self, pairs: PairSource) -> None:
         """Measure what the network holds and does not learn; the guide standardises nothing."""
@@ -358,57 +337,6 @@ class Trainer:
         pace = (progress.seconds + time.monotonic() - self.epoch_started) / (progress.epoch * steps + done)
         left = pace * (epochs * steps - progress.epoch * steps - done)
         return Tick(progress.epoch + 1, epochs, done, steps, sum(progress.losses) / done, left)
-
-    def restoration(self, pairs: PairSource, network: ProjectorNetwork) -> list[dict[str, Any]]:
-        """Give a trained network its `set_restoration`, from held-out tokens as they are at inference.
-
-        Returns:
-            what each strength costs and brings: validation loss, and how the outputs' spread stands to the targets'.
-        """
-        outputs, targets = RunningStatistics(self.width), RunningStatistics(self.width)
-        part = self.world.share(self.val_count)
-        with torch.no_grad():
-            for pair in pairs.read(part.start, part.stop):
-                outputs.update(network(pair.vl[None].to(self.world.device))[0].cpu().numpy())
-                targets.update(network.standardise_target(pair.text.to(self.world.device)).cpu().numpy())
-        outputs, targets = self.world.merge(outputs), self.world.merge(targets)
-        table = []
-        for strength in STRENGTHS:
-            network.set_restoration(outputs, targets, strength)
-            ratio = network.spread_ratio(outputs, targets)
-            table.append(
-                {
-                    "strength": strength,
-                    "val_loss": self.validate(network, restored=True),
-                    "std_ratio_range": [float(ratio.min()), float(ratio.max())],
-                    "dims_outside": int(((ratio < 0.5) | (ratio > 2)).sum()),
-                }
-            )
-        network.set_restoration(outputs, targets, self.options.restore)
-        return table
-
-    def summary(self, stopped: str) -> dict[str, Any]:
-        """The content of summary.json."""
-        progress, options = self.progress, self.options
-        seconds = max(progress.seconds, 1e-9)
-        return {
-            "arch": options.arch,
-            "parameters": self.network.parameter_count,
-            "epochs": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "best_val_loss": progress.best_val_loss,
-            "ridge_val_loss": progress.ridge_val_loss,
-            "final_train_loss": progress.history[-1]["train_loss"] if progress.history else None,
-            "steps": progress.epoch * -(-self.train_count // min(options.batch_size, self.train_count)),
-            "train_pairs": self.train_count,
-            "val_pairs": self.val_count,
-            "seconds": round(progress.seconds, 3),
-            "pairs_per_second": round(self.train_count * progress.epoch / seconds, 1),
-            "world_size": self.world.size,
-            "device": str(self.world.device),
-            "precision": precision(options, self.world),
-            "stopped": stopped,
-        }
 
 
 def seeded_network(options: TrainOptions, pairs: PairSource) -> ProjectorNetwork:

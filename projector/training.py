@@ -22,6 +22,7 @@ from projector.checkpoint import (
 from projector.data import PairSource
 from projector.networks import ProjectorNetwork
 from projector.options import TrainOptions
+from projector.outcome import recommendation, restore, summarise
 from projector.trainer import NonFiniteLossError, Tick, Trainer
 from projector.world import World
 from shards.storage import open_storage
@@ -29,7 +30,6 @@ from shards.storage import open_storage
 __all__ = ["NonFiniteLossError", "Tick", "run_identity", "train"]
 
 FINISHED, ASKED = "finished", "asked"  # how a run may stop
-WORTH = 0.005  # share of ridge's loss by which a network must be better: less than that is noise
 
 # Options without effect on the result (max_samples has it through the number of pairs, which is compared).
 NOT_DECISIVE = {
@@ -113,30 +113,21 @@ def train(
         if on_epoch:
             on_epoch(record)
     if not run.finished:
-        summary = run.summary(ASKED)
+        summary = summarise(run, ASKED)
     else:
         run.world.add(torch.zeros(1))  # the best weights are on storage before any worker reads them
         best = get_network(storage, config).to(world.device)
-        restoration = run.restoration(val_pairs, best)
-        summary = {**run.summary(FINISHED), "restoration": restoration, "recommendation": recommendation(run)}
+        restoration = restore(run, val_pairs, best)
+        summary = {
+            **summarise(run, FINISHED),
+            "restoration": restoration,
+            "recommendation": recommendation(run),
+        }
         if world.rank == 0:
             put_network(storage, best)
     if world.rank == 0:
         put_json(storage, SUMMARY, summary)
     return summary
-
-
-def recommendation(run: Trainer) -> str:
-    """One sentence on whether the network is worth having beside the closed form on the same pairs."""
-    arch, best, ridge = run.options.arch, run.progress.best_val_loss, run.progress.ridge_val_loss
-    if ridge is None:
-        return f"validation loss {best:.4g}; not compared with ridge, which was not fitted on these pairs"
-    if best < ridge * (1 - WORTH):
-        return f"{arch} beats ridge on validation ({best:.4g} against {ridge:.4g})"
-    return (
-        f"ridge is recommended: {arch} does not beat it on validation ({best:.4g} against {ridge:.4g}); "
-        "train --train.arch ridge takes seconds"
-    )
 
 
 def run_identity(options: TrainOptions, train_pairs: PairSource, val_pairs: PairSource) -> dict[str, Any]:

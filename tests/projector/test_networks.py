@@ -102,3 +102,54 @@ def test_a_dimension_that_never_moves_is_not_divided_by_zero():
 def test_a_width_of_nothing():
     with pytest.raises(UsageError, match="width 0"):
         ProjectorNetwork(Shape("linear", 0, 1, 1))
+
+
+@pytest.mark.parametrize("arch", ["linear", "ridge"])
+def test_a_linear_network_folds_into_one_layer(arch):
+    made = network(arch)
+    for name in ("input_mean", "target_mean", "restore_shift"):
+        getattr(made, name).normal_(0, 50)
+    for name in ("input_std", "target_std", "restore_scale"):
+        getattr(made, name).uniform_(0.5, 3)
+    made.restore_strength.fill_(0.4)
+    x = made.input_mean + 3 * torch.randn(2, 9, 16)
+    torch.testing.assert_close(made.folded()(x), made.project(x), rtol=1e-4, atol=1e-3)
+    with pytest.raises(UsageError, match="mlp is no linear map"):
+        network("mlp").folded()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_absorbed_attention_is_exact(masked):
+    """At inference the key and value matrices move to the queries' side; training computes keys and values."""
+    made = network("attention")
+    x, mask = torch.randn(2, 40, 16), None
+    if masked:
+        mask = torch.ones(2, 40, dtype=torch.bool)
+        mask[1, 25:] = False
+    trained = made(x, mask).detach()
+    called = []
+    absorbed, made.core._attend_absorbed = (
+        made.core._attend_absorbed,
+        lambda *a: called.append(1) or absorbed(*a),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(made(x, mask), trained, rtol=1e-4, atol=1e-5)
+        made(x[:, :10], None if mask is None else mask[:, :10])  # short: not worth it
+    assert called == [1]
+
+
+@pytest.mark.parametrize("arch", ["mlp", "attention"])
+def test_a_residual_network_starts_at_its_base(arch):
+    made = ProjectorNetwork(Shape(arch, 16, 24, 5, residual=True))
+    linear = torch.nn.Linear(16, 16)
+    with torch.no_grad():
+        made.start_from(linear)
+    x, mask = torch.randn(2, 12, 16), torch.ones(2, 12, dtype=torch.bool)
+    mask[1, 8:] = False
+    expected = linear(x)
+    if arch == "mlp":
+        torch.testing.assert_close(made(x, mask), expected)
+    else:  # spread over the queries by area, which keeps the mean of what exists
+        outputs = made(x, mask)
+        torch.testing.assert_close(outputs[1].mean(0), expected[1, :8].mean(0), rtol=1e-4, atol=1e-5)
+    assert made.parameter_count == ProjectorNetwork(Shape(arch, 16, 24, 5)).parameter_count
