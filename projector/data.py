@@ -216,7 +216,12 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
         else model
         for name, model in dict(dataset.settings.get("models", {})).items()
     }
-    return {"root": dataset.storage.root, "fingerprint": dataset.fingerprint, "models": models}
+    return {
+        "root": dataset.storage.root,
+        "fingerprint": dataset.fingerprint,
+        "models": models,
+        "vl_tokens": dataset.settings.get("vl_tokens", "all"),
+    }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from projector.models import read_json
 from projector.projector import Projector
-from projector.vision import VisionEncoding, VisionLanguageEncoder
+from projector.vision import VisionEncoding, VisionLanguageEncoder, pooled
 from shards.errors import UsageError
 from shards.sample import KIND_CAPTION, KIND_IMAGE
 
@@ -132,6 +132,8 @@ class VLEmbeddingExtractor:
         encoding = self._encoder.encode([image.convert("RGB")], [text or ""])[0]
         if not isinstance(encoding, VisionEncoding):
             raise UsageError(str(encoding))
+        if self._projector is not None:
+            encoding = pooled(encoding, self._projector.vl_tokens)
         kind = encoding.kind[mode]
         keep = torch.isin(kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
         states = encoding.states[mode][hidden_layer]

@@ -16,9 +16,9 @@ from projector.batches import BatchMaker, Stage
 from projector.generate import ImageGenerator
 from projector.models import ModelSources
 from projector.text import SampleError, TextEncoder, TextEncoding
-from projector.vision import VisionEncoding, VisionLanguageEncoder
+from projector.vision import VisionEncoding, VisionLanguageEncoder, pooled
 from shards.plan import PlannedSample
-from shards.sample import KIND_NAMES, Array, Failure, Sample, make_sample
+from shards.sample import Array, Failure, Sample, make_sample
 
 
 @dataclass(frozen=True)
@@ -147,36 +147,12 @@ def pair_tensors(text: TextEncoding, vision: VisionEncoding, vl_tokens: str = "a
 
 def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
     """The vision-language half of `pair_tensors`; same arguments and result."""
+    kept = pooled(vision, vl_tokens)
     tensors: dict[str, Array] = {}
-    for mode, states in vision.states.items():
-        kind = vision.kind[mode]
-        if vl_tokens != "all":
-            length = int(vl_tokens.removeprefix("pooled:"))
-            states = {layer: pool_by_kind(state, kind, length) for layer, state in states.items()}
-            kind = pool_by_kind(kind[:, None].float(), kind, length)[:, 0].to(torch.uint8)
-        tensors[f"vl.{mode}.kind"] = kind.numpy()
+    for mode, states in kept.states.items():
+        tensors[f"vl.{mode}.kind"] = kept.kind[mode].numpy()
         tensors |= {f"vl.{mode}.{layer}": as_array(state) for layer, state in states.items()}
     return tensors
-
-
-def pool_by_kind(state: torch.Tensor, kind: torch.Tensor, length: int) -> torch.Tensor:
-    """Average neighbours of one kind until at most `length` of it are left.
-
-    Args:
-        state: (V, D).
-        kind: (V,) uint8.
-        length: most tokens of a kind.
-
-    Returns:
-        (V', D), kinds in the order of their number, tokens of a kind in order of position.
-    """
-    parts = []
-    for number in range(len(KIND_NAMES)):
-        rows = state[kind == number].float()
-        if len(rows) > length:
-            rows = torch.nn.functional.adaptive_avg_pool1d(rows.T[None], length)[0].T
-        parts.append(rows)
-    return torch.cat(parts).to(state.dtype)
 
 
 def as_array(tensor: torch.Tensor) -> Array:

@@ -70,6 +70,11 @@ class Projector:
         return str(self.config["tokens"])
 
     @property
+    def vl_tokens(self) -> str:
+        """`all`, or `pooled:N` where the dataset it was trained on holds averages of tokens; pass the same."""
+        return str(self.config.get("dataset", {}).get("vl_tokens", "all"))
+
+    @property
     def keeps_positions(self) -> bool:
         """Whether output i belongs to input i; attention has a fixed number of outputs instead."""
         return self.network.keeps_positions

@@ -73,11 +73,14 @@ class Synthetic:
     """Correlation over dimensions of the two sides' means and log standard deviations."""
     stray: float = 0.0
     """Share of dimensions whose spread in image tokens is far above a caption token's."""
+    fidelity: float = 1.0
+    """Correlation of what the picture shows with what the caption says, per latent number."""
 
     @classmethod
     def realistic(cls, width: int, seed: int = 0, **changes: Any) -> "Synthetic":
         """A world whose sides are related as Qwen3-4B's and Qwen3-VL-4B's are; see the module's text."""
-        return cls(width, seed, **({"mix_kinship": 0.6, "scale_kinship": 0.79, "stray": 0.002} | changes))
+        kinship = {"mix_kinship": 0.6, "scale_kinship": 0.79, "stray": 0.002, "fidelity": 0.85}
+        return cls(width, seed, **(kinship | changes))
 
     def source(
         self,
@@ -165,8 +168,13 @@ class Synthetic:
         spoken = random.integers(self.concepts, size=random.integers(*self.text_tokens, endpoint=True))
         shown = np.sort(random.integers(self.concepts, size=self.image_tokens))
 
+        other = np.random.default_rng([self.seed, 5, index]).normal(size=(1 + self.concepts, self.latent))
+        said = np.concatenate([everywhere[None], concepts])
+        pictured = self.fidelity * said + np.sqrt(1 - self.fidelity**2) * other
+
         def side(name: str, order: NDArray[np.int64], signal: float) -> Floats:
-            latent = np.concatenate([np.tile(everywhere, (len(order), 1)), concepts[order]], axis=1)
+            meant = said if name == "text" else pictured
+            latent = np.concatenate([np.tile(meant[0], (len(order), 1)), meant[1 + order]], axis=1)
             noise = random.normal(size=(len(order), self.width))
             unit = np.sqrt(signal) * (latent @ maps[f"{name}_mix"]) + np.sqrt(1 - signal) * noise
             values: Floats = (maps[f"{name}_mean"] + maps[f"{name}_std"] * unit).astype(np.float32)

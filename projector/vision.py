@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from projector.text import SampleError, caption_kinds, special_token_in, template_around
-from shards.sample import KIND_IMAGE, KIND_MARKER, KIND_TEMPLATE
+from shards.sample import KIND_IMAGE, KIND_MARKER, KIND_NAMES, KIND_TEMPLATE
 
 IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 IMAGE_TOKEN_TYPE = 1  # in `mm_token_type_ids`; text is 0
@@ -214,3 +214,44 @@ def _template_alone(tokenizer: Any) -> str:
             [{"role": "user", "content": [{"type": "image"}]}], tokenize=False, add_generation_prompt=True
         )
     )
+
+
+def pooled(encoding: VisionEncoding, vl_tokens: str) -> VisionEncoding:
+    """Hidden states as a dataset keeps them.
+
+    Args:
+        encoding: of one picture.
+        vl_tokens: `all`, or `pooled:N` to average each kind of token down to at most N.
+    """
+    if vl_tokens == "all":
+        return encoding
+    length = int(vl_tokens.removeprefix("pooled:"))
+    states = {
+        mode: {layer: pool_by_kind(state, encoding.kind[mode], length) for layer, state in by_layer.items()}
+        for mode, by_layer in encoding.states.items()
+    }
+    kinds = {
+        mode: pool_by_kind(kind[:, None].float(), kind, length)[:, 0].to(torch.uint8)
+        for mode, kind in encoding.kind.items()
+    }
+    return VisionEncoding(states, kinds)
+
+
+def pool_by_kind(state: torch.Tensor, kind: torch.Tensor, length: int) -> torch.Tensor:
+    """Average neighbours of one kind until at most `length` of it are left.
+
+    Args:
+        state: (V, D).
+        kind: (V,) uint8.
+        length: most tokens of a kind.
+
+    Returns:
+        (V', D), kinds in the order of their number, tokens of a kind in order of position.
+    """
+    parts = []
+    for number in range(len(KIND_NAMES)):
+        rows = state[(kind == number).to(state.device)].float()
+        if len(rows) > length:
+            rows = torch.nn.functional.adaptive_avg_pool1d(rows.T[None], length)[0].T
+        parts.append(rows)
+    return torch.cat(parts).to(state.dtype)

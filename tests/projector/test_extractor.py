@@ -1,5 +1,7 @@
 """The extractor: right tokens of the right layer, and refusals that say why."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +120,30 @@ def test_projectors_of_other_models_are_refused_at_loading(tiny, tmp_path):
         VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), a_projector(tmp_path / "b", layer=-20))
     with pytest.raises(UsageError, match=r"no config.json"):
         VLEmbeddingExtractor.from_pretrained(str(tmp_path / "none"))
+
+
+def test_a_projector_of_pooled_tokens_is_given_pooled_tokens(tiny, tmp_path):
+    path = a_projector(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dataset"]["vl_tokens"] = "pooled:5"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    raw = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), dtype=torch.float32)
+    found = extractor.extract(PICTURE)
+    states = raw.extract(PICTURE, hidden_layer=-8, image_tokens_only=True).embeddings
+    averages = torch.nn.functional.adaptive_avg_pool1d(states.T[None], 5)[0].T
+    torch.testing.assert_close(
+        found.embeddings, Projector.from_pretrained(path)(averages), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_attention_sinks_do_not_reach_a_projector(tiny, tmp_path):
+    path = a_projector(tmp_path)
+    raw = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), dtype=torch.float32)
+    states = raw.extract(PICTURE, hidden_layer=-8, image_tokens_only=True).embeddings
+    rms = states.square().mean(-1).sqrt()
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["template"] = {"vl_limit": float(rms.sort().values[-3])}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    assert extractor.extract(PICTURE).num_tokens == len(states) - 2

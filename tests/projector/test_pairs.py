@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from projector.pairs import PairMaker, PairSettings, pool_by_kind
+from projector.pairs import PairMaker, PairSettings
+from projector.vision import pool_by_kind
 from shards.plan import make_plan
 from shards.prompts import Prompt
 from shards.sample import Expected, Failure, Sample, check_sample
