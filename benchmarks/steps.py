@@ -3,13 +3,13 @@
 import statistics
 import tempfile
 import time
-from copy import deepcopy
 from typing import Any
 
 import torch
 
 from projector.data import PairSource, in_memory
 from projector.held import Batch
+from projector.networks import ProjectorNetwork
 from projector.options import Align, Arch, TrainOptions
 from projector.trainer import Trainer, precision
 from projector.training import train
@@ -63,7 +63,8 @@ class _Bare:
     def __init__(self, run: Trainer, batches: list[Batch]) -> None:
         options = run.options
         self.reduced = precision(options, ALONE) == "bfloat16"
-        self.network = deepcopy(run.network)
+        self.network = ProjectorNetwork(run.network.shape)
+        self.network.load_state_dict(run.network.state_dict())
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=1e-5, weight_decay=options.weight_decay, fused=True
         )

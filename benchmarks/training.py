@@ -67,8 +67,8 @@ def hardware() -> dict[str, Any]:
 
 
 def options_of(words: argparse.Namespace, arch: Arch, seed: int) -> TrainOptions:
-    """The project's defaults; `--epochs` alone is taken over."""
-    changes = {"epochs": words.epochs} if words.epochs else {}
+    """The project's defaults; only `--epochs` and `--precision` are taken over."""
+    changes = {name: getattr(words, name) for name in ("epochs", "precision") if getattr(words, name)}
     return TrainOptions(arch=arch, seed=seed, **changes)
 
 
@@ -117,6 +117,8 @@ def race(bench: Bench, words: argparse.Namespace, arch: Arch, seed: int) -> dict
             "target": TARGETS["time_to_quality"][arch],
             "curve": curve,
             "pairs_per_second": round(bench.pairs * summary["epochs"] / clock["spent"], 1),
+            "training_pairs_per_second": summary["pairs_per_second"],
+            "epochs": summary["epochs"],
             "guide_pairs_per_second": round(bench.pairs * guide.EPOCHS / seconds, 1),
         },
     }
@@ -190,6 +192,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--look", type=int, default=100, help="of those, measured after each epoch")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, help="of the project's networks; default: the options' own")
+    parser.add_argument("--precision", help="of the project's networks; default: the options' own")
     parser.add_argument("--timed-epochs", type=int, default=2, help="of the guide, before and after ours")
     parser.add_argument("--ridge-pairs", type=int, default=5000)
     parser.add_argument("--arches", nargs="+", choices=ARCHES, default=list(ARCHES))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from shards.commit import failed_key
 from shards.dataset import Dataset
+from shards.errors import NotFoundError
 from shards.plan import Segment
 from shards.tables import Row, read_table
 
@@ -14,15 +15,22 @@ HOPELESS = ("SampleError",)  # a caption that is too long or holds markup fails 
 def failures(dataset: Dataset) -> list[Row]:
     """Every row of the dead-letter files, with its shard; of one sample, earlier tries first.
 
-    Found by listing those files, not by asking each commit: a build that resumes pays for its failures only.
+    Found by listing those files and asking their commits alone: a build that resumes pays for its failures only.
     """
-    files = {entry.key for entry in dataset.storage.list("failed/")}
-    named = sorted(name for name in dataset.committed() if failed_key(name) in files)
-    # A try that died before its commit may have left such a file beside a shard that has no failures.
-    names = [name for name, commit in dataset.commit_files(named) if commit["failed"]]
-    return [
-        {"shard": name, **row} for name in names for row in read_table(dataset.storage, failed_key(name)).rows
-    ]
+    rows: list[Row] = []
+    for entry in dataset.storage.list("failed/"):
+        name = entry.key.removeprefix("failed/").removesuffix(".parquet")
+        if entry.key == failed_key(name) and _has_failures(dataset, name):
+            rows += [{"shard": name, **row} for row in read_table(dataset.storage, entry.key).rows]
+    return rows
+
+
+def _has_failures(dataset: Dataset, name: str) -> bool:
+    """Whether a dead-letter file counts: one that a try left which died before its commit does not."""
+    try:
+        return bool(dataset.commit_file(name)["failed"])
+    except NotFoundError:
+        return False
 
 
 def retryable(dataset: Dataset, max_attempts: int) -> list[Row]:

@@ -91,3 +91,19 @@ def test_two_builders_plan_one_retry(dataset):
     assert len(plan_retries(dataset, 3)) == 2
     assert not other.record(1, {"retry": ["x"]})
     assert plan_retries(other, 3) == dataset.segments()
+
+
+def test_resuming_lists_the_commits_once(dataset, monkeypatch):
+    """A hundred thousand commits take a hundred requests a listing; failures are found without another."""
+    listed = []
+    original = dataset.storage.list
+    monkeypatch.setattr(dataset.storage, "list", lambda prefix="": listed.append(prefix) or original(prefix))
+    dataset.grow(20, append=False)
+    segments = plan_retries(dataset, 3)
+    dataset.missing(a_plan(segments=tuple(segments)))
+    assert listed.count("_commit/") == 1
+
+
+def test_a_dead_letter_file_without_a_commit_is_no_failure(dataset):
+    dataset.storage.delete("_commit/train-000000.json")
+    assert retryable(dataset, 3) == []
