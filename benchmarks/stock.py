@@ -15,6 +15,7 @@ from projector.data import PairSource, bfloat16_tensor
 from shards.sample import KIND_CAPTION, KIND_IMAGE, decode_tensors
 
 BATCH = 32
+RAY, MAPPED = "Ray Data iter_torch_batches", "one safetensors file, mapped"
 NAMES = ("text", "text.kind", "vl.none.-8", "vl.none.kind")
 Epoch = Callable[[], Iterable[Any]]
 
@@ -172,9 +173,9 @@ def safetensors_mmap(folder: Path, _shards: Path, source: PairSource) -> Epoch:
 
 LOADERS: dict[str, Callable[[Path, Path, PairSource], Epoch]] = {
     "webdataset WebLoader": web_dataset,
-    "Ray Data iter_torch_batches": ray_data,
+    RAY: ray_data,
     "HF datasets": hugging_face,
     "litdata": lit_data,
     "mosaicml-streaming": mosaic,
-    "one safetensors file, mapped": safetensors_mmap,
+    MAPPED: safetensors_mmap,
 }
