@@ -195,6 +195,7 @@ class ProjectorNetwork(nn.Module):
             standardised = spread @ standardised
         return F.linear(standardised, self.base_weight, self.base_bias)
 
+    @torch.no_grad()
     def start_from(self, linear: nn.Linear) -> None:
         """Begin at a linear map of standardised inputs: as the weights of `linear`, as the base of the others."""
         if self.shape.residual:

@@ -4,7 +4,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -161,7 +161,7 @@ def complete(
     there = 0
     if todo:
         with _watched(monitor, progress, guard):
-            for row in _run(todo, crew, spec, monitor):
+            for row in _run(todo, crew, replace(spec, superseded=plan.superseded), monitor):
                 there += row["outcome"] == "there"
                 if row["outcome"] == "abandoned":
                     print(

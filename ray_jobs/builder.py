@@ -38,6 +38,7 @@ class BuilderSpec:
         expected: what every sample must hold.
         spool: local folder for shards under construction.
         shard_bytes: what a full shard takes there, about.
+        superseded: keys of samples that are tried again further on in the plan, and so not made where they failed.
     """
 
     root: str
@@ -45,6 +46,7 @@ class BuilderSpec:
     expected: Expected
     spool: str
     shard_bytes: int
+    superseded: frozenset[str] = frozenset()
 
 
 def to_row(planned: PlannedShard) -> dict[str, str]:
@@ -155,13 +157,18 @@ class ShardBuilder:
     def _batches(self, planned: PlannedShard, orders: Orders) -> Iterator[Sequence[PlannedSample]]:
         """The shard's batches; one that keeps killing workers is taken apart, to find out which sample does it."""
         for batch in self._maker.batches(planned.samples):
-            if any(orders.deaths.get(sample.id, 0) >= DEATHS_ALONE for sample in batch):
+            alone = any(orders.deaths.get(sample.id, 0) >= DEATHS_ALONE for sample in batch)
+            if alone or any(sample.key in self._spec.superseded for sample in batch):
                 yield from ([sample] for sample in batch)
             else:
                 yield batch
 
     def _results(self, batch: Sequence[PlannedSample], orders: Orders) -> list[Sample | Failure]:
-        """A batch's samples; one that has killed too many workers is not tried again."""
+        """A batch's samples; one that has killed too many workers, or is tried again elsewhere, is not made."""
+        if len(batch) == 1 and batch[0].key in self._spec.superseded:
+            return [
+                Failure.from_exception("plan", RuntimeError("failed before; tried again in a later shard"))
+            ]
         if len(batch) == 1 and (deaths := orders.deaths.get(batch[0].id, 0)) >= DEATHS_FATAL:
             error = RuntimeError(f"{deaths} workers died while making it")
             return [Failure.from_exception("worker", error)]

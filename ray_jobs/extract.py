@@ -20,10 +20,10 @@ from shards.lease import sole_writer
 from shards.maintain import require_shards
 from shards.plan import Plan, planned_count
 from shards.read import read_plan
-from shards.sample import Expected
 from shards.spool import Spool
 from shards.statistics import RunningStatistics
 from shards.storage import open_storage
+from shards.verify import expected_of
 
 TINY = "tiny/vl"  # what a dataset made with the tiny models calls its vision-language model
 
@@ -76,7 +76,7 @@ def extract(options: ExtractOptions) -> int:
         spec = BuilderSpec(
             root=storage.root,
             maker=partial(RereadMaker, source.storage.root, vl.model, settings),
-            expected=expected_of(source, settings),
+            expected=expected_of(dataset),
             spool=spool_folder(options.spool),
             shard_bytes=shard_bytes(source, plan, settings, vl.hidden_size),
         )
@@ -138,12 +138,6 @@ def extracted_settings(source: Dataset, vl: VisionSource, settings: RereadSettin
         "dtype": settings.dtype,
         "source": {"fingerprint": source.fingerprint},
     }
-
-
-def expected_of(source: Dataset, settings: RereadSettings) -> Expected:
-    """What every sample of the new dataset must hold."""
-    size = source.settings.get("width", 0), source.settings.get("height", 0)
-    return Expected(settings.text_modes, settings.layers, *size)
 
 
 def shard_bytes(source: Dataset, plan: Plan, settings: RereadSettings, hidden_size: int) -> int:

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from shards.errors import NotFoundError, StorageError
-from shards.objects import Storage
+from shards.errors import CorruptShardError, NotFoundError, StorageError
+from shards.objects import Storage, read_json_object
 
 LEASE = "_lease.json"
 logger = logging.getLogger("shards.lease")
@@ -132,8 +132,8 @@ class Lease:
     def _read(self) -> Holder | None:
         """The holder on record; None where there is none or the record says nothing."""
         try:
-            return Holder(**json.loads(self._storage.get_bytes(LEASE)))
-        except (NotFoundError, ValueError, TypeError):
+            return Holder(**read_json_object(self._storage, LEASE))
+        except (NotFoundError, CorruptShardError, TypeError):
             return None
 
     def _write(self) -> None:

@@ -14,6 +14,7 @@ from shards.examine import examine
 from shards.objects import Storage
 from shards.plan import Segment
 from shards.publish import Circumstances, publish
+from shards.retry import failures
 from shards.spool import Spool
 from shards.storage import open_storage, writing
 from shards.tables import read_table
@@ -46,7 +47,8 @@ def merge(storage: Storage, source: Dataset, spool: Spool) -> Merged:
         what was done. Where both hold a shard, the root's stays.
 
     Raises:
-        UsageError: the fingerprints differ, or the two grew differently, so that their shards hold other samples.
+        UsageError: the fingerprints differ, the two grew differently, so that their shards hold other samples, or
+            the source tries a sample again that the root has made.
         CorruptShardError: a shard of the source is not sound; everything before it is taken over.
     """
     target = Dataset.create_or_open(storage, source.settings, source.packages)
@@ -71,10 +73,29 @@ def _follow(target: Dataset, source: Dataset) -> None:
             f"{source.storage.root}: planned as {_told(theirs)}, {target.storage.root} as {_told(ours)}; their shards "
             "hold different samples and cannot be merged"
         )
+    _refuse_retries_of_made(target, source, theirs[shared:])
     for number, segment in enumerate(theirs[shared:], start=shared):
         record = {"samples": segment} if isinstance(segment, int) else {"retry": list(segment)}
         if not target.record(number, record):
             raise UsageError(f"{target.storage.root}: grew just now; run the merge again")
+
+
+def _refuse_retries_of_made(target: Dataset, source: Dataset, segments: Sequence[Segment]) -> None:
+    """A sample that failed in the source, and is tried again there, may have been made here: it would stand twice."""
+    retried = {identity for segment in segments if not isinstance(segment, int) for identity in segment}
+    if not retried:
+        return
+    there, failed = target.committed(), {row["id"] for row in failures(target)}
+    made = [
+        row["key"]
+        for row in failures(source)
+        if row["id"] in retried and row["shard"] in there and row["id"] not in failed
+    ]
+    if made:
+        raise UsageError(
+            f"{source.storage.root}: {made[0]} ({len(made)} samples) failed there and is tried again, and "
+            f"{target.storage.root} has made it; merge the other way round, into {source.storage.root}"
+        )
 
 
 def _told(segments: Sequence[Segment]) -> str:
@@ -91,10 +112,12 @@ def _take(target: Dataset, source: Dataset, commit: Commit, folder: Path) -> Non
     local = open_storage(str(folder))
     for key in keys:
         path = folder / key
-        with source.storage.open(key) as stream, writing(path):
+        with writing(path):
             path.parent.mkdir(exist_ok=True)
-            with path.open("wb") as file:
-                while piece := stream.read(1 << 20):
+            path.touch()
+        with source.storage.open(key) as stream:
+            while piece := stream.read(1 << 20):
+                with writing(path), path.open("ab") as file:
                     file.write(piece)
     if problems := examine(local, commit, expected_of(source)).problems:
         raise CorruptShardError(f"source {source.storage.root}: {problems[0]}; run repair, then build there")

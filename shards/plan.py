@@ -110,6 +110,18 @@ class Plan:
         """All samples in plan order."""
         return sorted((s for shard in self.shards for s in shard.samples), key=lambda sample: sample.index)
 
+    @cached_property
+    def superseded(self) -> frozenset[str]:
+        """Keys at which a sample stands that is tried again further on.
+
+        Their shards have it on record as failed. One that is made once more, say after `repair`, must not make it
+        there now, since it would stand twice.
+        """
+        # A split's shards stand in order, and each try is in a later one of the same split.
+        samples = [sample for shard in self.shards for sample in shard.samples]
+        last = {sample.id: sample.key for sample in samples}
+        return frozenset(sample.key for sample in samples if last[sample.id] != sample.key)
+
     def shard(self, name: str) -> PlannedShard:
         """The shard of a name; KeyError when the plan has none."""
         return {shard.name: shard for shard in self.shards}[name]

@@ -58,7 +58,7 @@ class Failure:
     """Why a sample could not be made.
 
     Attributes:
-        stage: text, image, vl, check or worker.
+        stage: text, image, vl, check, worker, memory, or plan where it is tried again in a later shard.
         error_class: name of the exception's class.
         message: its text, on one line.
         attempts: tries so far.

@@ -153,3 +153,5 @@ def test_a_residual_network_starts_at_its_base(arch):
         outputs = made(x, mask)
         torch.testing.assert_close(outputs[1].mean(0), expected[1, :8].mean(0), rtol=1e-4, atol=1e-5)
     assert made.parameter_count == ProjectorNetwork(Shape(arch, 16, 24, 5)).parameter_count
+    made.start_from(linear)  # with gradients on, as a training does it
+    assert not any(buffer.requires_grad for buffer in made.buffers())

@@ -94,3 +94,12 @@ def test_configs_that_are_none(tmp_path, content, message):
 def test_a_config_is_readable_json(tmp_path):
     projector().save_pretrained(str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["network"]["hidden"] == 24
+
+
+def test_the_templates_constants_go_before_projected_tokens(tmp_path):
+    network = ProjectorNetwork(Shape("linear", 8, 1, 1, prefix=2))
+    network.text_prefix.copy_(torch.arange(16.0).view(2, 8))
+    Projector(network, {"format": 1, "network": network.shape.as_json()}).save_pretrained(str(tmp_path))
+    whole = Projector.from_pretrained(str(tmp_path)).with_template(torch.ones(3, 8, dtype=torch.bfloat16))
+    assert whole.dtype == torch.bfloat16
+    assert whole.float().equal(torch.cat([torch.arange(16.0).view(2, 8), torch.ones(3, 8)]))

@@ -127,12 +127,12 @@ def test_the_loader_changes_nothing(tmp_path, arch):
 def test_auto_looks_at_the_memory_there_is(tmp_path, monkeypatch, room, packed):
     monkeypatch.setattr("projector.loading.room_in_memory", lambda: room)
     made = []
-    monkeypatch.setattr("projector.held.Packed.__init__", recording(made, "projector.held.Packed"))
+    monkeypatch.setattr("projector.held.Packed.__init__", recording(made))
     train(options(tmp_path, loader="auto"), TRAIN, VAL)
     assert bool(made) == packed
 
 
-def recording(made, _):
+def recording(made):
     from projector.held import Packed
 
     original = Packed.__init__

@@ -15,6 +15,7 @@ from ray_support import ROOT, build_command, bytes_of
 from s3_support import running_moto, running_rclone, use
 from shards.dataset import Dataset
 from shards.info import info
+from shards.maintain import uncommit
 from shards.plan import make_plan
 from shards.prompts import builtin_prompts
 from shards.storage import open_storage
@@ -73,6 +74,12 @@ def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_pat
     assert again.returncode == 0, again.stderr
     facts = info(opened(tmp_path / "data"))
     assert (facts["samples"], facts["failed"], facts["complete"]) == (24, 0, True)
+    uncommit(
+        opened(tmp_path / "data"), ["train-000001"]
+    )  # as repair does: made anew, it must not make it twice
+    assert run_build(tmp_path / "data").returncode == 0
+    findings = verify(str(tmp_path / "data"))
+    assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
 
 
 def test_two_builds_on_one_root_give_one_dataset(environment, undisturbed, tmp_path):

@@ -57,18 +57,40 @@ def test_into_an_empty_root_of_any_store(part, spool, store):
     ]
 
 
-def test_failures_and_growth_come_along(part, spool, tmp_path):
-    target, source = part("target", slice(0, 1)), part("source", slice(1, None))
+@pytest.fixture
+def failing(part, tmp_path):
+    """A part in which a sample of the first shard failed and is to be tried again."""
+    source = part("failing", slice(1, None))
     commit_shard(source, a_plan().shards[0], tmp_path / "spool", failing=(1,))
     plan_retries(source, 3)
-    merge(target.storage, source, spool)
-    assert target.segments() == source.segments()
+    return source
+
+
+def build_on(dataset, folder):
+    for shard in dataset.missing(a_plan(segments=dataset.segments())):
+        commit_shard(dataset, shard, folder)
+    findings = verify(dataset.storage.root)
+    assert (findings.problems, findings.samples, findings.complete) == ([], 20, True)
+
+
+def test_failures_and_growth_come_along(part, failing, spool, tmp_path):
+    target = part("target", slice(1, None))
+    merge(target.storage, failing, spool)
+    assert target.segments() == failing.segments()
     assert len(target.segments()) == 2
-    assert info(target)["samples"] == 20  # the target had made what failed in the source
-    lacking = part("lacking", slice(1, None))
-    merge(lacking.storage, source, spool)
-    assert info(lacking)["failed"] == 1 - 1  # planned again
-    assert verify(lacking.storage.root).problems == []
+    build_on(target, tmp_path / "spool")
+
+
+def test_what_is_made_is_not_tried_again(part, failing, spool, tmp_path):
+    """The failed sample was made here: its retry would make it a second time."""
+    made = part("made", slice(0, 1))
+    with pytest.raises(
+        UsageError, match=r"train-000000-0001 \(1 samples\) failed there .* merge the other way round"
+    ):
+        merge(made.storage, failing, spool)
+    assert made.segments() == (20,)
+    merge(failing.storage, made, spool)
+    build_on(failing, tmp_path / "spool")
 
 
 def test_other_settings_are_refused(part, make_dataset, spool, tmp_path):

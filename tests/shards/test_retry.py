@@ -107,3 +107,12 @@ def test_resuming_lists_the_commits_once(dataset, monkeypatch):
 def test_a_dead_letter_file_without_a_commit_is_no_failure(dataset):
     dataset.storage.delete("_commit/train-000000.json")
     assert retryable(dataset, 3) == []
+
+
+def test_a_shard_made_once_more_leaves_out_what_was_tried_again(dataset):
+    lost = a_plan().shards[0].samples[1]
+    assert a_plan().superseded == frozenset()
+    assert a_plan(segments=(20, (lost.id,))).superseded == {lost.key}
+    twice = a_plan(segments=(20, (lost.id,), (lost.id,)))
+    tries = [sample.key for shard in twice.shards for sample in shard.samples if sample.id == lost.id]
+    assert twice.superseded == set(tries[:-1])
