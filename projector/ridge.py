@@ -21,9 +21,6 @@ from projector.world import World
 PENALTIES = tuple(
     float(penalty) for penalty in np.logspace(-5, 2, 29)
 )  # of the mean eigenvalue, which is near 1
-
-
-SOFT_ROUNDS = 3  # matches hardly move after the first
 PAIRS_AT_A_TIME = 64
 
 
@@ -45,26 +42,23 @@ class NormalEquations:
         square = torch.zeros(width, width, dtype=torch.float64)
         return cls(0.0, square, square.clone(), torch.zeros(width, dtype=torch.float64))
 
-    def update(self, x: Tensor, y: Tensor, weights: Tensor, *, same_x: bool = False) -> None:
+    def update(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
         """Take in rows.
 
         Args:
             x, y: (n, D) both sides, standardised.
             weights: (n,) what each row counts.
-            same_x: whether x xᵀ is known from before, so that half the work can be left out.
         """
         self.count += float(weights.sum())
         weighted = x * weights[:, None]
-        if not same_x:
-            self.xx += (weighted.T @ x).double().cpu()
+        self.xx += (weighted.T @ x).double().cpu()
         self.xy += (weighted.T @ y).double().cpu()
         self.yy += (y.double().square() * weights[:, None]).sum(0).cpu()
 
-    def merged(self, world: World, same_x: "NormalEquations | None" = None) -> "NormalEquations":
-        """The sums over all workers; those of x alone from `same_x` where they are known."""
+    def merged(self, world: World) -> "NormalEquations":
+        """The sums over all workers."""
         count = world.add(torch.tensor([self.count], dtype=torch.float64))
-        xx = world.add(self.xx) if same_x is None else same_x.xx
-        return NormalEquations(float(count), xx, world.add(self.xy), world.add(self.yy))
+        return NormalEquations(float(count), world.add(self.xx), world.add(self.xy), world.add(self.yy))
 
 
 @dataclass(frozen=True)
@@ -114,8 +108,9 @@ def fit_ridge(
 ) -> dict[str, float]:
     """Put the ridge solution into a network whose core is one linear layer.
 
-    Under `soft` the first fit is on means; each further round matches tokens by what the last one predicts.
-    The rounds look at the same inputs, so they share one covariance and its decomposition.
+    Under `soft` the first fit is on means, which are also what held-out pairs judge; the second is on tokens
+    matched by what the first predicts, and is kept where held-out pairs say it is better. More rounds were
+    tried: the matches no longer move.
 
     Args:
         network: statistics set; its weights are overwritten.
@@ -125,41 +120,41 @@ def fit_ridge(
         world: all workers; each adds up its own pairs.
 
     Returns:
-        the penalty chosen, relative to the mean eigenvalue, and the rounds taken.
+        the penalty chosen, relative to the mean eigenvalue, and the held-out error.
     """
-    sets = (train_set, val_set)
     soft = alignment.kind == "soft"
-    fitted, held_out = (
-        _equations(network, pairs, "mean" if soft else "rows").merged(world) for pairs in sets
+    held_out = _equations(network, val_set, "mean" if soft else "rows").merged(world)
+    found = _solve(
+        network, _equations(network, train_set, "mean" if soft else "rows").merged(world), held_out
     )
-    spectrum = Spectrum.of(fitted)
-    penalty = _solve(network, spectrum, fitted, held_out)
-    for turn in range(SOFT_ROUNDS if soft else 0):
-        fitted, held_out = (
-            _equations(network, pairs, "soft", same_x=turn > 0).merged(world, before if turn else None)
-            for pairs, before in zip(sets, (fitted, held_out), strict=True)
-        )
-        spectrum = spectrum if turn else Spectrum.of(fitted)
-        penalty = _solve(network, spectrum, fitted, held_out)
-    return {"penalty": penalty, "rounds": 1 + SOFT_ROUNDS * soft}
+    if not soft:
+        return found
+    on_means = cast(nn.Linear, network.core).weight.detach().clone()
+    matched = _solve(network, _equations(network, train_set, "soft").merged(world), held_out)
+    if matched["held_out_error"] < found["held_out_error"]:
+        return matched
+    with torch.no_grad():
+        cast(nn.Linear, network.core).weight.copy_(on_means)
+    return found
 
 
 def _solve(
-    network: ProjectorNetwork, spectrum: Spectrum, equations: NormalEquations, held_out: NormalEquations
-) -> float:
-    """Choose the penalty on held-out rows and set the network's weights; returns the penalty."""
+    network: ProjectorNetwork, equations: NormalEquations, held_out: NormalEquations
+) -> dict[str, float]:
+    """Choose the penalty on held-out rows and set the network's weights."""
+    spectrum = Spectrum.of(equations)
     errors = spectrum.validation_errors(equations, held_out)
-    penalty = PENALTIES[int(np.argmin(errors))]
+    best = int(np.argmin(errors))
     linear = cast(nn.Linear, network.core)
     with torch.no_grad():
-        linear.weight.copy_(spectrum.solve(equations, penalty).T)
+        linear.weight.copy_(spectrum.solve(equations, PENALTIES[best]).T)
         linear.bias.zero_()  # both sides are centred
-    return penalty
+    return {"penalty": PENALTIES[best], "held_out_error": errors[best]}
 
 
 @torch.no_grad()
 def _equations(
-    network: ProjectorNetwork, pairs: Held, rows: Literal["rows", "mean", "soft"], *, same_x: bool = False
+    network: ProjectorNetwork, pairs: Held, rows: Literal["rows", "mean", "soft"]
 ) -> NormalEquations:
     """Add up this worker's rows: as aligned, one mean per pair, or softly matched to the network's predictions."""
     equations = NormalEquations.empty(network.shape.width)
@@ -176,7 +171,7 @@ def _equations(
         else:
             x = _at_targets(x, batch)
         weights = batch.weights[:, None].expand_as(mask)[mask]
-        equations.update(x[mask], y[mask], weights, same_x=same_x)
+        equations.update(x[mask], y[mask], weights)
     return equations
 
 
