@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from projector.align import Alignment
+from projector.checkpoint import WEIGHTS
 from projector.data import Pair, PairSource, load_pairs
 from projector.evaluation import Reference
 from projector.held import Held as HeldPairs
@@ -25,6 +26,7 @@ from projector.projector import Projector
 from projector.ridge import fit_ridge
 from projector.synthetic import PREFIX, ContentProbe, Synthetic
 from projector.synthetic_files import write_guide_files, write_shards
+from projector.trainer import Tick
 from projector.training import train
 from projector.world import World
 from shards.plan import is_held_out
@@ -192,21 +194,34 @@ def trained(
     *,
     text_mode: str = "none",
     tokens: str = "image",
+    on_start: Callable[[float, Projector], None] | None = None,
     on_epoch: Callable[[dict[str, Any], Projector], None] | None = None,
 ) -> tuple[Projector, dict[str, Any], float]:
-    """Train as the job does, from shards; returns projector, summary and seconds with loading."""
+    """Train as the job does, from shards; returns projector, summary and seconds with loading.
+
+    `on_start` is called once with what a network starts from and the seconds after which that lay on disk.
+    """
     with tempfile.TemporaryDirectory() as output:
+        begun, began = time.perf_counter(), time.time()
+        started = False
+
+        def look_at_start(tick: Tick) -> None:
+            """Before the first epoch is saved, the kept network is still the start."""
+            nonlocal started
+            if on_start and not started and tick.epoch == 1:
+                on_start((Path(output) / WEIGHTS).stat().st_mtime - began, Projector.from_pretrained(output))
+            started = True
 
         def look(record: dict[str, Any]) -> None:
             if on_epoch:
                 on_epoch(record, Projector.from_pretrained(output))
 
-        begun = time.perf_counter()
         summary = train(
             options,
             bench.source("train", text_mode, tokens),
             bench.source("val", text_mode, tokens),
             output=output,
+            on_progress=look_at_start,
             on_epoch=look,
         )
         return Projector.from_pretrained(output), summary, time.perf_counter() - begun

@@ -85,12 +85,21 @@ def race(bench: Bench, words: argparse.Namespace, arch: Arch, seed: int) -> dict
 
     def look(_record: dict[str, Any], projector: Projector) -> None:
         clock["spent"] += time.perf_counter() - clock["since"]
-        figures = bench.measure({"": of_projector(projector, 0.0)}, words.look)[""]
-        point = {name: figures[name] for name in ("mse_standardized", "content_probe")}
-        curve.append({"seconds": round(clock["spent"], 2), **point})
+        add_point(clock["spent"], projector)
         clock["since"] = time.perf_counter()
 
-    projector, summary, _ = trained(bench, options_of(words, arch, seed), on_epoch=look)
+    def look_at_start(seconds: float, projector: Projector) -> None:
+        begun = time.perf_counter()
+        add_point(seconds, projector)
+        clock["since"] += time.perf_counter() - begun
+
+    def add_point(seconds: float, projector: Projector) -> None:
+        figures = bench.measure({"": of_projector(projector, 0.0)}, words.look)[""]
+        point = {name: figures[name] for name in ("mse_standardized", "content_probe")}
+        curve.append({"seconds": round(seconds, 2), **point})
+
+    options = options_of(words, arch, seed)
+    projector, summary, _ = trained(bench, options, on_start=look_at_start, on_epoch=look)
     guide_seconds += guide_epoch()
     whole = guide.train(bench.files, arch, width, seed=seed, shortcuts=not words.literal)
     seconds = statistics.median(guide_seconds) * guide.EPOCHS
