@@ -1,7 +1,7 @@
 """What a store of whole objects does, whichever kind it is; both kinds and all their users know this page."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,6 +22,19 @@ class Entry:
     key: str
     size: int
     tag: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies directly in a folder of a store: the names of its objects and those of its folders, in order."""
+
+    objects: tuple[str, ...]
+    folders: tuple[str, ...]
+
+    @classmethod
+    def of(cls, objects: Iterable[str], folders: Iterable[str]) -> "Folder":
+        """Without names under construction, and without foreign names that are no part of a key."""
+        return cls(*(tuple(sorted(filter(_is_shown, names))) for names in (objects, folders)))
 
 
 class Storage(Protocol):
@@ -46,6 +59,9 @@ class Storage(Protocol):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Objects whose key begins with the prefix, in key order."""
+
+    def look(self, folder: str = "") -> Folder:
+        """What lies directly in a folder, without what lies deeper; empty where there is none. "" is the root."""
 
     def stat(self, key: str) -> Entry | None:
         """The object's entry, None where there is none."""
@@ -72,6 +88,13 @@ def check_key(key: str) -> str:
     ):
         raise ValueError(f"not a relative key: {key!r}")
     return key
+
+
+def _is_shown(name: str) -> bool:
+    try:
+        return not check_key(name).startswith(TEMPORARY)
+    except ValueError:
+        return False
 
 
 def json_object(content: Mapping[str, Any]) -> bytes:

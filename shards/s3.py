@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.objects import MAX_WHOLE, TEMPORARY, Entry, check_key, check_size
+from shards.objects import MAX_WHOLE, TEMPORARY, Entry, Folder, check_key, check_size
 from shards.s3_calls import Patience, RefusedError, S3Calls
 from shards.s3_reader import S3Reader
 
@@ -202,14 +202,30 @@ class S3Storage:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`; one request for each thousand objects, made as they are asked for."""
         base = f"{self._prefix}/" if self._prefix else ""
-        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": base + prefix}
-        while True:
-            page = self._calls.run("list", f"{self.root}/{prefix}", _lister(request))
+        for page in self._pages(prefix, {"Prefix": base + prefix}):
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(base)
                 # Consoles mark folders with empty objects whose names end in a slash.
                 if not item["Key"].endswith("/") and not key.rpartition("/")[2].startswith(TEMPORARY):
                     yield Entry(key, item["Size"], item["ETag"].strip('"'))
+
+    def look(self, folder: str = "") -> Folder:
+        """See `Storage.look`; one request for each thousand names, however much lies deeper."""
+        base = f"{self._full(folder) if folder else self._prefix}/".lstrip("/")
+        objects: list[str] = []
+        folders: list[str] = []
+        for page in self._pages(folder, {"Prefix": base, "Delimiter": "/"}):
+            objects += [item["Key"].removeprefix(base) for item in page.get("Contents", ())]
+            deeper = (item["Prefix"] for item in page.get("CommonPrefixes", ()))
+            folders += [prefix.removeprefix(base).removesuffix("/") for prefix in deeper]
+        return Folder.of(objects, folders)
+
+    def _pages(self, place: str, request: dict[str, Any]) -> Iterator[Any]:
+        """The pages of a listing, made as they are asked for."""
+        request = {"Bucket": self._bucket, **request}
+        while True:
+            page = self._calls.run("list", f"{self.root}/{place}", _lister(request))
+            yield page
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.objects import MAX_WHOLE, TEMPORARY, Entry, Storage, check_key, check_size
+from shards.objects import MAX_WHOLE, TEMPORARY, Entry, Folder, Storage, check_key, check_size
 
 LOCK = f"{TEMPORARY}lock"  # serialises create-only puts where the file system has no hard links
 
@@ -132,6 +132,21 @@ class LocalStorage:
                 if entry is not None:
                     found.append(entry)
         yield from sorted(found, key=lambda entry: entry.key)
+
+    def look(self, folder: str = "") -> Folder:
+        """See `Storage.look`; links are not followed."""
+        path = self._path(f"{folder}/{TEMPORARY}").parent if folder else self._folder
+        try:
+            with os.scandir(path) as found:
+                entries = list(found)
+        except (FileNotFoundError, NotADirectoryError):
+            entries = []
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        return Folder.of(
+            (entry.name for entry in entries if entry.is_file(follow_symlinks=False)),
+            (entry.name for entry in entries if entry.is_dir(follow_symlinks=False)),
+        )
 
     def stat(self, key: str) -> Entry | None:
         """See `Storage.stat`; a link counts as absent."""

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
+from shards.objects import Folder
 from shards.storage import TEMPORARY, Entry, check_key, open_storage
 
 ODD = ["a b.txt", "é.txt", "a+b%20.txt", "z/1", "z-1", "z.1", "Z", "deep/er/still.tar", "emoji 🦊"]
@@ -93,6 +94,28 @@ def test_a_listing_has_as_many_pages_as_it_takes(store):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.put_bytes(key, b""), names))
     assert keys(store, "_commit/") == names
+    assert [f"_commit/{name}" for name in store.look("_commit").objects] == names
+    assert store.look() == Folder((), ("_commit",))
+
+
+def test_a_look_shows_one_level(store):
+    assert store.look() == Folder((), ())
+    for key in ("b", "a", "run/x", "run/deep/1/2", "run/deep/3", "runs", ".tmp-x", "run/.tmp-y"):
+        store.put_bytes(key, b"")
+    assert store.look() == Folder(("a", "b", "runs"), ("run",))
+    assert store.look("run") == Folder(("x",), ("deep",))
+    assert store.look("run/deep") == Folder(("3",), ("1",))
+    assert store.look("run/none") == store.look("a") == Folder((), ())
+    with pytest.raises(ValueError, match="not a relative key"):
+        store.look("../run")
+
+
+def test_a_look_leaves_out_what_no_key_can_name(tmp_path):
+    for name in ("back\\slash", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.txt").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "good")
+    assert open_storage(str(tmp_path)).look() == Folder(("good.txt",), ("good",))
 
 
 @pytest.mark.parametrize(("start", "length"), [(0, 10), (3, 4), (9, 1), (0, 1), (5, 0)])
