@@ -27,6 +27,7 @@ class VLExtractionResult:
 
     Attributes:
         embeddings: (S, D), projected when a projector is loaded.
+        raw: (V, D) the same tokens as they were read.
         kind: (S,) uint8, image or caption; empty where the projector does not keep positions.
         hidden_layer: of the VL model.
         text_mode: `caption` when a text stood in the input, else `none`.
@@ -37,6 +38,7 @@ class VLExtractionResult:
     """
 
     embeddings: torch.Tensor
+    raw: torch.Tensor
     kind: torch.Tensor
     hidden_layer: int
     text_mode: str
@@ -139,21 +141,20 @@ class VLEmbeddingExtractor:
         states = encoding.states[mode][hidden_layer]
         if self._projector is not None:  # it was trained without attention sinks
             keep &= self._projector.is_ordinary(states).cpu()
-        embeddings = states[keep.to(states.device)]
-        original_std = float(embeddings.float().std())
-        if self._projector is not None:
-            embeddings = self._projector(embeddings)
+        raw = states[keep.to(states.device)]
+        embeddings = raw if self._projector is None else self._projector(raw)
         if scale_to_text:
             embeddings = embeddings * (TEXT_STD / float(embeddings.float().std()))
         kept = kind[keep] if len(embeddings) == int(keep.sum()) else torch.empty(0, dtype=torch.uint8)
         return VLExtractionResult(
             embeddings=embeddings,
+            raw=raw,
             kind=kept,
             hidden_layer=hidden_layer,
             text_mode=mode,
             tokens=tokens,
             projected=self._projector is not None,
-            original_std=original_std,
+            original_std=float(raw.float().std()),
             scaled_std=float(embeddings.float().std()),
         )
 

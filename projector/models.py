@@ -98,11 +98,12 @@ class VisionSource:
                 )
 
 
-def resolve_models(models: Literal["tiny"] | dict[str, str]) -> ModelSources:
+def resolve_models(models: Literal["tiny"] | dict[str, str], option: str = "build.models") -> ModelSources:
     """Find the models of a run and check that they fit together.
 
     Args:
         models: `tiny`, or `image` and `vl` as local folders or hub ids (`id@revision`).
+        option: what errors call it.
 
     Returns:
         both, pinned and hashed.
@@ -115,11 +116,11 @@ def resolve_models(models: Literal["tiny"] | dict[str, str]) -> ModelSources:
         image, vl = folder / "image", folder / "vl"
         sources = {"image": ("tiny/image", image, ""), "vl": ("tiny/vl", vl, "")}
     else:
-        sources = {name: _locate(f"build.models.{name}", models[name]) for name in ("image", "vl")}
+        sources = {name: locate(f"{option}.{name}", models[name]) for name in ("image", "vl")}
         image, vl = sources["image"][1], sources["vl"][1]
-    _check_pipeline(image)
-    _check_vision_language(vl, "build.models.vl")
-    width, layers = _check_fit(image, vl)
+    _check_pipeline(image, f"{option}.image")
+    _check_vision_language(vl, f"{option}.vl")
+    width, layers = _check_fit(image, vl, option)
     pinned = {
         name: ModelSource(identity, str(folder), revision, file_hashes(folder))
         for name, (identity, folder, revision) in sources.items()
@@ -141,7 +142,7 @@ def resolve_vision(name: str, option: str) -> VisionSource:
         UsageError: missing, incomplete, pickled or of the wrong class.
     """
     identity, folder, revision = (
-        ("tiny/vl", tiny_folder() / "vl", "") if name == "tiny" else _locate(option, name)
+        ("tiny/vl", tiny_folder() / "vl", "") if name == "tiny" else locate(option, name)
     )
     _check_vision_language(folder, option)
     language = read_json(folder / "config.json", option, folder).get("text_config", {})
@@ -153,13 +154,21 @@ def tiny_folder() -> Path:
     """The tiny models, made on first use in the cache folder of this machine."""
     from projector.tiny import RECIPE, make_tiny_models
 
+    return make_tiny_models(cache_folder() / f"tiny-{RECIPE}")
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps the models that the project makes itself."""
     default = Path.home() / ".cache" / "z-image-projector"
-    cache = Path(os.environ.get(CACHE_VARIABLE) or default)
-    return make_tiny_models(cache / f"tiny-{RECIPE}")
+    return Path(os.environ.get(CACHE_VARIABLE) or default)
 
 
-def _locate(option: str, name: str) -> tuple[str, Path, str]:
-    """Name, folder and revision of a model; a hub id is fetched into the hub's cache first."""
+def locate(option: str, name: str) -> tuple[str, Path, str]:
+    """Name, folder and revision of a model; a hub id is fetched into the hub's cache first.
+
+    Raises:
+        UsageError: neither a folder nor to be had from the hub.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.name, folder.absolute(), ""
@@ -189,11 +198,11 @@ def _locate(option: str, name: str) -> tuple[str, Path, str]:
     return identity, found, found.name  # the hub's cache names a snapshot's folder by its commit
 
 
-def _check_pipeline(folder: Path) -> None:
-    index = read_json(folder / "model_index.json", "build.models.image", folder)
+def _check_pipeline(folder: Path, option: str) -> None:
+    index = read_json(folder / "model_index.json", option, folder)
     if index.get("_class_name") != PIPELINE_CLASS:
         raise UsageError(
-            f"build.models.image = {str(folder)!r}: holds a {index.get('_class_name')!r}; a {PIPELINE_CLASS} is needed"
+            f"{option} = {str(folder)!r}: holds a {index.get('_class_name')!r}; a {PIPELINE_CLASS} is needed"
         )
     missing = [
         f"{part}/{name}" for part, name in PIPELINE_PARTS.items() if not (folder / part / name).is_file()
@@ -201,7 +210,7 @@ def _check_pipeline(folder: Path) -> None:
     for part in WEIGHTED_PARTS:
         if f"{part}/config.json" not in missing:
             missing += [f"{part}/{name}" for name in _missing_weights(folder / part)]
-    _refuse(missing, "build.models.image", folder)
+    _refuse(missing, option, folder)
 
 
 def _check_vision_language(folder: Path, option: str) -> None:
@@ -210,7 +219,12 @@ def _check_vision_language(folder: Path, option: str) -> None:
         raise UsageError(
             f"{option} = {str(folder)!r}: holds {config.get('architectures')}; a {VL_CLASS} is needed"
         )
-    missing = [name for name in VL_FILES if not (folder / name).is_file()]
+    check_complete(folder, VL_FILES, option)
+
+
+def check_complete(folder: Path, files: Sequence[str], option: str) -> None:
+    """UsageError where a model folder lacks one of these files or weights as safetensors."""
+    missing = [name for name in files if not (folder / name).is_file()]
     _refuse(missing + _missing_weights(folder), option, folder)
 
 
@@ -234,11 +248,11 @@ def _refuse(missing: Sequence[str], option: str, folder: Path) -> None:
     raise UsageError(f"{option} = {str(folder)!r}: incomplete, missing {', '.join(missing)}{hint}")
 
 
-def _check_fit(image: Path, vl: Path) -> tuple[int, int]:
+def _check_fit(image: Path, vl: Path, option: str) -> tuple[int, int]:
     """The shared width and the VL model's depth."""
-    text = read_json(image / "text_encoder" / "config.json", "build.models.image", image)
-    transformer = read_json(image / "transformer" / "config.json", "build.models.image", image)
-    language = read_json(vl / "config.json", "build.models.vl", vl).get("text_config", {})
+    text = read_json(image / "text_encoder" / "config.json", f"{option}.image", image)
+    transformer = read_json(image / "transformer" / "config.json", f"{option}.image", image)
+    language = read_json(vl / "config.json", f"{option}.vl", vl).get("text_config", {})
     widths = {
         "the text encoder's hidden_size": text.get("hidden_size"),
         "the transformer's cap_feat_dim": transformer.get("cap_feat_dim"),
@@ -247,7 +261,7 @@ def _check_fit(image: Path, vl: Path) -> tuple[int, int]:
     if len(set(widths.values())) != 1:
         told = ", ".join(f"{name} is {width}" for name, width in widths.items())
         raise UsageError(
-            f"build.models: the widths differ: {told}; use models of one width (2560 for the 4B ones)"
+            f"{option}: the widths differ: {told}; use models of one width (2560 for the 4B ones)"
         )
     return int(language["hidden_size"]), int(language["num_hidden_layers"])
 

@@ -61,7 +61,7 @@ class PairMaker(BatchMaker):
             width=settings.width,
             steps=settings.steps,
             guidance=settings.guidance,
-            negative=self._empty_prompt() if settings.guidance > 0 else None,
+            negative=self._text.empty_prompt() if settings.guidance > 0 else None,
         )
         self._vision = VisionLanguageEncoder.from_pretrained(
             sources.vl.path,
@@ -70,11 +70,6 @@ class PairMaker(BatchMaker):
             layers=settings.layers,
             text_modes=settings.text_modes,
         )
-
-    def _empty_prompt(self) -> torch.Tensor:
-        encoding = self._text.encode([""])[0]
-        assert isinstance(encoding, TextEncoding)
-        return encoding.embeddings
 
     def _make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
         results: dict[str, Sample | Failure] = {}

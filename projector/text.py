@@ -51,7 +51,6 @@ class TextEncoder:
         self.model.norm = nn.Identity()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self._prefix, self._suffix = template_around(tokenizer, lambda text: text)
 
     @classmethod
     def from_pretrained(
@@ -82,18 +81,13 @@ class TextEncoder:
         return [item if isinstance(item, SampleError) else next(encoded) for item in prepared]
 
     def _tokenize(self, caption: str) -> tuple[list[int], list[int]] | SampleError:
-        """Token ids and kinds of a templated caption."""
-        problem = special_token_in(self.tokenizer, caption)
-        if problem:
-            return SampleError(f"caption holds the special token {problem!r}; remove it from the prompt")
-        templated = f"{self._prefix}{caption}{self._suffix}"
-        tokens = self.tokenizer(templated, return_offsets_mapping=True)
-        if len(tokens.input_ids) > self.max_tokens:
-            return SampleError(
-                f"caption has {len(tokens.input_ids)} tokens with its template, at most {self.max_tokens} allowed; "
-                "shorten it, or raise build.max_tokens"
-            )
-        return tokens.input_ids, caption_kinds(tokens.offset_mapping, len(self._prefix), len(caption))
+        return templated(self.tokenizer, caption, self.max_tokens)
+
+    def empty_prompt(self) -> torch.Tensor:
+        """(T, D) conditioning of the empty prompt, which guidance steers away from."""
+        encoding = self.encode([""])[0]
+        assert isinstance(encoding, TextEncoding)
+        return encoding.embeddings
 
     def _forward(self, items: Sequence[tuple[list[int], list[int]]]) -> list[TextEncoding]:
         device = self.model.embed_tokens.weight.device
@@ -108,6 +102,21 @@ class TextEncoder:
             TextEncoding(state[: len(kinds)].clone(), torch.tensor(kinds, dtype=torch.uint8))
             for state, (_, kinds) in zip(states, items, strict=True)
         ]
+
+
+def templated(tokenizer: Any, caption: str, max_tokens: int) -> tuple[list[int], list[int]] | SampleError:
+    """A caption in its template as token ids and their kinds, or why it cannot be encoded."""
+    problem = special_token_in(tokenizer, caption)
+    if problem:
+        return SampleError(f"caption holds the special token {problem!r}; remove it from the prompt")
+    prefix, suffix = template_around(tokenizer, lambda text: text)
+    tokens = tokenizer(f"{prefix}{caption}{suffix}", return_offsets_mapping=True)
+    if len(tokens.input_ids) > max_tokens:
+        return SampleError(
+            f"caption has {len(tokens.input_ids)} tokens with its template, at most {max_tokens} allowed; "
+            "shorten it, or raise max_tokens"
+        )
+    return tokens.input_ids, caption_kinds(tokens.offset_mapping, len(prefix), len(caption))
 
 
 def template_around(tokenizer: Any, content_of: Any) -> tuple[str, str]:

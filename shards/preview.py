@@ -40,7 +40,7 @@ def contact_sheet(samples: Iterable[Sample], *, columns: int = 6) -> Image.Image
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
     for content, group in sorted(groups.items()):
-        draw.text((MARGIN, top + MARGIN // 2), content or "(no category)", fill=INK, font=_font(15))
+        draw.text((MARGIN, top + MARGIN // 2), content or "(no category)", fill=INK, font=font(15))
         top += LINE + 2 * MARGIN
         for start in range(0, len(group), columns):
             _draw_row(sheet, draw, group[start : start + columns], top)
@@ -54,13 +54,16 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Sequence[Sampl
         picture = open_image(sample.image).convert("RGB")
         picture.thumbnail((CELL, CELL))
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
-        # Captions are other people's text: line breaks and controls must not move anything else.
-        caption = " ".join("".join(c if c.isprintable() else " " for c in sample.caption).split())
-        lines = textwrap.wrap(caption, width=34, max_lines=CAPTION_LINES, placeholder=" …")
+        lines = textwrap.wrap(one_line(sample.caption), width=34, max_lines=CAPTION_LINES, placeholder=" …")
         for number, line in enumerate(lines):
-            draw.text((left, top + CELL + 4 + number * LINE), line, fill=SOFT, font=_font(11))
+            draw.text((left, top + CELL + 4 + number * LINE), line, fill=SOFT, font=font(11))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def one_line(caption: str) -> str:
+    """A caption for a drawing: other people's line breaks and controls must not move anything else."""
+    return " ".join("".join(c if c.isprintable() else " " for c in caption).split())
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which needs no file on the machine."""
     return ImageFont.load_default(size)

@@ -181,12 +181,28 @@ def _cell_prompt(content: str, style: str, subject: str, index: int) -> Prompt:
     return Prompt(caption, content, style, subject)
 
 
-def read_prompts(path: Path, column: str | None = None) -> PromptSource:
+@dataclass(frozen=True)
+class _PromptFile:
+    """A prompt file and the option that names it; as text, the beginning of an error about it."""
+
+    path: Path
+    option: str
+
+    def __str__(self) -> str:
+        return f"{self.option} = {str(self.path)!r}"
+
+    @property
+    def column_option(self) -> str:
+        return f"{self.option.removesuffix('s')}_column"
+
+
+def read_prompts(path: Path, column: str | None = None, option: str = "build.prompts") -> PromptSource:
     """Read a user's prompt file.
 
     Args:
         path: .txt (one per line), .tsv, .csv, .jsonl or .parquet.
         column: of the captions; absent: `prompt`, `caption` or `text`, or the only column.
+        option: that names the file, for errors.
 
     Returns:
         the prompts, captions exactly as they stand in the file.
@@ -195,41 +211,34 @@ def read_prompts(path: Path, column: str | None = None) -> PromptSource:
         UsageError: unreadable, empty, not UTF-8, no such column, blank or duplicate prompts; names the place.
     """
     readers = {".txt": _lines, ".tsv": _table, ".csv": _table, ".jsonl": _json_lines, ".parquet": _parquet}
+    file = _PromptFile(path, option)
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(
-            f"build.prompts = {str(path)!r}: unknown kind {path.suffix!r}; use {', '.join(readers)}"
-        )
+        raise UsageError(f"{file}: unknown kind {path.suffix!r}; use {', '.join(readers)}")
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UsageError(
-            f"build.prompts = {str(path)!r}: cannot be read: {error.strerror or error}"
-        ) from None
+        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
     if not path.is_file():
-        raise UsageError(f"build.prompts = {str(path)!r}: is not a file; give one of {', '.join(readers)}")
+        raise UsageError(f"{file}: is not a file; give one of {', '.join(readers)}")
     if size > MAX_FILE_BYTES:
-        raise UsageError(
-            f"build.prompts = {str(path)!r}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it"
-        )
+        raise UsageError(f"{file}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it")
     if path.suffix.lower() == ".txt" and column is not None:
-        raise UsageError(f"build.prompt_column = {column!r}: a .txt file has no columns; leave it out")
+        raise UsageError(f"{file.column_option} = {column!r}: a .txt file has no columns; leave it out")
     try:
-        prompts = tuple(_checked(path, reader(path, column)))
+        prompts = tuple(_checked(file, reader(file, column)))
     except OSError as error:
-        raise UsageError(
-            f"build.prompts = {str(path)!r}: cannot be read: {error.strerror or error}"
-        ) from None
+        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
     if not prompts:
-        raise UsageError(f"build.prompts = {str(path)!r}: holds no prompts; put at least one in")
+        raise UsageError(f"{file}: holds no prompts; put at least one in")
     return PromptSource(path.name, _hash(prompts), prompts)
 
 
-def _checked(path: Path, numbered: Iterator[tuple[int, Prompt]]) -> Iterator[Prompt]:
+def _checked(file: _PromptFile, numbered: Iterator[tuple[int, Prompt]]) -> Iterator[Prompt]:
     """Refuse what cannot be a caption, and captions that say the same twice."""
     seen: dict[str, int] = {}
     for number, prompt in numbered:
-        where = f"build.prompts = {str(path)!r}, line {number}"
+        where = f"{file}, line {number}"
         if not prompt.caption.strip():
             raise UsageError(f"{where}: blank prompt; remove it")
         if len(prompt.caption) > LONGEST_LINE:
@@ -248,93 +257,90 @@ def _checked(path: Path, numbered: Iterator[tuple[int, Prompt]]) -> Iterator[Pro
         yield prompt
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _text_lines(file: _PromptFile) -> Iterator[tuple[int, str]]:
     """Numbered lines without their terminators, decoded one by one so that an error can name its line."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with file.path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise UsageError(
-                    f"build.prompts = {str(path)!r}, line {number}: not UTF-8 at byte {error.start + 1}; "
-                    "convert the file to UTF-8"
+                    f"{file}, line {number}: not UTF-8 at byte {error.start + 1}; convert the file to UTF-8"
                 ) from None
             yield number, text.removesuffix("\n").removesuffix("\r")
 
 
-def _lines(path: Path, _column: str | None) -> Iterator[tuple[int, Prompt]]:
-    for number, text in _text_lines(path):
+def _lines(file: _PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt]]:
+    for number, text in _text_lines(file):
         yield number, Prompt(text)
 
 
-def _table(path: Path, column: str | None) -> Iterator[tuple[int, Prompt]]:
+def _table(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     import csv
 
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if file.path.suffix.lower() == ".tsv" else ","
     csv.field_size_limit(LONGEST_LINE * 4)
-    reader = csv.reader((text + "\n" for _, text in _text_lines(path)), delimiter=delimiter, strict=True)
+    reader = csv.reader((text + "\n" for _, text in _text_lines(file)), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
             return
-        chosen = _caption_column(path, header, column)
+        chosen = _caption_column(file, header, column)
         for row in reader:
             if len(row) != len(header):
                 raise UsageError(
-                    f"build.prompts = {str(path)!r}, line {reader.line_num}: {len(row)} fields, "
+                    f"{file}, line {reader.line_num}: {len(row)} fields, "
                     f"the header has {len(header)}; quote fields that hold the delimiter"
                 )
             yield reader.line_num, _from_mapping(dict(zip(header, row, strict=True)), chosen)
     except csv.Error as error:
-        raise UsageError(f"build.prompts = {str(path)!r}, line {reader.line_num}: {error}") from None
+        raise UsageError(f"{file}, line {reader.line_num}: {error}") from None
 
 
-def _json_lines(path: Path, column: str | None) -> Iterator[tuple[int, Prompt]]:
-    for number, text in _text_lines(path):
-        where = f"build.prompts = {str(path)!r}, line {number}"
+def _json_lines(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
+    for number, text in _text_lines(file):
+        where = f"{file}, line {number}"
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise UsageError(f"{where}: {type(row).__name__} instead of an object with a caption")
-        chosen = _caption_column(path, list(row), column)
+        chosen = _caption_column(file, list(row), column)
         if not isinstance(row[chosen], str):
             raise UsageError(f"{where}: {chosen!r} is {type(row[chosen]).__name__}, not text")
         yield number, _from_mapping(row, chosen)
 
 
-def _parquet(path: Path, column: str | None) -> Iterator[tuple[int, Prompt]]:
+def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        chosen = _caption_column(path, file.schema_arrow.names, column)
+        table = pq.ParquetFile(file.path)
+        chosen = _caption_column(file, table.schema_arrow.names, column)
         kept = [
             chosen,
-            *(name for name in CATEGORY_COLUMNS if name in file.schema_arrow.names and name != chosen),
+            *(name for name in CATEGORY_COLUMNS if name in table.schema_arrow.names and name != chosen),
         ]
         number = 0
-        for batch in file.iter_batches(columns=kept):
+        for batch in table.iter_batches(columns=kept):
             for row in batch.to_pylist():
                 number += 1
                 if not isinstance(row[chosen], str):
-                    raise UsageError(
-                        f"build.prompts = {str(path)!r}, row {number}: {chosen!r} is {row[chosen]!r}, not text"
-                    )
+                    raise UsageError(f"{file}, row {number}: {chosen!r} is {row[chosen]!r}, not text")
                 yield number, _from_mapping(row, chosen)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UsageError(f"build.prompts = {str(path)!r}: cannot be read as parquet: {error}") from None
+        raise UsageError(f"{file}: cannot be read as parquet: {error}") from None
 
 
-def _caption_column(path: Path, columns: Sequence[str], wanted: str | None) -> str:
+def _caption_column(file: _PromptFile, columns: Sequence[str], wanted: str | None) -> str:
     """The column that holds the captions."""
     if wanted is not None:
         if wanted in columns:
             return wanted
         raise UsageError(
-            f"build.prompt_column = {wanted!r}: {str(path)!r} has no such column; it has {', '.join(columns)}"
+            f"{file.column_option} = {wanted!r}: {str(file.path)!r} has no such column; it has {', '.join(columns)}"
         )
     for name in CAPTION_COLUMNS:
         if name in columns:
@@ -342,8 +348,8 @@ def _caption_column(path: Path, columns: Sequence[str], wanted: str | None) -> s
     if len(columns) == 1:
         return columns[0]
     raise UsageError(
-        f"build.prompts = {str(path)!r}: no column named {' or '.join(CAPTION_COLUMNS)} among "
-        f"{', '.join(columns)}; name it with build.prompt_column"
+        f"{file}: no column named {' or '.join(CAPTION_COLUMNS)} among "
+        f"{', '.join(columns)}; name it with {file.column_option}"
     )
 
 

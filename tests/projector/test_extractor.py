@@ -132,6 +132,7 @@ def test_a_projector_of_pooled_tokens_is_given_pooled_tokens(tiny, tmp_path):
     found = extractor.extract(PICTURE)
     states = raw.extract(PICTURE, hidden_layer=-8, image_tokens_only=True).embeddings
     averages = torch.nn.functional.adaptive_avg_pool1d(states.T[None], 5)[0].T
+    torch.testing.assert_close(found.raw, averages)
     torch.testing.assert_close(
         found.embeddings, Projector.from_pretrained(path)(averages), rtol=1e-4, atol=1e-4
     )

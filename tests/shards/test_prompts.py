@@ -138,3 +138,14 @@ def test_a_parquet_file_with_a_null_caption(tmp_path):
     pq.write_table(pa.table({"prompt": ["a", None]}), tmp_path / "p.parquet")
     with pytest.raises(UsageError, match="row 2: 'prompt' is None"):
         read_prompts(tmp_path / "p.parquet")
+
+
+def test_errors_name_the_option_that_gave_the_file(tmp_path):
+    for name, content, column, message in (
+        ("a.txt", "a\na\n", None, r"^compare.prompts = '.*a.txt', line 2: duplicate"),
+        ("b.csv", "x,y\n1,2\n", None, r"^compare.prompts = .*name it with compare.prompt_column$"),
+        ("b.csv", "x,y\n1,2\n", "z", r"^compare.prompt_column = 'z': '.*b.csv' has no such column"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UsageError, match=message):
+            read_prompts(tmp_path / name, column, option="compare.prompts")
