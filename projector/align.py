@@ -22,7 +22,7 @@ SINKHORN_ROUNDS = 20  # the marginals are within 1% long before
 TEMPERATURE = 0.25  # in standard deviations of a sample's similarities; 0.12 does as well, 0.5 and 1 worse
 
 
-def area_weights(sources: Tensor, targets: Tensor) -> Tensor:
+def area_weights(sources: Tensor, targets: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
     """Weights that resample sequences by area: each target position averages the stretch of source it covers.
 
     A source of n positions is cut into m equal stretches; a position that lies across a cut counts with the
@@ -33,14 +33,16 @@ def area_weights(sources: Tensor, targets: Tensor) -> Tensor:
     Args:
         sources: (B,) source lengths n, integer, at least 1.
         targets: (B,) target lengths m, integer, at least 1.
+        shape: rows and columns of the result; None: the longest target and source, read from the device.
 
     Returns:
         (B, max m, max n) float64; rows past a target's length and columns past a source's length are zero.
     """
+    rows, columns = shape or (int(targets.max()), int(sources.max()))
     n = sources.double()[:, None, None]
     m = targets.double()[:, None, None]
-    row = torch.arange(int(targets.max()), device=sources.device, dtype=torch.float64)[None, :, None]
-    column = torch.arange(int(sources.max()), device=sources.device, dtype=torch.float64)[None, None, :]
+    row = torch.arange(rows, device=sources.device, dtype=torch.float64)[None, :, None]
+    column = torch.arange(columns, device=sources.device, dtype=torch.float64)[None, None, :]
     overlap = torch.minimum((row + 1) * n / m, column + 1) - torch.maximum(row * n / m, column)
     inside = (row < m) & (column < n)
     return overlap.clamp(min=0) * (m / n) * inside

@@ -7,6 +7,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn, optim
 
 from projector.networks import ProjectorNetwork, Shape
@@ -59,7 +60,7 @@ def get_json(storage: Storage, key: str) -> Any:
             f"{storage.root}: no projector there ({key} is missing); "
             "give the folder that training or export wrote"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{storage.root}/{key} is not JSON: {error}; train or export again") from None
 
 
@@ -75,30 +76,55 @@ def get_network(storage: Storage, config: Mapping[str, Any]) -> ProjectorNetwork
     Raises:
         UsageError: the weights are missing, damaged, or not those of the described network.
     """
+    where = f"{storage.root}/{CONFIG}"
+    if not isinstance(config, Mapping):
+        raise UsageError(
+            f"{where} does not describe a projector: it is no JSON object; train or export again"
+        )
     try:
         if config["format"] != FORMAT:
             raise UsageError(
                 f"{storage.root}: {CONFIG} has format {config['format']!r}, this program reads {FORMAT}; "
                 "use the version that wrote it"
             )
-        network = ProjectorNetwork(Shape(**config["network"]))
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{storage.root}/{CONFIG} does not describe a projector: {error}; train or export again"
-        ) from None
+        # Without memory: a size that the weights do not have must not be reserved before they are looked at.
+        with torch.device("meta"):
+            network = ProjectorNetwork(Shape(**config["network"]))
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{where} does not describe a projector: {reason}; train or export again") from None
     try:
-        network.load_state_dict(safetensors.torch.load(storage.get_bytes(WEIGHTS)))
+        tensors = safetensors.torch.load(storage.get_bytes(WEIGHTS))
+        _check_weights(tensors, network.state_dict())
     except NotFoundError:
         raise UsageError(
             f"{storage.root}: {WEIGHTS} is missing "
             "(training stopped before its first epoch ended?); train again"
         ) from None
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (safetensors.SafetensorError, ValueError) as error:
         raise UsageError(
-            f"{storage.root}/{WEIGHTS} does not fit {CONFIG}: {reason}; train or export again"
+            f"{storage.root}/{WEIGHTS} does not fit {CONFIG}: {error}; train or export again"
         ) from None
+    network.load_state_dict(tensors, assign=True)
     return network.eval()
+
+
+def _check_weights(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not those of a network; a ValueError names the first tensor that is wrong."""
+    if absent := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"{absent[0]} is missing")
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise ValueError(f"{name!r} is no tensor of this network")
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}, "
+                f"the network has {tuple(expected[name].shape)} {expected[name].dtype}"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite numbers")
+        if name.endswith("_std") and not (tensor > 0).all():
+            raise ValueError(f"{name} holds numbers that are not above 0")
 
 
 def put_state(

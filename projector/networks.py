@@ -5,7 +5,7 @@ B batch, S input positions, M output positions, D hidden.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,9 @@ class Attention(nn.Module):
         lengths = mask.sum(1) if mask is not None else x.new_full((batch,), positions)
         placed = x + relative_positions(lengths, positions, width).to(x.dtype)
         # At inference, where keys of long inputs would cost most; in training the weights change with every step.
-        absorbed = not torch.is_grad_enabled() and positions > 2 * len(self.queries)
+        # An exported program takes inputs of any length, so one way must do for all.
+        long = torch.compiler.is_exporting() or positions > 2 * len(self.queries)
+        absorbed = long and not torch.is_grad_enabled()
         attended = (self._attend_absorbed if absorbed else self._attend)(x, placed, mask)
         mixed = F.gelu(self.mix(attended.transpose(1, 2).flatten(-2)))
         return self.out(mixed)  # type: ignore[no-any-return]
@@ -189,7 +191,8 @@ class ProjectorNetwork(nn.Module):
                 if mask is not None
                 else torch.full((batch,), positions, device=standardised.device)
             )
-            spread = area_weights(lengths, torch.full_like(lengths, self.shape.queries)).float()
+            wanted = torch.full_like(lengths, self.shape.queries)
+            spread = area_weights(lengths, wanted, (self.shape.queries, positions)).float()
             if mask is not None:
                 standardised = torch.where(mask[..., None], standardised, 0.0)
             standardised = spread @ standardised
@@ -302,6 +305,8 @@ def safe_std(std: Tensor) -> Tensor:
 
 def _core(shape: Shape) -> nn.Module:
     width = shape.width
+    if shape.arch not in get_args(Arch):
+        raise UsageError(f"network arch {shape.arch!r} is unknown; it is one of {', '.join(get_args(Arch))}")
     if width < 1:
         raise UsageError(f"network width {width} is not positive; it is the hidden size of the embeddings")
     if shape.arch == "attention":

@@ -11,6 +11,8 @@ Align = Literal["pool", "mean", "per_token", "soft", "statistics", "guide"]
 Loss = Literal["mse", "raw_mse", "huber", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Loader = Literal["auto", "resident", "stream"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+VL_TOKENS = r"^(all|pooled:[1-9][0-9]{0,3})$"
 
 MLP_HIDDEN_OVER_WIDTH = 1.6  # the guide's 4096 at width 2560
 REFERENCE_WIDTH = 2560  # of the 4B models
@@ -110,6 +112,8 @@ class TrainOptions(BaseModel):
     """Seed of the initial weights and of the order of the pairs."""
     max_samples: Annotated[int, Field(gt=0)] | None = None
     """Training pairs to use, the first in plan order; absent: all."""
+    log: list[Tracker] = ["tensorboard"]
+    """Where each epoch's figures go: `tensorboard` (a folder in output), `mlflow`, `wandb`; the last two are extras."""
 
     @model_validator(mode="before")
     @classmethod
@@ -133,6 +137,13 @@ class TrainOptions(BaseModel):
             if not 0 < weight < float("inf"):
                 raise ValueError(f"gives {root} the weight {weight}; expected a finite number above 0")
         return also
+
+    @field_validator("log")
+    @classmethod
+    def _each_once(cls, log: list[Tracker]) -> list[Tracker]:
+        if len(set(log)) != len(log):
+            raise ValueError(f"names something twice: {log}; list each once")
+        return log
 
     @field_validator("dim_weights")
     @classmethod

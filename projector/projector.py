@@ -4,13 +4,15 @@ B batch, S sequence, M outputs, D hidden.
 """
 
 import json
-from typing import Any
+import re
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from projector.checkpoint import CONFIG, get_json, get_network, put_json, put_network
 from projector.networks import ProjectorNetwork
+from projector.options import VL_TOKENS, TextMode, Tokens
 from projector.template import token_rms
 from shards.errors import UsageError
 from shards.storage import open_storage
@@ -41,7 +43,9 @@ class Projector:
         """
         storage = open_storage(str(path))
         config = get_json(storage, CONFIG)
-        return cls(get_network(storage, config).to(device), config)
+        network = get_network(storage, config)
+        _check_description(config, network.shape.width, storage.root)
+        return cls(network.to(device), config)
 
     def save_pretrained(self, path: str) -> None:
         """Write config.json and model.safetensors, which `from_pretrained` reads back."""
@@ -150,3 +154,23 @@ class Projector:
     def __repr__(self) -> str:
         shown = {key: self.config.get(key) for key in ("arch", "width", "layer", "text_mode", "tokens")}
         return f"Projector({json.dumps(shown)[1:-1]})"
+
+
+def _check_description(config: dict[str, Any], width: int, root: str) -> None:
+    """Refuse a config.json that does not say what the weights may be applied to."""
+    dataset, template = config.get("dataset", {}), config.get("template") or {"vl_limit": 0}
+    layer, said, mode, tokens = (config.get(key) for key in ("layer", "width", "text_mode", "tokens"))
+    pooling = dataset.get("vl_tokens", "all") if isinstance(dataset, dict) else dataset
+    limit = template.get("vl_limit") if isinstance(template, dict) else template
+    for key, value, right, allowed in (
+        ("layer", layer, type(layer) is int and layer < 0, "counted from the end, as -8 is"),
+        ("width", said, said in (width, None), f"{width}, that of the weights"),
+        ("text_mode", mode, mode in get_args(TextMode), f"one of {', '.join(get_args(TextMode))}"),
+        ("tokens", tokens, tokens in get_args(Tokens), f"one of {', '.join(get_args(Tokens))}"),
+        ("dataset.vl_tokens", pooling, re.fullmatch(VL_TOKENS, str(pooling)), "all or pooled:N"),
+        ("template.vl_limit", limit, type(limit) in (int, float), "a number"),
+    ):
+        if not right:
+            raise UsageError(
+                f"{root}/{CONFIG}: {key} is {value!r}, expected {allowed}; train or export again"
+            )

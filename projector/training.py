@@ -41,6 +41,7 @@ NOT_DECISIVE = {
     "max_samples",
     "loader",
     "cache",
+    "log",
 }
 
 

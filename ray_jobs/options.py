@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from projector.options import VL_TOKENS
+
 PIXEL_MULTIPLE = 16  # ZImagePipeline: VAE factor 8 times the DiT's patch of 2
 
 
@@ -17,7 +19,6 @@ def _multiple_of_16(value: int) -> int:
 
 Pixels = Annotated[int, Field(gt=0, le=8192), AfterValidator(_multiple_of_16)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-VL_TOKENS = r"^(all|pooled:[1-9][0-9]{0,3})$"
 
 
 def _distinct(values: list[Any]) -> list[Any]:

@@ -155,3 +155,10 @@ def test_a_residual_network_starts_at_its_base(arch):
     assert made.parameter_count == ProjectorNetwork(Shape(arch, 16, 24, 5)).parameter_count
     made.start_from(linear)  # with gradients on, as a training does it
     assert not any(buffer.requires_grad for buffer in made.buffers())
+
+
+def test_padding_that_no_sequence_needs_changes_nothing():
+    made = ProjectorNetwork(Shape("attention", 16, 24, 5, residual=True), random_start=True).eval()
+    made.start_from(torch.nn.Linear(16, 16))
+    x, mask = torch.randn(2, 12, 16), torch.arange(12)[None] < torch.tensor([[9], [7]])
+    torch.testing.assert_close(made(x, mask), made(x[:, :9], mask[:, :9]), rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from projector.networks import ProjectorNetwork, Shape
 from projector.projector import Projector
@@ -83,11 +84,94 @@ def test_folders_that_hold_no_projector(tmp_path):
         ("{", "is not JSON"),
         ('{"format": 1}', "does not describe a projector"),
         ('{"format": 2}', "format 2, this program reads 1"),
+        ("[1, 2]", "it is no JSON object"),
+        ("null", "it is no JSON object"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_configs_that_are_none(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=message):
+        Projector.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("layer", 8, "layer is 8, expected counted from the end"),
+        ("layer", None, "layer is None"),
+        ("width", 32, "width is 32, expected 16, that of the weights"),
+        ("text_mode", "both", "text_mode is 'both', expected one of caption, none, mixed"),
+        ("text_mode", [], r"text_mode is \[\]"),
+        ("tokens", "vision", "tokens is 'vision', expected one of image, all, text"),
+        ("dataset", {"vl_tokens": "pooled:0"}, "vl_tokens is 'pooled:0', expected all or pooled:N"),
+        ("dataset", "a folder", "vl_tokens is 'a folder'"),
+        ("template", {"vl_limit": "high"}, "vl_limit is 'high', expected a number"),
+        ("template", [3], r"vl_limit is \[3\]"),
+        ("network", {"arch": "mlp"}, "does not describe a projector"),
+        ("network", [], "does not describe a projector"),
+        (
+            "network",
+            {"arch": "transformer", "width": 16, "hidden": 24, "queries": 5},
+            "'transformer' is unknown",
+        ),
+        (
+            "network",
+            {"arch": "mlp", "width": 16, "hidden": -24, "queries": 5},
+            "does not describe a projector",
+        ),
+        (
+            "network",
+            {"arch": "mlp", "width": "16", "hidden": 24, "queries": 5},
+            "does not describe a projector",
+        ),
+        ("network", {"arch": "mlp", "width": 10**9, "hidden": 10**9, "queries": 5}, "the network has"),
+    ],
+)
+def test_descriptions_that_do_not_say_what_the_weights_are_for(tmp_path, key, value, message):
+    made = projector()
+    Projector(made.network, made.config | {key: value}).save_pretrained(str(tmp_path))
+    with pytest.raises(UsageError, match=message):
+        Projector.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensors: tensors.pop("core.0.weight"), "core.0.weight is missing"),
+        (lambda tensors: tensors.update(extra=torch.ones(1)), "'extra' is no tensor of this network"),
+        (
+            lambda tensors: tensors.update(input_mean=torch.ones(8)),
+            r"input_mean is \(8,\) torch.float32, .* \(16,\)",
+        ),
+        (lambda tensors: tensors.update(input_mean=torch.ones(16).half()), "input_mean is .* torch.float16"),
+        (lambda tensors: tensors["core.2.bias"].fill_(float("nan")), "core.2.bias holds NaN"),
+        (lambda tensors: tensors["input_std"].zero_(), "input_std holds numbers that are not above 0"),
+    ],
+)
+def test_weights_that_are_not_the_networks(tmp_path, damage, message):
+    projector().save_pretrained(str(tmp_path))
+    path = tmp_path / "model.safetensors"
+    tensors = load(path.read_bytes())
+    damage(tensors)
+    path.write_bytes(save(tensors))
+    with pytest.raises(UsageError, match=message):
+        Projector.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_weights_that_were_cut_short(tmp_path, cut):
+    projector().save_pretrained(str(tmp_path))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UsageError, match=r"model.safetensors does not fit config.json"):
+        Projector.from_pretrained(str(tmp_path))
+
+
+def test_a_pickle_is_no_weights(tmp_path):
+    projector().save_pretrained(str(tmp_path))
+    torch.save(projector().network.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=r"model.safetensors does not fit config.json"):
         Projector.from_pretrained(str(tmp_path))
 
 
@@ -99,7 +183,8 @@ def test_a_config_is_readable_json(tmp_path):
 def test_the_templates_constants_go_before_projected_tokens(tmp_path):
     network = ProjectorNetwork(Shape("linear", 8, 1, 1, prefix=2))
     network.text_prefix.copy_(torch.arange(16.0).view(2, 8))
-    Projector(network, {"format": 1, "network": network.shape.as_json()}).save_pretrained(str(tmp_path))
+    config = projector().config | {"width": 8, "network": network.shape.as_json()}
+    Projector(network, config).save_pretrained(str(tmp_path))
     whole = Projector.from_pretrained(str(tmp_path)).with_template(torch.ones(3, 8, dtype=torch.bfloat16))
     assert whole.dtype == torch.bfloat16
     assert whole.float().equal(torch.cat([torch.arange(16.0).view(2, 8), torch.ones(3, 8)]))
