@@ -22,6 +22,22 @@ KINDS = {"image": (KIND_IMAGE,), "text": (KIND_CAPTION,), "all": (KIND_IMAGE, KI
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How the numbers of a tensor lie, all dimensions together; float32."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, numbers: torch.Tensor) -> "Spread":
+        """Of all numbers of a tensor with at least two."""
+        wide = numbers.float()
+        return cls(float(wide.mean()), float(wide.std()), float(wide.min()), float(wide.max()))
+
+
+@dataclass(frozen=True)
 class VLExtractionResult:
     """What was read from a picture.
 
@@ -33,8 +49,9 @@ class VLExtractionResult:
         text_mode: `caption` when a text stood in the input, else `none`.
         tokens: which tokens were taken: `image`, `text` or `all`.
         projected: whether a projector was applied.
-        original_std: over all numbers as they were read.
-        scaled_std: over all numbers of `embeddings`.
+        scale_factor: what `scale_to_text` multiplied by; 1 without it.
+        before: of the tokens as they were read.
+        after: of `embeddings`.
     """
 
     embeddings: torch.Tensor
@@ -44,8 +61,19 @@ class VLExtractionResult:
     text_mode: str
     tokens: str
     projected: bool
-    original_std: float
-    scaled_std: float
+    scale_factor: float
+    before: Spread
+    after: Spread
+
+    @property
+    def original_std(self) -> float:
+        """Standard deviation over all numbers as they were read."""
+        return self.before.std
+
+    @property
+    def scaled_std(self) -> float:
+        """Standard deviation over all numbers of `embeddings`."""
+        return self.after.std
 
     @property
     def num_tokens(self) -> int:
@@ -81,8 +109,7 @@ class VLEmbeddingExtractor:
             UsageError: no such model, or a projector of another width or of a layer the model has not.
         """
         folder = Path(model_path)
-        text = read_json(folder / "config.json", "model_path", folder).get("text_config", {})
-        width, depth = int(text["hidden_size"]), int(text["num_hidden_layers"])
+        width, depth = _size_of(folder)
         projector = Projector.from_pretrained(projector_path, device=device) if projector_path else None
         if projector is not None and projector.width != width:
             raise UsageError(
@@ -143,8 +170,9 @@ class VLEmbeddingExtractor:
             keep &= self._projector.is_ordinary(states).cpu()
         raw = states[keep.to(states.device)]
         embeddings = raw if self._projector is None else self._projector(raw)
+        scale = TEXT_STD / float(embeddings.float().std()) if scale_to_text else 1.0
         if scale_to_text:
-            embeddings = embeddings * (TEXT_STD / float(embeddings.float().std()))
+            embeddings = embeddings * scale
         kept = kind[keep] if len(embeddings) == int(keep.sum()) else torch.empty(0, dtype=torch.uint8)
         return VLExtractionResult(
             embeddings=embeddings,
@@ -154,8 +182,9 @@ class VLEmbeddingExtractor:
             text_mode=mode,
             tokens=tokens,
             projected=self._projector is not None,
-            original_std=float(raw.float().std()),
-            scaled_std=float(embeddings.float().std()),
+            scale_factor=scale,
+            before=Spread.of(raw),
+            after=Spread.of(embeddings),
         )
 
     def _tokens(self, text_only: bool, image_only: bool) -> str:
@@ -189,3 +218,17 @@ class VLEmbeddingExtractor:
             raise UsageError(
                 f"text mode {mode!r}: the projector was trained on {projector.text_mode!r}; pass {wanted}"
             )
+
+
+def _size_of(folder: Path) -> tuple[int, int]:
+    """Width and number of blocks of a vision-language model's text side."""
+    text = read_json(folder / "config.json", "model_path", folder).get("text_config")
+    sizes = [
+        text.get(key) if isinstance(text, dict) else None for key in ("hidden_size", "num_hidden_layers")
+    ]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise UsageError(
+            f"model_path = {str(folder)!r}: its config.json has no text_config with hidden_size and "
+            "num_hidden_layers; give the folder of a Qwen3-VL model"
+        )
+    return sizes[0], sizes[1]

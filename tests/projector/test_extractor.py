@@ -13,6 +13,7 @@ from projector.options import TrainOptions
 from projector.training import train
 from projector.vision import VisionLanguageEncoder
 from shards.errors import UsageError
+from shards.sample import KIND_IMAGE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (256, 256, 3), dtype=np.uint8))
@@ -80,7 +81,10 @@ def test_image_tokens_do_not_see_the_text(raw):
 
 
 def test_scaling_to_text(raw):
-    assert raw.extract(PICTURE, scale_to_text=True).scaled_std == pytest.approx(61.0, rel=1e-4)
+    scaled, plain = raw.extract(PICTURE, scale_to_text=True), raw.extract(PICTURE)
+    assert scaled.scaled_std == pytest.approx(61.0, rel=1e-4)
+    assert scaled.scale_factor == pytest.approx(61.0 / plain.original_std, rel=1e-4)
+    assert plain.scale_factor == 1.0
 
 
 def test_a_projector_is_applied_to_what_it_was_trained_on(tiny, raw, tmp_path):
@@ -90,6 +94,11 @@ def test_a_projector_is_applied_to_what_it_was_trained_on(tiny, raw, tmp_path):
     expected = Projector.from_pretrained(path)(raw.extract(PICTURE, image_tokens_only=True).embeddings)
     torch.testing.assert_close(found.embeddings, expected)
     assert (found.projected, found.tokens) == (True, "image")
+    assert set(found.kind.tolist()) == {KIND_IMAGE}
+    for spread, numbers in ((found.before, found.raw), (found.after, found.embeddings)):
+        expected = (numbers.mean(), numbers.std(), numbers.min(), numbers.max())
+        assert (spread.mean, spread.std, spread.min, spread.max) == pytest.approx(tuple(map(float, expected)))
+    assert found.before != found.after
     blended = blend_interpolate(found.embeddings, torch.zeros(9, 64), alpha=0.5)
     assert blended.shape == (9, 64)
 
@@ -118,6 +127,10 @@ def test_projectors_of_other_models_are_refused_at_loading(tiny, tmp_path):
         VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), a_projector(tmp_path / "a", width=32))
     with pytest.raises(UsageError, match="trained on layer -20, the VL model has 12 blocks"):
         VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), a_projector(tmp_path / "b", layer=-20))
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text('{"hidden_size": 64, "text_config": [64]}')
+    with pytest.raises(UsageError, match="no text_config with hidden_size"):
+        VLEmbeddingExtractor.from_pretrained(str(tmp_path / "text"))
     with pytest.raises(UsageError, match=r"no config.json"):
         VLEmbeddingExtractor.from_pretrained(str(tmp_path / "none"))
 
