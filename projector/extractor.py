@@ -223,12 +223,12 @@ class VLEmbeddingExtractor:
 def _size_of(folder: Path) -> tuple[int, int]:
     """Width and number of blocks of a vision-language model's text side."""
     text = read_json(folder / "config.json", "model_path", folder).get("text_config")
-    sizes = [
+    width, depth = (
         text.get(key) if isinstance(text, dict) else None for key in ("hidden_size", "num_hidden_layers")
-    ]
-    if not all(type(size) is int and size > 0 for size in sizes):
+    )
+    if type(width) is not int or type(depth) is not int or min(width, depth) < 1:
         raise UsageError(
             f"model_path = {str(folder)!r}: its config.json has no text_config with hidden_size and "
             "num_hidden_layers; give the folder of a Qwen3-VL model"
         )
-    return sizes[0], sizes[1]
+    return width, depth

@@ -23,6 +23,7 @@ from projector.data import PairSource
 from projector.networks import ProjectorNetwork
 from projector.options import TrainOptions
 from projector.outcome import recommendation, restore, summarise
+from projector.tracking import forget
 from projector.trainer import NonFiniteLossError, Tick, Trainer
 from projector.world import World
 from shards.storage import open_storage
@@ -64,7 +65,8 @@ def train(
         train_pairs: pairs to learn from; each worker reads its own part.
         val_pairs: held-out pairs that choose the best epoch.
         output: folder or s3:// root for the run's files; None takes `options.output`. Worker 0 writes them.
-        on_epoch: called on every worker after each epoch with its metrics.
+        on_epoch: called on every worker after each epoch with its metrics; where an earlier attempt is gone on
+            with, first with those of its last epoch, whose call may have been cut off.
         on_progress: called on every worker every so many steps.
         should_stop: asked on every worker every so many steps; when one says yes, all save the state and
             return.
@@ -90,6 +92,10 @@ def train(
     config = _config(options, run.network, train_pairs, val_pairs)
     if world.rank == 0:
         put_json(storage, CONFIG, config)
+        if state is None:
+            forget(storage)
+    if on_epoch and run.progress.history:
+        on_epoch(run.progress.history[-1])
 
     def save(*, best: bool) -> None:
         if world.rank:

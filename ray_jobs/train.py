@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from projector.checkpoint import get_state
 from projector.data import training_pairs
 from projector.options import TrainOptions
+from projector.tracking import check_trackers, tracking
 from projector.training import run_identity
 from projector.training import train as run_training
 from ray_jobs.cluster import Cluster, connected, signals_exit
@@ -39,6 +40,7 @@ def train(options: TrainOptions) -> int:
     for name in ("data", "output"):
         if not getattr(options, name):
             raise UsageError(f"train.{name} is needed: a local folder or s3://bucket/prefix")
+    check_trackers(options)
     # What is wrong with the data or the output is said now: inside workers it would look like their failure.
     train_pairs, val_pairs = (
         training_pairs(options, "train", options.max_samples),
@@ -96,9 +98,14 @@ def _trainer(options: TrainOptions, cluster: Cluster, scratch: str) -> TorchTrai
 def _worker(config: dict[str, Any]) -> None:
     """One rank: Ray Train has set up the process group, the loop finds it."""
     options = TrainOptions.model_validate(config)
-    run_training(
-        options, training_pairs(options, "train", options.max_samples), training_pairs(options, "val")
-    )
+    first = get_context().get_world_rank() == 0
+    with tracking(options) as log:
+        run_training(
+            options,
+            training_pairs(options, "train", options.max_samples),
+            training_pairs(options, "val"),
+            on_epoch=log.epoch if first else None,
+        )
 
 
 @contextmanager

@@ -1,0 +1,199 @@
+"""Logs of a training: read back with TensorBoard's own reader, once each after crashes, and never in the way."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from projector import tracking
+from projector.data import Pair, in_memory
+from projector.options import TrainOptions
+from projector.tracking import check_trackers
+from projector.training import train
+from shards.errors import UsageError
+from shards.storage import open_storage
+
+
+def pairs(count=8):
+    random = torch.Generator().manual_seed(0)
+    kind = torch.ones(3, dtype=torch.uint8)
+    return in_memory(
+        [
+            Pair(f"k{i}", torch.randn(3, 8, generator=random), kind, torch.randn(4, 8, generator=random))
+            for i in range(count)
+        ]
+    )
+
+
+def logged(folder):
+    """Epochs and values of every tag, as TensorBoard shows them."""
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]
+    }
+
+
+def run(output, *, epochs=4, stop_after=None, log=("tensorboard",)):
+    """Train; `stop_after` epochs the process dies while it logs."""
+    options = TrainOptions(output=str(output), arch="linear", epochs=epochs, batch_size=4, log=list(log))
+    with tracking.tracking(options) as log:
+
+        def epoch(record):
+            if record["epoch"] == stop_after:
+                raise KeyboardInterrupt
+            log.epoch(record)
+
+        return train(options, pairs(), pairs(4), on_epoch=epoch, device="cpu")
+
+
+def lines(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_tensorboard_reads_what_metrics_jsonl_says(tmp_path):
+    run(tmp_path)
+    found = logged(tmp_path / "tensorboard")
+    assert set(found) == {key for key in lines(tmp_path)[0] if key != "epoch"}
+    for tag in ("train_loss", "val_loss"):
+        assert found[tag] == [(line["epoch"], pytest.approx(line[tag])) for line in lines(tmp_path)]
+
+
+def test_after_a_crash_every_epoch_is_there_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_after=2)
+    assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1]
+    run(tmp_path)
+    assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1, 2, 3, 4]
+
+
+def test_a_training_that_is_started_over_leaves_nothing_of_the_old_one(tmp_path):
+    run(tmp_path)
+    (tmp_path / "state.safetensors").unlink()
+    run(tmp_path, epochs=2)
+    assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1, 2]
+
+
+def test_ridge_has_no_training_loss_to_log(tmp_path):
+    options = TrainOptions(output=str(tmp_path), arch="ridge")
+    with tracking.tracking(options) as log:
+        train(options, pairs(), pairs(4), on_epoch=log.epoch, device="cpu")
+    assert "train_loss" not in logged(tmp_path / "tensorboard")
+    assert len(logged(tmp_path / "tensorboard")["val_loss"]) == 1
+
+
+class FakeMLflow:
+    """As much of MLflow as is used; keeps every point that is logged, as MLflow does."""
+
+    def __init__(self):
+        self.runs, self.params, self.current = [], [], None
+
+    def start_run(self, run_id=None, run_name=None):
+        if run_id is None:
+            self.runs.append([])
+        self.current = len(self.runs) - 1 if run_id is None else int(run_id)
+        return SimpleNamespace(info=SimpleNamespace(run_id=str(self.current)))
+
+    def log_params(self, params):
+        self.params.append(params)
+
+    def log_metrics(self, metrics, step):
+        self.runs[self.current].append((step, metrics["val_loss"]))
+
+    def end_run(self):
+        self.current = None
+
+    def MlflowClient(self):
+        return SimpleNamespace(
+            get_metric_history=lambda run_id, key: [
+                SimpleNamespace(step=s) for s, _ in self.runs[int(run_id)]
+            ]
+        )
+
+
+class FakeWandb:
+    """As much of Weights & Biases as is used; drops earlier steps, as it does."""
+
+    def __init__(self):
+        self.runs, self.inits = {}, []
+
+    def init(self, **how):
+        self.inits.append(how)
+        identity = how["id"] or f"run{len(self.runs)}"
+        steps = self.runs.setdefault(identity, [])
+
+        def log(metrics, step):
+            if not steps or step > steps[-1]:
+                steps.append(step)
+
+        return SimpleNamespace(id=identity, log=log, finish=lambda: steps.append("finished"))
+
+
+def test_mlflow_goes_on_in_its_run(tmp_path, monkeypatch):
+    mlflow = FakeMLflow()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_after=3, log=["mlflow"])
+    assert mlflow.current is None
+    run(tmp_path, log=["mlflow"])
+    assert [[step for step, _ in points] for points in mlflow.runs] == [[1, 2, 3, 4]]
+    assert [value for _, value in mlflow.runs[0]] == [line["val_loss"] for line in lines(tmp_path)]
+    assert len(mlflow.params) == 1
+    assert not mlflow.params[0].keys() & {"data", "output", "cache", "also"}
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_wandb_goes_on_in_its_run(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_after=3, log=["wandb"])
+    wandb.runs["run0"].remove("finished")
+    run(tmp_path, log=["wandb"])
+    assert wandb.runs == {"run0": [1, 2, 3, 4, "finished"]}
+    assert [(init["id"], init["resume"]) for init in wandb.inits] == [(None, None), ("run0", "allow")]
+    assert {init["project"] for init in wandb.inits} == {"z-image-projector"}
+    assert not any(str(tmp_path) in str(init["config"]) for init in wandb.inits)
+
+
+def test_a_tracker_that_fails_is_left_out_and_its_message_unsaid(tmp_path, monkeypatch, capsys):
+    class Broken(FakeMLflow):
+        def log_metrics(self, metrics, step):
+            raise ConnectionError("https://user:password@server refused")
+
+    monkeypatch.setitem(sys.modules, "mlflow", Broken())
+    run(tmp_path, log=["mlflow", "tensorboard"])
+    assert len(lines(tmp_path)) == len(logged(tmp_path / "tensorboard")["val_loss"]) == 4
+    said = capsys.readouterr().err
+    assert said == "warning: mlflow: ConnectionError; going on without it\n"
+
+
+def test_a_run_that_is_finished_opens_no_tracker(tmp_path, monkeypatch):
+    run(tmp_path)
+    monkeypatch.setitem(tracking.LOGS, "tensorboard", lambda *_: pytest.fail("opened"))
+    run(tmp_path)
+
+
+def test_a_missing_extra_is_said_before_training(monkeypatch):
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == "wandb" else True)
+    with pytest.raises(UsageError, match=r"wandb is not installed; pip install 'z-image-projector\[wandb\]'"):
+        check_trackers(TrainOptions(log=["tensorboard", "wandb"]))
+    check_trackers(TrainOptions(log=["tensorboard", "mlflow"]))
+    with pytest.raises(ValueError, match="names something twice"):
+        TrainOptions(log=["wandb", "wandb"])
+
+
+def test_an_epoch_is_an_object_of_its_own_as_s3_wants_it(tmp_path):
+    storage = open_storage(str(tmp_path / "there"))
+    log = tracking.TensorBoard(TrainOptions(), storage)
+    for epoch in (1, 2, 2):
+        log.epoch({"epoch": epoch, "val_loss": epoch / 4})
+    assert [entry.key for entry in storage.list()] == [
+        "tensorboard/events.out.tfevents.000001",
+        "tensorboard/events.out.tfevents.000002",
+    ]
+    assert logged(tmp_path / "there" / "tensorboard") == {"val_loss": [(1, 0.25), (2, 0.5)]}
