@@ -1,34 +1,65 @@
-"""Drawings of the report as inline SVG: text stays text, and colours follow the page's light or dark theme."""
+"""Drawings of the report as inline SVG: text stays text, and colours follow the page's light or dark theme.
 
+Every label may come from outside: markup and TeX in it are drawn as they stand.
+"""
+
+import hashlib
+import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, product
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("svg")  # the backend that needs no display; before pyplot is imported
-import matplotlib.pyplot as plt
+from markupsafe import Markup
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK = "#0b0c0d"  # stands for the page's text colour; replaced by `currentColor` in the SVG
 SERIES = (
     "#2f7ed8",
-    "#d9822b",
-    "#3a9d5d",
+    "#c8741f",
+    "#35945a",
     "#a05cc9",
     "#c94f5c",
     "#7a8290",
-)  # readable on white and on near-black
+)  # contrast of at least 3 on white and on near-black
+BEFORE, AFTER = SERIES[1], SERIES[0]
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",  # the same drawing has the same bytes
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+    "path.simplify": False,  # drops what has no length
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+SIZE = (5.2, 3.1)  # inches; in a column of the page text then has about its size
+LONGEST_LABEL = 32  # characters
+OUTLIER, COLLAPSED = 2.0, 0.5  # the std ratios beyond which eval.json counts a dimension
+BINS = 40
+
+Points = Sequence[tuple[float, float]]
+Values = Sequence[float | None]
 
 
 def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    x_label: str,
-    y_label: str,
-    title: str,
-    log_y: bool = False,
-) -> str:
+    series: Mapping[str, Points], *, x_label: str, y_label: str, title: str, log_y: bool = False
+) -> Markup:
     """Curves over a shared axis.
 
     Args:
@@ -40,76 +71,213 @@ def line_chart(
     Returns:
         an `<svg>` element with `role="img"` and the title as its label.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
-    for colour, (name, points) in zip(_colours(len(series)), series.items(), strict=True):
-        kept = [(x, y) for x, y in points if y > 0 or not log_y]
-        axes.plot([x for x, _ in kept], [y for _, y in kept], color=colour, label=name, linewidth=1.8)
-    if log_y:
-        axes.set_yscale("log")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    if len(series) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=9)
-    return _as_svg(figure, title)
+
+    def paint(axes: Axes) -> None:
+        lines = []
+        for (dash, colour), points in zip(_looks(), series.values(), strict=False):
+            kept = [(x, y) for x, y in points if y > 0 or not log_y]
+            x, y = [x for x, _ in kept], [y for _, y in kept]
+            lines += axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.8)
+        if log_y:
+            _logarithmic(axes, "y")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if len(series) > 1:
+            _legend(axes, lines, series)
+
+    return _draw(paint, title)
 
 
-def bar_chart(values: Mapping[str, float], *, x_label: str, title: str, log_x: bool = False) -> str:
-    """Horizontal bars, one per name, with the value written at the end."""
-    figure, axes = plt.subplots(figsize=(6.4, 0.6 + 0.36 * len(values)))
-    names = list(values)[::-1]
-    bars = axes.barh(names, [values[name] for name in names], color=SERIES[0], height=0.62)
-    axes.bar_label(bars, fmt="%.3g", padding=4, color=INK, fontsize=9)
-    if log_x:
-        axes.set_xscale("log")
-    axes.margins(x=0.14)
-    axes.set_xlabel(x_label)
-    return _as_svg(figure, title)
+def interval_chart(
+    points: Sequence[tuple[float, float, float, float]], *, x_label: str, y_label: str, title: str
+) -> Markup:
+    """A curve with a vertical interval at each point, over a logarithmic x axis.
+
+    Args:
+        points: x, y, and the low and high end of y.
+        x_label, y_label: axis titles with unit.
+        title: text alternative of the drawing.
+
+    Returns:
+        an `<svg>` element, see `line_chart`.
+    """
+
+    def paint(axes: Axes) -> None:
+        x, y, low, high = zip(*points, strict=True)
+        axes.plot(x, y, color=SERIES[0], marker="o", markersize=5, linewidth=1.8)
+        axes.vlines(x, low, high, color=SERIES[0], linewidth=1.4)
+        _logarithmic(axes, "x")
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    return _draw(paint, title)
+
+
+def ratio_chart(before: Values, after: Values, *, named: Sequence[int], title: str) -> Markup:
+    """Std ratio of every dimension before and after, on a logarithmic axis.
+
+    Args:
+        before, after: std of the outputs over std of the targets, by dimension; None where the target never moves.
+        named: dimensions that get a label.
+        title: text alternative of the drawing.
+
+    Returns:
+        an `<svg>` element, see `line_chart`.
+    """
+
+    def paint(axes: Axes) -> None:
+        dots = []
+        for values, colour, size in ((before, BEFORE, 1.8), (after, AFTER, 1.8)):
+            kept = [(i, value) for i, value in enumerate(values) if value is not None and value > 0]
+            # One path of lines without length, whose round ends are the dots: markers would take an element each.
+            x = [part for i, _ in kept for part in (i, i, float("nan"))]
+            y = [part for _, value in kept for part in (value, value, float("nan"))]
+            dots += axes.plot(x, y, color=colour, linewidth=size, solid_capstyle="round", alpha=0.75)
+            for dimension in named:
+                value = values[dimension] if dimension < len(values) else None
+                if value:
+                    axes.plot([dimension], [value], "o", color=colour, markersize=6, markeredgecolor=INK)
+                    _note(axes, f"{dimension}: {value:.3g}", dimension, value, len(values))
+        for level in (COLLAPSED, 1.0, OUTLIER):
+            axes.axhline(level, color=INK, linewidth=0.8, linestyle="-" if level == 1 else ":", alpha=0.6)
+        _logarithmic(axes, "y")
+        axes.set(xlabel="dimension", ylabel="std, output over target")
+        _legend(axes, dots, ("before (identity)", "after (projector)"))
+
+    return _draw(paint, title)
+
+
+def histogram(before: Values, after: Values, *, x_label: str, title: str) -> Markup:
+    """How two sets of values are distributed, over the same bins.
+
+    Args:
+        before, after: values, None where there is none.
+        x_label: axis title.
+        title: text alternative of the drawing.
+
+    Returns:
+        an `<svg>` element, see `line_chart`.
+    """
+
+    def paint(axes: Axes) -> None:
+        kept = [[value for value in values if value is not None] for values in (before, after)]
+        together = kept[0] + kept[1]
+        span = (min(together), max(together)) if together else (0.0, 1.0)
+        bars: list[Artist] = []
+        for values, colour in zip(kept, (BEFORE, AFTER), strict=True):
+            _, _, patches = axes.hist(
+                values, BINS, range=span, histtype="stepfilled", color=colour, alpha=0.55, edgecolor=colour
+            )
+            bars.append(patches[0])  # type: ignore[index,arg-type]
+        axes.set(xlabel=x_label, ylabel="dimensions")
+        _legend(axes, bars, ("before (identity)", "after (projector)"))
+
+    return _draw(paint, title)
 
 
 def heat_map(
-    counts: Mapping[tuple[str, str], int], *, rows: Sequence[str], columns: Sequence[str], title: str
-) -> str:
-    """A table of counts with shading; cells without a count are hatched."""
-    figure, axes = plt.subplots(figsize=(1.9 + 0.95 * len(columns), 0.9 + 0.4 * len(rows)))
-    grid = [[counts.get((row, column), 0) for column in columns] for row in rows]
-    top = max(max(row) for row in grid) or 1
-    for y, row in enumerate(grid):
-        for x, count in enumerate(row):
-            alpha = 0.12 + 0.68 * count / top
-            axes.add_patch(
-                mpl.patches.Rectangle((x, y), 0.96, 0.94, color=SERIES[0], alpha=alpha if count else 0.0)
-            )
-            axes.text(x + 0.48, y + 0.47, str(count), ha="center", va="center", fontsize=9)
-    axes.set_xlim(0, len(columns))
-    axes.set_ylim(len(rows), 0)
-    axes.set_xticks([x + 0.48 for x in range(len(columns))], columns, rotation=20, ha="right")
-    axes.set_yticks([y + 0.47 for y in range(len(rows))], rows)
-    axes.tick_params(length=0)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
-    return _as_svg(figure, title)
+    counts: Mapping[tuple[str, str], int],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    top: int,
+    title: str,
+) -> Markup:
+    """A table of counts with shading; cells without a count are hatched.
+
+    Args:
+        counts: by row and column.
+        rows, columns: in the order in which they are drawn.
+        top: the count that gets the darkest shade, the same for charts that stand beside each other.
+        title: text alternative of the drawing.
+
+    Returns:
+        an `<svg>` element, see `line_chart`.
+    """
+
+    def paint(axes: Axes) -> None:
+        for (y, row), (x, column) in product(enumerate(rows), enumerate(columns)):
+            count = counts.get((row, column), 0)
+            look: dict[str, Any] = {
+                "color": SERIES[0],
+                "alpha": 0.12 + 0.53 * count / max(top, 1),
+                "linewidth": 0,
+            }
+            if not count:
+                look = {"facecolor": "none", "edgecolor": SERIES[-1], "hatch": "////", "linewidth": 0}
+            axes.add_patch(Rectangle((x, y), 0.96, 0.94, **look))
+            axes.text(x + 0.48, y + 0.47, str(count) if count else "", ha="center", va="center", fontsize=9)
+        axes.set_xlim(0, len(columns))
+        axes.set_ylim(len(rows), 0)
+        axes.set_xticks([x + 0.48 for x in range(len(columns))], _plain(columns), rotation=20, ha="right")
+        axes.set_yticks([y + 0.47 for y in range(len(rows))], _plain(rows))
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+
+    return _draw(paint, title, size=(1.4 + 0.62 * len(columns), 0.7 + 0.32 * len(rows)))
 
 
-def _colours(count: int) -> list[str]:
-    return [SERIES[index % len(SERIES)] for index in range(count)]
-
-
-def _as_svg(figure: Any, title: str) -> str:
-    """Close a figure and turn it into an element that inherits the page's colour and font."""
-    for axes in figure.axes:
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(INK)
-        axes.tick_params(colors=INK, labelsize=9)
-        for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label):
-            text.set_color(INK)
+def _draw(paint: Callable[[Axes], None], title: str, size: tuple[float, float] = SIZE) -> Markup:
+    """A painted figure as an element that inherits the page's colour and font."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph", UserWarning
+        )  # only measured: the browser has its own fonts
+        figure = Figure(figsize=size)
+        paint(figure.add_subplot())
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    svg = _own_ids(re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL), title)
+    # A hundredth of a point is less than any screen shows.
+    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1))  # noqa: S704
+
+
+def _own_ids(svg: str, title: str) -> str:
+    """Ids that no other drawing of the page has; those that nothing refers to go."""
+    mark = "c" + hashlib.sha256((title + svg).encode("utf-8", "replace")).hexdigest()[:10]
+    used = set(re.findall(r'(?:xlink:href="#|url\(#)([\w-]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{mark}{found[1]}"' if found[1] in used else "", svg)
+    return svg.replace('xlink:href="#', f'href="#{mark}').replace("url(#", f"url(#{mark}")
+
+
+def _looks() -> Iterator[tuple[str, str]]:
+    """Dashes and colours, without end."""
+    return cycle(product(("-", "--", ":", "-."), SERIES))
+
+
+def _plain(labels: Sequence[str]) -> list[str]:
+    """Labels as one printable line each, none too long."""
+    shown = [
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in label) for label in labels
+    ]
+    return [label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…" for label in shown]
+
+
+def _legend(axes: Axes, handles: Sequence[Artist], names: Sequence[str] | Mapping[str, object]) -> None:
+    """Names below the axes, where they cover nothing; a name may begin with an underscore, which hides others."""
+    labels = ["\N{ZERO WIDTH SPACE}" * label.startswith("_") + label for label in _plain(list(names))]
+    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2)
+
+
+def _note(axes: Axes, text: str, x: float, y: float, width: int) -> None:
+    """A label beside a point, on the side that has room."""
+    right = x > width / 2
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(-7 if right else 7, 5),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        fontsize=9,
+        fontweight="bold",
+    )
+
+
+def _logarithmic(axes: Axes, which: str) -> None:
+    """A logarithmic axis with plain numbers."""
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,70 +1,55 @@
 """`report`: one self-contained HTML page from the files a run left. Nothing is computed again."""
 
 import base64
-import io
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from projector.checkpoint import CONFIG, METRICS
-from projector.evaluation import EVALUATION
-from ray_jobs.charts import heat_map, line_chart
+from ray_jobs.charts import histogram, interval_chart, line_chart, ratio_chart
+from ray_jobs.coverage import built
+from ray_jobs.gallery import Grid, contact_sheet, grids
 from ray_jobs.options import ReportOptions
-from shards.dataset import DATASET, Dataset
-from shards.errors import UsageError
-from shards.info import details
-from shards.objects import Storage, read_json_object
-from shards.preview import contact_sheet
-from shards.read import read_samples
+from ray_jobs.report_tables import (
+    Table,
+    kinds_table,
+    methods_table,
+    named_dimensions_table,
+    restoration_table,
+    scores_table,
+    short,
+    swap_table,
+    trainings_table,
+    worst_dimensions_table,
+)
+from ray_jobs.run_files import Run, Training, find_run
+from ray_jobs.run_schema import Evaluation, Ladder
+from ray_jobs.verdict import PROJECTOR, best_first, projectors, verdict
+from shards.dataset import Dataset
 from shards.storage import open_storage
 
 PAGE = "report.html"
-PICTURES = 24  # on the contact sheet: a screenful
-COLUMNS = {
-    "mse_standardized": "MSE (standardised)",
-    "mse": "MSE (raw)",
-    "per_dim_correlation": "correlation",
-    "r2": "R²",
-    "cosine_similarity": "cosine",
-    "rms_cosine": "cosine after RMSNorm",
-    "recall_at_1": "recall@1",
-    "recall_at_5": "recall@5",
-    "sliced_wasserstein": "sliced Wasserstein",
-    "outlier_dims": "dims > 2x",
-    "collapsed_dims": "dims < 0.5x",
-}
-SMALLER_IS_BETTER = "mse_standardized"
+NAMED_DIMENSIONS = (4, 396)  # the guide's outliers of the published models
+BEFORE = "identity"
 
 
 @dataclass(frozen=True)
-class Training:
-    """One trained projector: the lines of its metrics.jsonl, and its config.json."""
+class Section:
+    """A part of the page that tells of one file: sentences, drawings, tables."""
 
-    lines: Sequence[Mapping[str, Any]]
-    config: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What lies under a run's root.
-
-    Attributes:
-        name: last part of the root.
-        datasets: in it; where it has none, those that its projectors were trained on.
-        trainings: trained projectors, by name.
-        evaluations: parsed eval.json files, by the projector's name.
-    """
-
-    name: str
-    datasets: tuple[Dataset, ...]
-    trainings: Mapping[str, Training]
-    evaluations: Mapping[str, dict[str, Any]]
+    title: str
+    lead: str = ""
+    sentences: list[str] = field(default_factory=list)
+    charts: list[Markup] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    more: list[Table] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
 
 
 def report(options: ReportOptions) -> int:
@@ -80,7 +65,7 @@ def report(options: ReportOptions) -> int:
         UsageError: nothing to report on lies there.
     """
     storage = open_storage(options.run)
-    page = render(find_run(storage)).encode()
+    page = render(find_run(storage)).encode("utf-8", "replace")  # a file's name need not be text
     folder, _, name = (options.output or f"{storage.root}/{PAGE}").rpartition("/")
     target = open_storage(folder or ".")
     target.put_bytes(name, page)
@@ -88,180 +73,163 @@ def report(options: ReportOptions) -> int:
     return 0
 
 
-def find_run(storage: Storage) -> Run:
-    """Look at what lies under a run's root, itself and two levels down: deeper are shards and checkpoints."""
-    places: dict[str, set[str]] = {}
-    for entry in storage.list():
-        place, _, name = entry.key.rpartition("/")
-        if place.count("/") < 2:
-            places.setdefault(place, set()).add(name)
-    run_name = storage.root.rstrip("/").rpartition("/")[2]
-
-    def having(name: str) -> dict[str, str]:
-        return {place or run_name: _join(place, name) for place, names in places.items() if name in names}
-
-    trainings = {
-        name: Training(_lines(storage, key), _config(storage, key.removesuffix(METRICS) + CONFIG))
-        for name, key in having(METRICS).items()
-    }
-    evaluations = {name: read_json_object(storage, key) for name, key in having(EVALUATION).items()}
-    roots = [_join(storage.root, key.removesuffix(DATASET)).rstrip("/") for key in having(DATASET).values()]
-    if not roots:
-        told = {str(training.config.get("options", {}).get("data", "")) for training in trainings.values()}
-        roots = sorted(told - {""})
-    if not (roots or trainings or evaluations):
-        raise UsageError(
-            f"report.run = {storage.root!r}: no {DATASET}, {METRICS} or {EVALUATION} there or two levels down; "
-            "give the root that holds a run's outputs"
-        )
-    return Run(run_name, tuple(Dataset.open(open_storage(root)) for root in roots), trainings, evaluations)
-
-
-def _join(place: str, name: str) -> str:
-    return f"{place}/{name}" if place else name
-
-
-def _lines(storage: Storage, key: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.get_bytes(key).decode().splitlines()]
-
-
-def _config(storage: Storage, key: str) -> dict[str, Any]:
-    return read_json_object(storage, key) if storage.stat(key) else {}
-
-
 def render(run: Run) -> str:
-    """The page as HTML; every text that came from outside is escaped by the template."""
+    """The page as HTML; the template escapes every text, and only drawings, style and script count as markup."""
+    notes = list(run.notes)
+    script = _own("report.js")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("ray_jobs").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.render(
+    return environment.from_string(_own("report.html")).render(
         title=f"Projector run: {run.name}",
         written=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        verdict=verdict(run.evaluations),
-        facts=_facts(run.datasets),
-        coverage=_coverage(run.datasets),
-        contact_sheet=_pictures(run.datasets),
-        curves=_curves(run.trainings),
-        evaluations=[_table(name, result) for name, result in run.evaluations.items()],
+        style=_own("report.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        verdict=verdict(run),
+        built=built(run.datasets, notes),
+        pictures=contact_sheet(run.datasets, notes),
+        training=_training(run.trainings),
+        ladders=[_ladder(name, ladder) for name, ladder in run.ladders.items()],
+        evaluations=[_evaluation(name, run.evaluations[name]) for name in best_first(run.evaluations)],
+        comparisons=_comparisons(run, notes),
+        versions=[(dataset.storage.root, dataset.fingerprint, dataset.packages) for dataset in run.datasets],
         settings=_settings(run.datasets, run.trainings),
+        notes=notes,
     )
 
 
-def verdict(evaluations: Mapping[str, dict[str, Any]]) -> str:
-    """One sentence: does the best projector beat doing nothing?"""
-    scored = {
-        name: result["methods"]["projector"][SMALLER_IS_BETTER]
-        for name, result in evaluations.items()
-        if "projector" in result["methods"]
-    }
-    if not scored:
-        return "No projector was evaluated in this run."
-    best = min(scored, key=scored.__getitem__)
-    methods = evaluations[best]["methods"]
-    baselines = {name: values[SMALLER_IS_BETTER] for name, values in methods.items() if name != "projector"}
-    winner = min(baselines, key=baselines.__getitem__)
-    compared = (
-        f"standardised MSE {scored[best]:.3f}, correlation {methods['projector']['per_dim_correlation']:.3f} "
-        f"on {evaluations[best]['pairs']} held-out pairs; doing nothing (identity) has "
-        f"{methods['identity'][SMALLER_IS_BETTER]:.3f} and {methods['identity']['per_dim_correlation']:.3f}"
-    )
-    if scored[best] < baselines[winner]:
-        return f"{best} is the best projector and beats every baseline: {compared}."
-    return (
-        f"No projector beats the baseline {winner} (standardised MSE {baselines[winner]:.3f}). "
-        f"The best one, {best}: {compared}."
-    )
+def _own(name: str) -> Markup:
+    """A file of this package, which is markup as it stands."""
+    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))  # noqa: S704
 
 
-def _facts(datasets: Iterable[Dataset]) -> dict[str, str]:
-    commits = [commit for dataset in datasets for commit in dataset.commits()]
-    if not commits:
-        return {}
-    held_out = sum(commit.samples for commit in commits if commit.split == "val")
-    return {
-        "pairs": f"{sum(commit.samples for commit in commits):,}",
-        "held out": f"{held_out:,}",
-        "failed": f"{sum(commit.failed for commit in commits):,}",
-        "shards": f"{len(commits):,}",
-        "MB": f"{sum(commit.bytes for commit in commits) / 1e6:,.1f}",
-        "device seconds": f"{sum(commit.device_seconds for commit in commits):,.0f}",
-    }
-
-
-def _coverage(datasets: Iterable[Dataset]) -> str:
-    counts: Counter[tuple[str, str]] = Counter()
-    for dataset in datasets:
-        for cell in details(dataset)["coverage"]:
-            counts[cell["content"], cell["style"]] += cell["samples"]
-    if not counts or set(counts) == {("", "")}:
-        return ""
-    rows = sorted({content for content, _ in counts})
-    columns = sorted({style for _, style in counts})
-    return heat_map(counts, rows=rows, columns=columns, title="Samples by content type and style")
-
-
-def _pictures(datasets: Iterable[Dataset]) -> str:
-    """A contact sheet as base64 WebP; empty without a dataset."""
-    for dataset in datasets:
-        samples = [
-            sample for sample, _ in zip(read_samples(dataset, tensors=()), range(PICTURES), strict=False)
-        ]
-        if samples:
-            buffer = io.BytesIO()
-            contact_sheet(samples).save(buffer, format="WEBP", quality=82)
-            return base64.b64encode(buffer.getvalue()).decode()
-    return ""
-
-
-def _curves(trainings: Mapping[str, Training]) -> list[str]:
-    """Validation and training loss by epoch, all trainings together."""
-    charts = []
+def _training(trainings: Mapping[str, Training]) -> Section:
+    """Curves of all trainings together, what they reached, and what restoring the spread costs."""
+    section = Section("Training")
     for key, label in (("val_loss", "validation loss"), ("train_loss", "training loss")):
         series = {}
         for name, training in trainings.items():
-            points = [(line["epoch"], line[key]) for line in training.lines if line.get(key) is not None]
+            points = [
+                (line.epoch, value) for line in training.lines if (value := getattr(line, key)) is not None
+            ]
             if points:
                 series[name] = points
         if series:
-            title = f"{label.capitalize()} by epoch for {', '.join(series)}"
-            charts.append(line_chart(series, x_label="epoch", y_label=label, title=title))
+            told = "; ".join(
+                f"{name} from {short(p[0][1])} to {short(p[-1][1])}" for name, p in series.items()
+            )
+            title = f"{label.capitalize()} by epoch: {told}"
+            section.charts.append(line_chart(series, x_label="epoch", y_label=label, title=title, log_y=True))
+    section.tables.extend(filter(None, (trainings_table(trainings), restoration_table(trainings))))
+    section.sentences.extend(
+        f"{name}: {training.summary.recommendation}"
+        for name, training in trainings.items()
+        if training.summary.recommendation
+    )
+    return section
+
+
+def _evaluation(name: str, evaluation: Evaluation) -> Section:
+    """Everything that one eval.json tells."""
+    parts = (
+        f"layer {evaluation.layer}",
+        f"text mode {evaluation.text_mode}",
+        f"aligned by {evaluation.align}",
+    )
+    known = (evaluation.layer, evaluation.text_mode, evaluation.align)
+    section = Section(
+        f"Evaluation: {name}",
+        lead=f"{evaluation.pairs:,} held-out pairs, {evaluation.tokens:,} tokens, "
+        + ", ".join(part for part, value in zip(parts, known, strict=True) if value)
+        + "; in small type the 95% interval over the pairs, where one was measured.",
+        charts=_profiles(name, evaluation),
+    )
+    ours = projectors(evaluation)
+    section.tables.append(methods_table(name, evaluation))
+    optional = [kinds_table(name, evaluation), named_dimensions_table(name, evaluation)]
+    if ours:
+        optional.append(worst_dimensions_table(name, evaluation, ours[0]))
+    section.more.extend(filter(None, optional))
+    if evaluation.caption_swap:
+        section.tables.append(swap_table(name, evaluation.caption_swap))
+        section.sentences.extend(swap.sentence for swap in evaluation.caption_swap.values() if swap.sentence)
+    return section
+
+
+def _profiles(name: str, evaluation: Evaluation) -> list[Markup]:
+    """Every dimension before and after; nothing where the file has no profile."""
+    profiles = evaluation.profile.methods
+    if BEFORE not in profiles or PROJECTOR not in profiles:
+        return []
+    before, after = profiles[BEFORE], profiles[PROJECTOR]
+    charts = []
+    if before.std_ratio and after.std_ratio:
+        title = f"Standard deviation of each dimension over the target's, {name}, before and after"
+        for dimension in NAMED_DIMENSIONS:
+            if dimension < min(len(before.std_ratio), len(after.std_ratio)):
+                ends = (short(before.std_ratio[dimension]), short(after.std_ratio[dimension]))
+                title += f"; dimension {dimension} from {ends[0]} to {ends[1]}"
+        charts.append(ratio_chart(before.std_ratio, after.std_ratio, named=NAMED_DIMENSIONS, title=title))
+    if before.correlation and after.correlation:
+        medians = [
+            short(evaluation.methods[method].per_dim_correlation) if method in evaluation.methods else "–"
+            for method in (BEFORE, PROJECTOR)
+        ]
+        title = f"Histogram of the dimensions' correlations, {name}: median {medians[0]} before, {medians[1]} after"
+        charts.append(
+            histogram(
+                before.correlation, after.correlation, x_label="correlation with the target", title=title
+            )
+        )
     return charts
 
 
-def _table(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """One table of methods, best first."""
-    methods = sorted(result["methods"].items(), key=lambda item: item[1][SMALLER_IS_BETTER])
-    columns = {key: label for key, label in COLUMNS.items() if any(key in values for _, values in methods)}
-    rows = [
-        {
-            "method": method,
-            "best": index == 0,
-            "cells": [_number(values.get(key)) for key in columns],
-        }
-        for index, (method, values) in enumerate(methods)
+def _ladder(name: str, ladder: Ladder) -> Section:
+    """The learning curve and its verdict."""
+    points = [
+        (
+            rung.pairs,
+            loss.mean,
+            loss.mean if loss.low is None else loss.low,
+            loss.mean if loss.high is None else loss.high,
+        )
+        for rung in ladder.curve
+        if (loss := rung.val_loss).mean is not None and rung.pairs > 0
     ]
-    return {
-        "title": f"Evaluation: {name}",
-        "subtitle": f"{result['pairs']} held-out pairs, {result['tokens']} tokens, layer {result['layer']}, "
-        f"text mode {result['text_mode']}; smallest error first",
-        "columns": list(columns.values()),
-        "rows": rows,
-    }
+    section = Section(f"Learning curve: {name}", sentences=[ladder.verdict] if ladder.verdict else [])
+    if points:
+        told = "; ".join(f"{short(mean)} with {pairs:,} pairs" for pairs, mean, *_ in points)
+        title = f"Validation loss by number of training pairs: {told}"
+        section.charts.append(
+            interval_chart(points, x_label="training pairs", y_label="validation loss", title=title)
+        )
+    return section
 
 
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def _comparisons(run: Run, notes: list[str]) -> list[Section]:
+    """Pictures without and with, and their scores."""
+    sections = []
+    for folder, comparison in run.comparisons.items():
+        name = folder or run.name
+        table = scores_table(name, comparison)
+        told = (
+            f"blended by {comparison.blend}" if comparison.blend else "",
+            f"scored by {comparison.scorer}" if comparison.scorer else "",
+        )
+        sections.append(
+            Section(
+                f"Without and with: {name}",
+                lead=", ".join(filter(None, told)).capitalize(),
+                tables=[table] if table else [],
+                grids=grids(run.storage, folder, comparison, notes),
+            )
+        )
+    return sections
 
 
 def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Training]) -> str:
     shown = {
         "datasets": [
-            {
-                "root": dataset.storage.root,
-                "fingerprint": dataset.fingerprint,
-                "settings": _short(dataset.settings),
-            }
+            {"root": dataset.storage.root, "created": dataset.created, "settings": _brief(dataset.settings)}
             for dataset in datasets
         ],
         "trainings": {name: training.config for name, training in trainings.items()},
@@ -269,12 +237,15 @@ def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Training]) ->
     return json.dumps(shown, indent=2, ensure_ascii=False)
 
 
-def _short(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _brief(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without the long list of file hashes, which dataset.json keeps."""
-    models = {
+    models = settings.get("models")
+    if not isinstance(models, dict):
+        return dict(settings)
+    brief = {
         name: {key: value for key, value in model.items() if key != "files"}
         if isinstance(model, dict)
         else model
-        for name, model in settings.get("models", {}).items()
+        for name, model in models.items()
     }
-    return {**settings, "models": models}
+    return {**settings, "models": brief}

@@ -1,56 +1,321 @@
-"""The page of a run: found wherever its files lie, hostile text shown as text."""
+"""The page of a run: found wherever its files lie, hostile text shown as text, broken files named."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from ray_jobs import coverage as coverage_module
+from ray_jobs import gallery
+from ray_jobs import report as report_module
 from ray_jobs.__main__ import main
-from ray_jobs.report import find_run
+from ray_jobs.charts import heat_map, histogram, interval_chart, line_chart, ratio_chart
+from ray_jobs.coverage import OTHERS, coverage
+from ray_jobs.run_files import Run, find_run
+from ray_jobs.run_schema import Evaluation
+from ray_jobs.verdict import best_first, verdict
+from report_example import (
+    HOSTILE,
+    evaluation,
+    picture,
+    write_comparison,
+    write_dataset,
+    write_run,
+    write_training,
+)
+from s3_support import moto, use
 from shards.errors import UsageError
-from shards.storage import open_storage
+from shards.storage import LocalStorage, open_storage
 
-METHODS = {
+__all__ = ["moto"]
+
+OLD_METHODS = {
     name: {"mse_standardized": error, "per_dim_correlation": 0.5, "mse": 1.0}
     for name, error in (("identity", 7.0), ("projector", 0.25), ("ridge", 0.3))
 }
-RESULT = {"pairs": 3, "tokens": 9, "layer": -8, "text_mode": "none", "methods": METHODS}
+OLD = {"pairs": 3, "tokens": 9, "layer": -8, "text_mode": "none", "methods": OLD_METHODS}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with everything in it."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    write_dataset(run / "data", run.parent / "spool")
+    write_run(run)
+    return run
 
 
 @pytest.fixture
-def run(make_dataset, tmp_path):
-    """A run folder with a dataset whose captions hold markup, one training and its evaluation."""
-    make_dataset(root=str(tmp_path / "run" / "data"))
-    folder = tmp_path / "run" / "linear<b>"
-    folder.mkdir()
-    lines = [{"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch} for epoch in (1, 2, 3)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.json").write_text(json.dumps({"arch": "<script>alert(1)</script>"}))
-    (folder / "eval.json").write_text(json.dumps(RESULT))
-    return tmp_path / "run"
+def small(tmp_path):
+    """A run of one training whose evaluation is of an older version."""
+    run = tmp_path / "run"
+    write_training(run / "mlp", epochs=3)
+    (run / "mlp" / "eval.json").write_text(json.dumps(OLD))
+    return run
 
 
-def test_the_page_tells_what_the_run_holds(run, tmp_path, capsys):
+def page_of(run, capsys):
+    """The page that the command writes."""
     assert main(["report", "--report.run", str(run)]) == 0
-    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
-    page = (run / "report.html").read_text()
-    assert "beats every baseline" in page
-    assert "20" in page
-    assert "<script>alert(1)" not in page
+    assert capsys.readouterr().out == f"report: {Path(run) / 'report.html'}\n"
+    return (Path(run) / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(whole):
+    """The whole run's page."""
+    assert main(["report", "--report.run", str(whole)]) == 0
+    return (whole / "report.html").read_text()
+
+
+def verdict_of(*contents):
+    """The page's first lines for evaluations with these contents."""
+    evaluations = {f"run-{i}": Evaluation.model_validate(content) for i, content in enumerate(contents)}
+    return verdict(Run("run", open_storage("."), (), {}, evaluations, {}, {}, ()))
+
+
+def test_the_page_tells_what_the_run_holds(whole, page):
+    for told in (
+        "mlp is the best projector and beats every baseline",
+        "may not be better than ridge",
+        "More data pays: double it.",
+        "<b>9</b>pairs",
+        "<b>1</b>failed",
+        "cells of content, style and subject have samples",
+        "Failures by class",
+        "RuntimeError",
+        "dimension 396 from 43 to ",
+        "Histogram of the dimensions",
+        "Error against spread",
+        "mlp beats ridge on validation",
+        "Caption swap of mlp",
+        "style similarity",
+        "Validation loss by number of training pairs: 0.41 with 1,000 pairs",
+        find_run(open_storage(str(whole))).datasets[0].fingerprint,
+        "numpy 2",
+    ):
+        assert told in page, told
+    assert "could not be read" not in page
+    assert page.count('<img alt="Picture made from: ') == 9
+    assert page.count('class="slider"') == 2
+    order = [
+        "verdict",
+        "What was built",
+        "Pictures",
+        "Training",
+        "Evaluation: mlp",
+        "Without and with",
+        "Learning",
+    ]
+    places = [page.index(f">{name}") if name != "verdict" else page.index('class="verdict') for name in order]
+    assert places == sorted(places)
+
+
+def test_markup_from_outside_is_text(page):
+    assert page.count("<script") == page.count("</script") == 1
+    assert page.count("<style") - page.count("<style type") == 1
     assert "linear<b>" not in page
+    assert "&lt;script&gt;alert(" in page
+    assert "safe }" not in Path(report_module.__file__).with_name("report.html").read_text()
+
+
+def test_ids_are_used_once(page):
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) > 10
+    assert len(ids) == len(set(ids))
+
+
+def test_charts_draw_hostile_labels_as_they_stand():
+    labels = [HOSTILE, "_hidden", "$\\frac{", "\ud800\x1b[2J", "🦊 עברית", "x" * 100]
+    drawings = [
+        line_chart(
+            {label: [(1, 2), (2, 0)] for label in labels}, x_label="x", y_label="y", title=t, log_y=True
+        )
+        for t in (HOSTILE, '" onload="alert(1)')
+    ]
+    counts = {(labels[0], labels[1]): 2}
+    drawings += [
+        heat_map(counts, rows=labels, columns=labels, top=2, title=HOSTILE),
+        ratio_chart([None, 1.0, -1.0, 0.0], [None] * 4, named=(1, 396), title=HOSTILE),
+        histogram([None], [], x_label="x", title=HOSTILE),
+        interval_chart([(1, 2, 2, 2)], x_label="x", y_label="y", title=HOSTILE),
+    ]
+    for svg in drawings:
+        assert svg.startswith('<svg role="img" aria-label="')
+        assert "<script" not in svg
+        assert 'onload="' not in svg
+    assert "$\\frac{" in drawings[0]
+    assert "_hidden" in drawings[0]
+    assert "\x1b" not in drawings[0]
+
+
+def test_a_page_elsewhere(small, tmp_path):
     elsewhere = tmp_path / "pages" / "index.html"
-    assert main(["report", "--report.run", str(run), "--report.output", str(elsewhere)]) == 0
-    assert elsewhere.stat().st_size == (run / "report.html").stat().st_size
+    assert main(["report", "--report.run", str(small), "--report.output", str(elsewhere)]) == 0
+    assert "beats every baseline" in elsewhere.read_text()
 
 
-def test_what_is_found(run):
-    found = find_run(open_storage(str(run)))
+@pytest.mark.server
+def test_a_run_in_a_bucket(whole, page, moto, monkeypatch, capsys):
+    use(monkeypatch, moto.env)
+    root = f"s3://{moto.new_bucket()}/some/run"
+    storage = open_storage(root)
+    for file in whole.rglob("*"):
+        if file.is_file() and file.name != "report.html":
+            storage.put_file(str(file.relative_to(whole)), file)
+    assert main(["report", "--report.run", root]) == 0
+    assert capsys.readouterr().out == f"report: {root}/report.html\n"
+    written = re.compile(r"Written [^<]*|Dataset <code>[^<]*|&#34;root&#34;: [^\n]*")
+    there = storage.get_bytes("report.html").decode()
+    assert written.sub("", there) == written.sub("", page)
+
+
+def test_what_is_found(whole):
+    found = find_run(open_storage(str(whole)))
     assert [Path(dataset.storage.root).name for dataset in found.datasets] == ["data"]
-    assert list(found.trainings) == list(found.evaluations) == ["linear<b>"]
-    alone = find_run(open_storage(str(run / "linear<b>")))
-    assert (list(alone.trainings), alone.datasets) == (["linear<b>"], ())
+    assert set(found.trainings) == set(found.evaluations) == {"linear<b>", "mlp"}
+    assert (list(found.comparisons), list(found.ladders)) == (["compare"], ["run"])
+    alone = find_run(open_storage(str(whole / "mlp")))
+    assert (list(alone.trainings), alone.datasets) == (["mlp"], ())
+
+
+def test_a_dataset_is_not_listed(whole, monkeypatch):
+    looked = []
+    look = LocalStorage.look
+    monkeypatch.setattr(
+        LocalStorage, "look", lambda self, folder="": looked.append(folder) or look(self, folder)
+    )
+    listed = []
+    listing = LocalStorage.list
+    monkeypatch.setattr(
+        LocalStorage, "list", lambda self, prefix="": listed.append(prefix) or listing(self, prefix)
+    )
+    find_run(open_storage(str(whole)))
+    assert {"", "mlp", "data", "compare/pictures"} <= set(looked)
+    assert not {"data/train", "data/val", "data/_commit", "compare/pictures/r0"} & set(looked)
+    assert set(listed) == {"_commit/"}
 
 
 def test_nothing_to_report_on(tmp_path):
     with pytest.raises(UsageError, match=r"no dataset\.json, metrics\.jsonl or eval\.json there"):
         find_run(open_storage(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("mlp/metrics.jsonl", "{", "mlp/metrics.jsonl could not be read"),
+        ("mlp/metrics.jsonl", '{"epoch": "soon"}', "epoch: Input should be a valid integer"),
+        ("mlp/metrics.jsonl", b"\xff\xfe", "mlp/metrics.jsonl could not be read"),
+        ("mlp/config.json", "[]", "holds no JSON object"),
+        ("mlp/summary.json", '{"restoration": 3}', "restoration: Input should be a valid tuple"),
+        ("mlp/eval.json", "nonsense", "is not JSON"),
+        ("mlp/eval.json", "[" * 100_000, "is not JSON"),
+        ("mlp/eval.json", "{}", "methods: Field required"),
+        ("mlp/eval.json", '{"methods": {"a": 1}}', "methods.a: Input should be"),
+        ("compare.json", '{"references": [{"pictures": [{}]}]}', "references.0.pictures.0.method"),
+        ("ladder.json", '{"curve": [{"pairs": "many"}]}', "curve.0.pairs"),
+        ("data/dataset.json", "{}", "format version None"),
+    ],
+)
+def test_a_broken_file_is_named_and_the_rest_is_shown(small, capsys, file, content, told):
+    (small / file).parent.mkdir(exist_ok=True)
+    (small / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    page = page_of(small, capsys)
+    assert told in page
+    assert page.index("could not be read") < page.index("<h2")
+    assert "Traceback" not in page
+
+
+def test_nothing_readable_is_an_error_of_one_line(tmp_path, capsys):
+    (tmp_path / "eval.json").write_text("nonsense")
+    assert main(["report", "--report.run", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: report.run = ")
+    assert error.count("\n") == 1
+    assert "eval.json could not be read" in error
+
+
+def test_odd_numbers_are_shown_as_absent(small, capsys):
+    content = json.loads(json.dumps(OLD))
+    content["methods"]["no_input"] = {
+        "mse_standardized": float("nan"),
+        "r2": None,
+        "intervals": {"r2": [[1], 2, 3]},
+    }
+    content["profile"] = {"methods": {"identity": {"std_ratio": [float("inf"), None]}, "projector": {}}}
+    (small / "mlp" / "eval.json").write_text(json.dumps(content))
+    page = page_of(small, capsys)
+    assert "could not be read" not in page
+    rows = re.findall(r'<td data-order="([^"]*)">(?:projector|ridge|identity|no_input)', page)
+    assert rows == ["projector", "ridge", "identity", "no_input"]
+
+
+def test_a_dataset_that_is_gone_is_named(small, capsys):
+    (small / "mlp" / "config.json").write_text(json.dumps({"options": {"data": str(small / "gone")}}))
+    assert f"dataset {small / 'gone'} could not be read: " in page_of(small, capsys)
+
+
+@pytest.mark.parametrize("file", ["../secret.png", "/etc/passwd", "absent.png", "link.png", "text.png"])
+def test_pictures_come_from_the_run_alone(small, capsys, file):
+    write_comparison(small / "mlp", references=1)
+    (small / "secret.png").write_bytes(picture(1))
+    (small / "mlp" / "link.png").symlink_to(small / "secret.png")
+    (small / "mlp" / "text.png").write_text("no picture")
+    content = json.loads((small / "mlp" / "compare.json").read_text())
+    content["references"][0]["pictures"][0]["file"] = file
+    (small / "mlp" / "compare.json").write_text(json.dumps(content))
+    page = page_of(small, capsys)
+    assert f"{file}&#39; could not be read" in page
+    assert page.count("data:image/webp") == 7
+
+
+def test_few_references_are_enough(small, capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "REFERENCES", 1)
+    write_comparison(small, references=2)
+    page = page_of(small, capsys)
+    assert page.count('class="slider"') == 1
+    assert "1 of 2 references are shown" in page
+
+
+def test_a_projector_that_copies_is_called_so_first(small, capsys):
+    (small / "mlp" / "eval.json").write_text(json.dumps(evaluation(copies=True)))
+    page = page_of(small, capsys)
+    copies = "<strong>mlp only copies its prompt. Projector copies the caption.</strong>"
+    assert copies in page
+    assert page.index(copies) < page.index("<h2")
+
+
+def test_the_verdict_names_the_winner():
+    lines = verdict_of(evaluation(0.1), evaluation(0.2))
+    assert lines[0].text.startswith(
+        "run-0 is the best projector and beats every baseline: standardised MSE 0.1, "
+    )
+    assert "overlap" not in lines[0].text
+    assert lines[1].text == "Projector looks at the picture."
+    assert not any(line.warns for line in lines)
+    beaten = verdict_of(evaluation(0.5))[0]
+    assert beaten.warns
+    assert beaten.text.startswith(
+        "No projector beats the baseline ridge (standardised MSE 0.31). The best one, run-0"
+    )
+    assert verdict_of()[0].text == "No projector was evaluated in this run."
+    alone = {"pairs": 3, "methods": {"projector": OLD_METHODS["projector"]}}
+    assert "without baselines" in verdict_of(alone)[0].text
+
+
+def test_better_evaluations_come_first():
+    found = {name: Evaluation.model_validate(evaluation(error)) for name, error in (("a", 0.5), ("b", 0.2))}
+    found = {"none": Evaluation(methods={}), **found}
+    assert best_first(found) == ["b", "a", "none"]
+
+
+def test_many_categories_are_drawn_as_others(monkeypatch):
+    monkeypatch.setattr(coverage_module, "MAPS", 2)
+    monkeypatch.setattr(coverage_module, "LINES", 3)
+    maps, told = coverage({(f"content {i}", f"style {i}", f"subject {i}"): i + 1 for i in range(50)})
+    assert [name for name, _ in maps] == ["content 49", OTHERS]
+    assert told == "3 of 18 cells of content, style and subject have samples."
+    assert "content 49: 50 samples by subject and style, 8 of 9 cells empty, at most 50 in one" in maps[0][1]
+    assert coverage({("", "", ""): 3}) == ([], "")
