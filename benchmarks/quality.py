@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from projector.align import Alignment
+from projector.baselines import Reference
 from projector.checkpoint import WEIGHTS
 from projector.data import Pair, PairSource, load_pairs
-from projector.evaluation import Reference
+from projector.distances import random_directions
 from projector.held import Held as HeldPairs
 from projector.held import Ragged, statistics_of
-from projector.metrics import Metrics, random_directions
+from projector.metrics import Metrics, Standard
 from projector.networks import ProjectorNetwork, Shape
 from projector.options import TrainOptions
 from projector.projector import Projector
@@ -113,20 +114,19 @@ class Bench:
     def measure(self, methods: dict[str, Apply], count: int | None = None) -> dict[str, dict[str, float]]:
         """Figures of methods, all on the same samples; `mse_standardized`, `r2` and recall are of means."""
         directions = random_directions(self.world.width, DIRECTIONS, 0)
-        empty = {
-            name: Metrics(self.reference.targets.mean, self.reference.target_std, directions)
-            for name in methods
-        }
+        standard = Standard(self.reference.targets.mean, self.reference.target_std, directions)
+        measured = {name: Metrics(standard, replicates=0) for name in methods}
         readings: dict[str, list[Any]] = {name: [] for name in methods}
         for sample in self.held(count):
             text = sample.pair.text.double()
+            target = standard.target(sample.pair.key, text.mean(0, keepdim=True), text, replicates=0)
             for name, apply in methods.items():
                 tokens = apply(sample).double()
-                empty[name].update(tokens.mean(0, keepdim=True), text.mean(0, keepdim=True), tokens, text)
+                measured[name].update(target, tokens.mean(0, keepdim=True), tokens)
                 readings[name].append(self.probe.read(tokens))
         truth = self.world.latents(range(self.count, self.count + (count or self.test)))
         found = {}
-        for name, metrics in empty.items():
+        for name, metrics in measured.items():
             result = metrics.result() | {"content_probe": self.probe.score(np.array(readings[name]), truth)}
             result["dims_outside"] = result["outlier_dims"] + result["collapsed_dims"]
             names = (*FIGURES, "rms_r2", "rms_cosine")

@@ -8,7 +8,7 @@ import torch
 from quality import Bench, trained
 from torch import Tensor
 
-from projector.metrics import retrieval
+from projector.distances import retrieval
 from projector.options import Arch, TrainOptions
 from shards.sample import KIND_CAPTION, KIND_IMAGE
 

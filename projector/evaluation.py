@@ -1,122 +1,27 @@
-"""Measuring a projector on held-out pairs, beside every baseline, on the same target tokens, in one pass.
-
-V vision-language tokens, P predicted tokens, L aligned positions, D hidden.
-
-Each method maps one pair's VL tokens (V, D) to predictions (P, D) exactly as at inference; only then are
-predictions and caption tokens brought to the same positions, which the caption alone decides (see
-`projector.align`): `pool` compares area-pooled predictions with area-pooled caption tokens, `per_token`
-position with position. Under `mean` and `soft` only the two means are known to belong together, so errors,
-correlations and retrieval are those of means, while the figures on distributions (std ratios, Wasserstein)
-compare all predicted tokens with all caption tokens.
-"""
+"""Evaluation of checkpoints: what is compared on which pairs, and what goes into eval.json."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from projector.align import Alignment
-from projector.checkpoint import put_json
-from projector.data import Pair, PairSource, load_pairs
-from projector.held import Held, statistics_of
-from projector.metrics import Float64, Metrics, random_directions
-from projector.networks import ProjectorNetwork, Shape, safe_std
-from projector.options import Align, EvaluateOptions, Tokens
+from projector.contest import Contest, Measured
+from projector.data import PairSource, load_pairs
+from projector.options import Align, EvaluateOptions, TextMode, Tokens
 from projector.projector import Projector
-from projector.ridge import fit_ridge
-from projector.world import World
+from projector.swap import caption_swap
 from shards.errors import UsageError
-from shards.statistics import RunningStatistics
-from shards.storage import open_storage
 
 EVALUATION = "eval.json"
+MAIN = "projector"  # what evaluate.checkpoint is called in the result
 # Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
 JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}
-SPLIT_KINDS: Mapping[Tokens, tuple[Tokens, ...]] = {
-    "all": ("image", "text"),
-    "image": ("image",),
-    "text": ("text",),
-}
+
+Measure = Callable[[Contest, PairSource], Measured]
 
 
-@dataclass(frozen=True)
-class Method:
-    """Something that makes text-like tokens of VL tokens."""
-
-    apply: Callable[[Tensor], Tensor]
-    """(V, D) raw to (P, D) raw."""
-    keeps_positions: bool = True
-    """Whether prediction i belongs to VL token i."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the baselines know: statistics of the training split's tokens, template left out."""
-
-    inputs: RunningStatistics
-    """Of the VL tokens."""
-    targets: RunningStatistics
-    """Of the caption's tokens."""
-
-    @classmethod
-    def of(cls, pairs: PairSource) -> "Reference":
-        """One pass over the training pairs."""
-        reference = cls(RunningStatistics(pairs.width), RunningStatistics(pairs.width))
-        for pair in pairs:
-            reference.inputs.update(pair.vl.float().numpy())
-            reference.targets.update(pair.text.float().numpy())
-        return reference
-
-    @property
-    def target_std(self) -> Float64:
-        """(D,) the target's standard deviation, 1 where it never moves."""
-        return safe_std(torch.from_numpy(self.targets.std())).numpy()
-
-    def baselines(self) -> dict[str, Method]:
-        """The methods that need no training."""
-        mean_x, mean_y = (torch.from_numpy(side.mean) for side in (self.inputs, self.targets))
-        std_x, std_y = (safe_std(torch.from_numpy(side.std())) for side in (self.inputs, self.targets))
-        scale = overall_std(self.targets) / overall_std(self.inputs)
-        return {
-            "no_input": Method(lambda vl: mean_y.expand(len(vl), -1)),
-            "identity": Method(lambda vl: vl),
-            "global_scale": Method(lambda vl: vl.double() * scale),
-            "per_dim_norm": Method(lambda vl: (vl.double() - mean_x) / std_x * std_y + mean_y),
-        }
-
-
-def ridge_baseline(pairs: PairSource, alignment: Alignment) -> Method:
-    """Closed-form ridge on the training pairs; a tenth of them, never a measured one, chooses the penalty.
-
-    Args:
-        pairs: of the training split.
-        alignment: of the two sides.
-
-    Returns:
-        the fitted method.
-    """
-    width, cut = pairs.width, max(1, len(pairs) - max(1, len(pairs) // 10))
-    fitted, chosen = (
-        Held.load(pairs.read(first, last), alignment, keeps_positions=True, width=width)
-        for first, last in ((0, cut), (cut if len(pairs) > 1 else 0, len(pairs)))
-    )
-    network = ProjectorNetwork(Shape("ridge", width, hidden=0, queries=0))
-    network.set_statistics(statistics_of(fitted.inputs, width), statistics_of(fitted.targets, width))
-    fit_ridge(network, fitted, chosen, alignment, World(0, 1, torch.device("cpu")))
-
-    def apply(vl: Tensor) -> Tensor:
-        with torch.no_grad():
-            return network.project(vl[None])[0]
-
-    return Method(apply)
-
-
-def overall_std(statistics: RunningStatistics) -> float:
-    """Standard deviation over all numbers of all dimensions together, as the guide's 61.0 is one."""
-    return float(np.sqrt(statistics.variance().mean() + statistics.mean.var()))
+def alone(contest: Contest, pairs: PairSource) -> Measured:
+    """Measure all pairs in this process."""
+    return contest.measure(pairs, range(len(pairs)))
 
 
 def evaluate(
@@ -126,7 +31,8 @@ def evaluate(
     options: EvaluateOptions,
     *,
     alignment: Alignment,
-    on_progress: Callable[[int, int], None] | None = None,
+    swap_pairs: PairSource | None = None,
+    measure: Measure = alone,
 ) -> dict[str, Any]:
     """Measure projectors and baselines.
 
@@ -136,109 +42,117 @@ def evaluate(
         val_pairs: what is measured on.
         options: directions and seed of the Wasserstein distance.
         alignment: which prediction answers for which target.
-        on_progress: called with the number of pairs done and of all.
+        swap_pairs: for the caption-swap test; None takes `val_pairs`.
+        measure: how the pairs are gone through.
 
     Returns:
         the content of eval.json.
 
     Raises:
-        UsageError: a projector of another width than the pairs.
+        UsageError: a projector of another width than the pairs, or with a baseline's name.
     """
-    for name, projector in projectors.items():
-        if projector.width != val_pairs.width:
-            raise UsageError(
-                f"{name} has width {projector.width}, the pairs have {val_pairs.width}; "
-                "evaluate it on pairs of its models"
-            )
-    reference = Reference.of(train_pairs)
-    methods = reference.baselines() | {"ridge": ridge_baseline(train_pairs, alignment)}
-    methods |= {name: Method(projector, projector.keeps_positions) for name, projector in projectors.items()}
-    directions = random_directions(val_pairs.width, options.directions, options.seed)
-    kinds = SPLIT_KINDS[val_pairs.tokens]
-
-    def empty() -> dict[str, Metrics]:
-        return {name: Metrics(reference.targets.mean, reference.target_std, directions) for name in methods}
-
-    whole, parts = empty(), {kind: empty() for kind in kinds}
-    for done, pair in enumerate(val_pairs, start=1):
-        _measure(methods, pair, alignment, whole)
-        for kind in kinds if len(kinds) > 1 else ():
-            part = pair.only(kind)
-            if part is not None:
-                _measure(methods, part, alignment, parts[kind])
-        if on_progress:
-            on_progress(done, len(val_pairs))
-    results = {name: metrics.result() for name, metrics in whole.items()}
-    for name, result in results.items():
-        if len(kinds) > 1:
-            result["by_kind"] = {
-                kind: parts[kind][name].result() for kind in kinds if parts[kind][name].queries
-            }
-        else:
-            result["by_kind"] = {kinds[0]: dict(result)}
+    contest = Contest.between(projectors, train_pairs, options, alignment=alignment)
+    measured = measure(contest, val_pairs)
     return {
         "pairs": len(val_pairs),
-        "tokens": next(iter(whole.values())).content.count,
+        "tokens": next(iter(measured.whole.values())).rows,
         "layer": val_pairs.layer,
         "text_mode": val_pairs.text_mode,
         "token_kinds": val_pairs.tokens,
         "align": alignment.kind,
         "train_pairs": len(train_pairs),
         "dataset": {key: value for key, value in val_pairs.provenance.items() if key != "models"},
-        "methods": results,
+        **measured.result(),
+        "caption_swap": caption_swap(
+            projectors, val_pairs if swap_pairs is None else swap_pairs, contest.standard
+        ),
     }
 
 
-def _measure(
-    methods: Mapping[str, Method], pair: Pair, alignment: Alignment, metrics: Mapping[str, Metrics]
-) -> None:
-    """Apply every method to a pair and take in what comes out."""
-    positions = alignment.positions(len(pair.vl), len(pair.text))
-    text = pair.text.double()
-    target = alignment.bring(text, positions)
-    vl = pair.vl.float()
-    for name, method in methods.items():
-        tokens = method.apply(vl).double().cpu()
-        predicted = alignment.bring(tokens, positions, own_positions=method.keeps_positions)
-        if alignment.compares_means:
-            metrics[name].update(predicted, target, tokens, text)
-        else:
-            metrics[name].update(predicted, target, predicted, target)
+def load_projectors(options: EvaluateOptions) -> dict[str, Projector]:
+    """The checkpoint and those beside it, by name.
+
+    Raises:
+        UsageError: no projector there, or one that reads other layers, texts or tokens than the checkpoint: they
+            cannot be measured on the same inputs.
+    """
+    projectors = {MAIN: Projector.from_pretrained(options.checkpoint)}
+    for name, path in (options.others or {}).items():
+        projectors[name] = Projector.from_pretrained(path)
+        for trait in ("width", "layer", "text_mode", "tokens"):
+            here, there = (getattr(projectors[which], trait) for which in (name, MAIN))
+            if here != there:
+                raise UsageError(
+                    f"evaluate.others: {name} has {trait} {here!r}, the checkpoint has {there!r}; evaluate it "
+                    "by itself"
+                )
+    return projectors
 
 
-def evaluate_checkpoint(
-    options: EvaluateOptions, *, on_progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
-    """Measure a trained projector on its dataset's held-out pairs and write eval.json.
+def dataset_of(options: EvaluateOptions, projector: Projector) -> str:
+    """The root of the dataset to measure on; UsageError where neither options nor checkpoint name one."""
+    data = options.data or str(projector.config.get("dataset", {}).get("root", ""))
+    if not data:
+        raise UsageError(
+            "evaluate.data is empty and the checkpoint names no dataset; give the dataset's root"
+        )
+    return data
+
+
+def held_out(options: EvaluateOptions, projector: Projector) -> PairSource:
+    """The pairs to measure on, read as the projector reads its inputs."""
+    return _load(options, projector, "val", options.max_samples)
+
+
+def evaluate_checkpoint(options: EvaluateOptions, *, measure: Measure = alone) -> dict[str, Any]:
+    """Measure trained projectors on a dataset's held-out pairs.
 
     Args:
-        options: which projector, which data, where to.
-        on_progress: called with the number of pairs done and of all.
+        options: which projectors, which data.
+        measure: how the pairs are gone through.
 
     Returns:
         the content of eval.json.
 
     Raises:
-        UsageError: no projector or no pairs there, or the two do not fit.
+        UsageError: no projector or no pairs there, or they do not fit.
     """
-    projector = Projector.from_pretrained(options.checkpoint)
-    config = projector.config
-    data = options.data or config.get("dataset", {}).get("root", "")
-    if not data:
-        raise UsageError(
-            "evaluate.data is empty and the checkpoint names no dataset; give the dataset's root"
-        )
-    want = {"layer": projector.layer, "text_mode": config["text_mode"], "tokens": config["tokens"]}
-    train_pairs = load_pairs(data, "train", **want, limit=options.max_train_samples)
-    val_pairs = load_pairs(data, "val", **want, limit=options.max_samples)
+    projectors = load_projectors(options)
+    main = projectors[MAIN]
+    config = main.config
     alignment = Alignment(options.align or JUDGED.get(config["align"], config["align"]), config["length"])
-    result = evaluate(
-        {"projector": projector},
-        train_pairs,
-        val_pairs,
+    return evaluate(
+        projectors,
+        _load(options, main, "train", options.max_train_samples),
+        held_out(options, main),
         options,
         alignment=alignment,
-        on_progress=on_progress,
+        swap_pairs=_swap_pairs(options, main),
+        measure=measure,
     )
-    put_json(open_storage(options.output or options.checkpoint), EVALUATION, result)
-    return result
+
+
+def _load(
+    options: EvaluateOptions,
+    projector: Projector,
+    split: str,
+    limit: int | None,
+    *,
+    text_mode: TextMode | None = None,
+    tokens: Tokens | None = None,
+) -> PairSource:
+    return load_pairs(
+        dataset_of(options, projector),
+        split,
+        layer=projector.layer,
+        text_mode=text_mode or projector.config["text_mode"],
+        tokens=tokens or projector.config["tokens"],
+        limit=limit,
+    )
+
+
+def _swap_pairs(options: EvaluateOptions, projector: Projector) -> PairSource:
+    """Held-out pairs whose VL input holds a caption that can be swapped, where the projector reads captions."""
+    if projector.tokens == "image":
+        return held_out(options, projector)
+    return _load(options, projector, "val", options.max_samples, text_mode="caption", tokens="all")

@@ -1,11 +1,13 @@
-"""Metrics of predicted against target embeddings: running sums in float64, mergeable, equal to plain numpy.
+"""Metrics of predicted against target embeddings: sums in float64, mergeable, equal to plain numpy.
 
-n rows (tokens or means), D hidden, K directions. Nothing here keeps rows except two small samples that need
-them: the means of each pair, for retrieval, and a bounded number of projected tokens per pair, for the
-Wasserstein distance.
+n rows (tokens or means), D hidden, K directions, R weightings.
+
+Nothing here grows with the number of pairs. Two figures need samples rather than sums, retrieval and the
+Wasserstein distance: they keep a bounded number of pairs, the same ones whatever the order or the workers.
 """
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.statistics import RunningStatistics
+from projector.distances import retrieval, sliced_wasserstein, weighted_wasserstein
+from projector.moments import (
+    REPLICATES,
+    Float64,
+    Moments,
+    WeightedSums,
+    bootstrap_weights,
+    row_sums,
+)
 
-Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 OUTLIER_RATIO = 2.0  # the guide's: a dimension with more than twice the target's std
 COLLAPSED_RATIO = 0.5  # its mirror image, which regression to the mean produces
 RMS_EPSILON = 1e-6  # of Qwen3's RMSNorm
-TOKENS_PER_PAIR = (
-    32  # evenly spaced, for the Wasserstein distance: keeps memory independent of the image's size
-)
+TOKENS_PER_PAIR = 32  # evenly spaced, for the Wasserstein distance
+KEPT_PAIRS = 1000  # candidates of retrieval, as in the 1K test sets of image-text retrieval
+DIRECTIONS_OF_REPLICATES = 16  # of the Wasserstein distance: its interval needs no more
+NAMED_DIMENSIONS = (4, 396)  # the published outliers
+WORST = 10
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+INTERVAL = (2.5, 97.5)  # percentiles of the replicates
 
 
 def rms_norm(rows: Tensor) -> Tensor:
@@ -31,201 +44,246 @@ def rms_norm(rows: Tensor) -> Tensor:
     return rows / (rows.square().mean(-1, keepdim=True) + RMS_EPSILON).sqrt()
 
 
-class Moments:
-    """Count, means, squared deviations and co-deviations of pairs of rows (x, y), per dimension."""
+@dataclass(frozen=True)
+class Standard:
+    """The units that errors are measured in: those of target tokens in the training split."""
 
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.mean_x, self.mean_y, self.m2_x, self.m2_y, self.m_xy, self.squared_error = np.zeros((6, width))
+    mean: Float64
+    """(D,) mean."""
+    std: Float64
+    """(D,) standard deviation, 1 where it is 0."""
+    directions: Float64
+    """(D, K) unit vectors of the sliced Wasserstein distance."""
 
-    def update(self, x: Float64, y: Float64) -> None:
-        """Take in rows (n, D) of both sides."""
-        other = Moments(x.shape[1])
-        other.count = len(x)
-        other.mean_x, other.mean_y = x.mean(0), y.mean(0)
-        dx, dy = x - other.mean_x, y - other.mean_y
-        other.m2_x, other.m2_y, other.m_xy = (
-            np.einsum("nd,nd->d", a, b) for a, b in ((dx, dx), (dy, dy), (dx, dy))
+    def standardised(self, rows: Float64) -> Float64:
+        """Rows (…, D) in these units."""
+        return (rows - self.mean) / self.std
+
+    def slices(self, tokens: Float64) -> Float32:
+        """(k, K) a bounded number of tokens (n, D) along the directions."""
+        chosen = tokens[np.unique(np.linspace(0, len(tokens) - 1, TOKENS_PER_PAIR).round().astype(int))]
+        return (self.standardised(chosen) @ self.directions).astype(np.float32)
+
+    def target(self, key: str, content: Tensor, tokens: Tensor, replicates: int = REPLICATES) -> "Target":
+        """A pair's caption side, measured once for all methods.
+
+        Args:
+            key: of the pair; decides its weights in the replicates.
+            content: (L, D) the rows that predictions answer for, raw.
+            tokens: (Q, D) the caption's tokens, for how they are distributed.
+            replicates: of the bootstrap.
+        """
+        rows = content.double()
+        everything = tokens.double().numpy()
+        shifted = everything - self.mean
+        return Target(
+            key=key,
+            weights=bootstrap_weights(key, replicates),
+            content=rows,
+            normed=rms_norm(rows),
+            tokens=len(everything),
+            token_sums=np.stack([shifted.sum(0), np.einsum("nd,nd->d", shifted, shifted)]),
+            gallery=self.standardised(rows.mean(0).numpy()).astype(np.float32),
+            slices=self.slices(everything),
         )
-        other.squared_error = np.einsum("nd,nd->d", x - y, x - y)
-        self.merge(other)
-
-    def merge(self, other: "Moments") -> None:
-        """Take in what another one has seen (Chan, Golub and LeVeque 1979)."""
-        total = self.count + other.count
-        if not other.count:
-            return
-        delta_x, delta_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
-        between = self.count * other.count / total
-        self.mean_x = self.mean_x + delta_x * other.count / total
-        self.mean_y = self.mean_y + delta_y * other.count / total
-        self.m2_x = self.m2_x + other.m2_x + delta_x**2 * between
-        self.m2_y = self.m2_y + other.m2_y + delta_y**2 * between
-        self.m_xy = self.m_xy + other.m_xy + delta_x * delta_y * between
-        self.squared_error = self.squared_error + other.squared_error
-        self.count = total
-
-    @property
-    def correlation(self) -> Float64:
-        """(D,) Pearson correlation; 0 where either side never moves."""
-        scale = np.sqrt(self.m2_x * self.m2_y)
-        return np.divide(self.m_xy, scale, out=np.zeros_like(scale), where=scale > 0)
-
-    @property
-    def r2(self) -> Float64:
-        """(D,) share of y's variance that x explains as it stands; NaN where y never moves."""
-        ratio = np.full_like(self.m2_y, np.nan)
-        return 1 - np.divide(self.squared_error, self.m2_y, out=ratio, where=self.m2_y > 0)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Target:
+    """What figures need of a pair's caption side; made by `Standard.target`."""
+
+    key: str
+    weights: Float64
+    """(R,) what the pair counts in the figure itself and in each replicate."""
+    content: Tensor
+    """(L, D) float64."""
+    normed: Tensor
+    """(L, D) the same after RMSNorm."""
+    tokens: int
+    """Q."""
+    token_sums: Float64
+    """(2, D) sums of tokens and of their squares, about the standard's mean."""
+    gallery: Float32
+    """(D,) mean of the content, standardised."""
+    slices: Float32
+    """(k, K) tokens along the directions."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A pair of the bounded sample."""
+
+    target: Target
+    query: Float32
+    """(D,) mean of the predictions, standardised."""
+    slices: Float32
+    """(k, K) predicted tokens along the directions."""
+
+
 class Metrics:
     """Everything measured of one method.
 
-    `content` rows are aligned one to one: row i of the prediction answers for row i of the target. `tokens`
-    are the two sides' tokens as sets, of any number each, for how they are distributed.
+    Content rows are aligned one to one: row i of the prediction answers for row i of the target. Tokens are
+    the two sides' tokens as sets, of any number each, for how they are distributed.
+
+    Args:
+        standard: the units.
+        replicates: of the bootstrap, the same as the targets'; 0 for no intervals.
     """
 
-    target_mean: Float64
-    """(D,) mean of target tokens in the training split."""
-    target_std: Float64
-    """(D,) their standard deviation; standardised errors are in its units."""
-    directions: Float64
-    """(D, K) unit vectors of the sliced Wasserstein distance."""
-    content: Moments = field(init=False)
-    normed: Moments = field(init=False)
-    cosine: float = field(init=False, default=0.0)
-    normed_cosine: float = field(init=False, default=0.0)
-    spread_x: RunningStatistics = field(init=False)
-    spread_y: RunningStatistics = field(init=False)
-    queries: list[Float64] = field(init=False, default_factory=list)
-    gallery: list[Float64] = field(init=False, default_factory=list)
-    slices_x: list[Float32] = field(init=False, default_factory=list)
-    slices_y: list[Float32] = field(init=False, default_factory=list)
+    def __init__(self, standard: Standard, replicates: int = REPLICATES) -> None:
+        self.standard = standard
+        width, weightings = len(standard.mean), 1 + replicates
+        self._content = WeightedSums((5, width), weightings)
+        self._normed = WeightedSums((5, width), weightings)
+        self._tokens = WeightedSums((4, width), weightings)
+        self._scalars = WeightedSums((5,), weightings)
+        self._kept: dict[str, _Kept] = {}
 
-    def __post_init__(self) -> None:
-        width = len(self.target_mean)
-        self.content, self.normed = Moments(width), Moments(width)
-        self.spread_x, self.spread_y = RunningStatistics(width), RunningStatistics(width)
-
-    def update(
-        self, predicted: Tensor, target: Tensor, predicted_tokens: Tensor, target_tokens: Tensor
-    ) -> None:
+    def update(self, target: Target, predicted: Tensor, tokens: Tensor) -> None:
         """Take in one pair.
 
         Args:
+            target: its caption side.
             predicted: (L, D) aligned predictions, raw.
-            target: (L, D) aligned targets, raw.
-            predicted_tokens: (P, D) predicted tokens whose distribution counts.
-            target_tokens: (Q, D) real ones.
+            tokens: (P, D) predicted tokens whose distribution counts.
         """
-        x, y = predicted.double(), target.double()
-        self.content.update(x.numpy(), y.numpy())
-        normed_x, normed_y = rms_norm(x), rms_norm(y)
-        self.normed.update(normed_x.numpy(), normed_y.numpy())
-        self.cosine += float(torch.cosine_similarity(x, y, dim=-1).sum())
-        self.normed_cosine += float(torch.cosine_similarity(normed_x, normed_y, dim=-1).sum())
-        for tokens, spread, slices in (
-            (predicted_tokens, self.spread_x, self.slices_x),
-            (target_tokens, self.spread_y, self.slices_y),
-        ):
-            rows = tokens.double().numpy()
-            spread.update(rows)
-            chosen = rows[np.unique(np.linspace(0, len(rows) - 1, TOKENS_PER_PAIR).round().astype(int))]
-            slices.append((self._standardised(chosen) @ self.directions).astype(np.float32))
-        self.queries.append(self._standardised(x.mean(0).numpy()))
-        self.gallery.append(self._standardised(y.mean(0).numpy()))
+        x, y = predicted.double(), target.content
+        normed = rms_norm(x)
+        everything = tokens.double().numpy()
+        shifted = everything - self.standard.mean
+        weights = target.weights
+        self._content.add(weights, row_sums(x.numpy() - self.standard.mean, y.numpy() - self.standard.mean))
+        self._normed.add(weights, row_sums(normed.numpy(), target.normed.numpy()))
+        sums = np.stack([shifted.sum(0), np.einsum("nd,nd->d", shifted, shifted)])
+        self._tokens.add(weights, np.concatenate([sums, target.token_sums]))
+        cosines = [
+            float(torch.cosine_similarity(a, b, dim=-1).sum()) for a, b in ((x, y), (normed, target.normed))
+        ]
+        self._scalars.add(weights, np.array([len(x), len(everything), target.tokens, *cosines]))
+        query = self.standard.standardised(x.mean(0).numpy()).astype(np.float32)
+        self._keep(target.key, _Kept(target, query, self.standard.slices(everything)))
 
-    def _standardised(self, rows: Float64) -> Float64:
-        return (rows - self.target_mean) / self.target_std
+    def _keep(self, key: str, kept: _Kept) -> None:
+        self._kept[key] = kept
+        if len(self._kept) > KEPT_PAIRS:
+            del self._kept[max(self._kept, key=_lot)]
 
     def merge(self, other: "Metrics") -> None:
         """Take in what another worker has measured of the same method."""
-        for name in ("content", "normed", "spread_x", "spread_y"):
+        for name in ("_content", "_normed", "_tokens", "_scalars"):
             getattr(self, name).merge(getattr(other, name))
-        self.cosine += other.cosine
-        self.normed_cosine += other.normed_cosine
-        for name in ("queries", "gallery", "slices_x", "slices_y"):
-            getattr(self, name).extend(getattr(other, name))
+        for key, kept in other._kept.items():
+            self._keep(key, kept)
+
+    @property
+    def rows(self) -> int:
+        """Content rows taken in."""
+        return int(self._scalars.total[0, 0])
+
+    def profile(self) -> dict[str, Float64]:
+        """Per dimension (D,): `std_ratio` of tokens (NaN where the target never moves), `correlation`, `r2`."""
+        content = Moments(self.rows, self._content.total[0])
+        return {
+            "std_ratio": self._std_ratio(0),
+            "correlation": content.correlation,
+            "r2": content.r2,
+        }
 
     def result(self) -> dict[str, Any]:
-        """The figures under the names of eval.json."""
-        squared_error = self.content.squared_error / self.content.count
-        moving = self.spread_y.std() > 0
-        ratio = self.spread_x.std()[moving] / self.spread_y.std()[moving]
-        recall = retrieval(np.array(self.queries), np.array(self.gallery))
+        """The figures under the names of eval.json, their intervals, and the dimensions that stand out."""
+        sums = [self._of_sums(weighting) for weighting in range(len(self._scalars.total))]
+        figures, intervals = sums[0], {}
+        for name in figures:
+            seen = [found[name] for found in sums[1:] if found]
+            if seen:
+                intervals[name] = np.percentile(np.array(seen), INTERVAL, axis=0).tolist()
+        for name, (figure, replicates) in self._of_kept().items():
+            figures[name] = figure
+            if len(replicates):
+                intervals[name] = np.percentile(replicates, INTERVAL).tolist()
+        intervals.pop("std_ratio_range", None)  # the most extreme of a resample says little of the extremes
+        return {**figures, **({"intervals": intervals} if intervals else {}), **self._standing_out()}
+
+    def _of_sums(self, weighting: int) -> dict[str, Any]:
+        """The figures that sums give under a weighting; nothing where no pair counts in it."""
+        count, _, _, cosine, normed_cosine = self._scalars.total[weighting]
+        if not count:
+            return {}
+        content = Moments(count, self._content.total[weighting])
+        ratio = self._std_ratio(weighting)
+        ratio = ratio[~np.isnan(ratio)]
+        error = content.squared_error
         return {
-            "mse": float(squared_error.mean()),
-            "mse_standardized": float((squared_error / self.target_std**2).mean()),
-            "cosine_similarity": self.cosine / self.content.count,
-            "per_dim_correlation": float(np.median(self.content.correlation)),
-            "r2": float(np.nanmedian(self.content.r2)),
-            "std_ratio_range": [float(ratio.min()), float(ratio.max())],
+            "mse": float(error.mean()),
+            "mse_standardized": float((error / self.standard.std**2).mean()),
+            "cosine_similarity": float(cosine / count),
+            "per_dim_correlation": float(np.median(content.correlation)),
+            "r2": _nanmedian(content.r2),
+            "std_ratio_range": [float(ratio.min()), float(ratio.max())] if len(ratio) else [1.0, 1.0],
             "outlier_dims": int((ratio > OUTLIER_RATIO).sum()),
             "collapsed_dims": int((ratio < COLLAPSED_RATIO).sum()),
-            "recall_at_1": float(recall[0].mean()),
-            "recall_at_5": float(recall[1].mean()),
-            "rms_r2": float(np.nanmedian(self.normed.r2)),
-            "rms_cosine": self.normed_cosine / self.content.count,
-            "sliced_wasserstein": sliced_wasserstein(
-                np.concatenate(self.slices_x), np.concatenate(self.slices_y)
-            ),
+            "rms_r2": _nanmedian(Moments(count, self._normed.total[weighting]).r2),
+            "rms_cosine": float(normed_cosine / count),
+        }
+
+    def _std_ratio(self, weighting: int) -> Float64:
+        _, predicted, real, _, _ = self._scalars.total[weighting]
+        sums = self._tokens.total[weighting]
+        empty = np.zeros_like(sums[0])
+        x = Moments(predicted, np.stack([sums[0], empty, sums[1], empty, empty])).variance_x
+        y = Moments(real, np.stack([sums[2], empty, sums[3], empty, empty])).variance_x
+        return np.sqrt(np.divide(x, y, out=np.full_like(x, np.nan), where=y > 0))
+
+    def _of_kept(self) -> dict[str, tuple[float, Float64]]:
+        """Figures of the kept pairs, and their values in the replicates."""
+        kept = [self._kept[key] for key in sorted(self._kept)]
+        weights = np.array([pair.target.weights for pair in kept]).T
+        counting = weights[1:][weights[1:].any(1)]
+        queries, gallery = (
+            np.array(side, dtype=np.float64)
+            for side in ([pair.query for pair in kept], [pair.target.gallery for pair in kept])
+        )
+        found = {
+            f"recall_at_{rank}": (float(hits.mean()), counting @ hits / counting.sum(1))
+            for rank, hits in zip((1, 5), retrieval(queries, gallery), strict=True)
+        }
+        clouds = [[pair.slices for pair in kept], [pair.target.slices for pair in kept]]
+        x, y = (np.concatenate(cloud) for cloud in clouds)
+        distance = sliced_wasserstein(x, y)
+        few = slice(0, DIRECTIONS_OF_REPLICATES)
+        each = [
+            np.repeat(np.vstack([weights[:1], counting]), [len(part) for part in cloud], axis=1)
+            for cloud in clouds
+        ]
+        spread = weighted_wasserstein(x[:, few], each[0], y[:, few], each[1])
+        found["sliced_wasserstein"] = (distance, distance + spread[1:] - spread[0])
+        return found
+
+    def _standing_out(self) -> dict[str, Any]:
+        """Quantiles of the correlation, the published outlier dimensions and the worst ones by name."""
+        profile = self.profile()
+
+        def at(dimension: int) -> dict[str, float | None]:
+            values = {name: float(values[dimension]) for name, values in profile.items()}
+            return {name: None if np.isnan(value) else value for name, value in values.items()}
+
+        correlation = profile["correlation"]
+        moving = np.flatnonzero(~np.isnan(profile["std_ratio"]))
+        worst = moving[np.argsort(correlation[moving], kind="stable")[:WORST]]
+        return {
+            "correlation_quantiles": {
+                f"{quantile:g}": float(np.quantile(correlation, quantile)) for quantile in QUANTILES
+            },
+            "dimensions": {str(d): at(d) for d in NAMED_DIMENSIONS if d < len(correlation)},
+            "worst_dimensions": [{"dimension": int(d), **at(int(d))} for d in worst],
         }
 
 
-def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5)) -> Float64:
-    """Whether each query finds its own among all, by cosine similarity; ties count as half.
-
-    A candidate exactly as similar as the own one counts as half a candidate before it. With a naive ">" a
-    constant predictor would find its own first every time.
-
-    Args:
-        queries: (N, D) predicted means, standardised.
-        gallery: (N, D) target means, standardised; row i is query i's own.
-        ranks: k of each recall@k.
-
-    Returns:
-        (len(ranks), N): 1 where the own one's rank, from 1, is at most k, else 0.
-    """
-    x, y = (_unit(rows) for rows in (queries, gallery))
-    own = np.einsum("nd,nd->n", x, y)
-    better, equal = np.zeros(len(x)), np.zeros(len(x))
-    for first in range(0, len(y), 1024):
-        similarity = x @ y[first : first + 1024].T
-        near = np.abs(similarity - own[:, None]) <= 1e-9
-        better += ((similarity > own[:, None]) & ~near).sum(1)
-        equal += near.sum(1)
-    rank = 1 + better + (equal - 1) / 2  # the own one is among the equal
-    return np.stack([(rank <= k).astype(np.float64) for k in ranks])
+def _lot(key: str) -> bytes:
+    """By which pairs are drawn into the bounded sample: the same whatever the order and the workers."""
+    return hashlib.sha256(key.encode()).digest()
 
 
-def sliced_wasserstein(x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> float:
-    """Distance between two clouds: root mean over directions of the squared 2-Wasserstein distance along
-    each.
-
-    Exact for any two numbers of points: both empirical quantile functions are steps, compared step by step.
-
-    Args:
-        x: (n, K) one cloud, projected on K directions.
-        y: (m, K) the other.
-    """
-    n, m = len(x), len(y)
-    cuts = np.unique(np.concatenate([np.arange(1, n + 1) / n, np.arange(1, m + 1) / m]).round(12))
-    weights = np.diff(cuts, prepend=0.0)
-    middle = cuts - weights / 2
-    along_x, along_y = np.sort(x, axis=0), np.sort(y, axis=0)
-    gap = along_x[(middle * n).astype(int)] - along_y[(middle * m).astype(int)]
-    return float(np.sqrt((weights[:, None] * gap**2).sum(0).mean()))
-
-
-def random_directions(width: int, count: int, seed: int) -> Float64:
-    """(D, K) unit vectors, evenly distributed over the sphere."""
-    directions = np.random.default_rng(seed).normal(size=(width, count))
-    unit: Float64 = directions / np.linalg.norm(directions, axis=0)
-    return unit
-
-
-def _unit(rows: Float64) -> Float64:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: Float64 = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
-    return unit
+def _nanmedian(values: Float64) -> float:
+    return float(np.nanmedian(values)) if not np.isnan(values).all() else 0.0

@@ -181,8 +181,14 @@ class EvaluateOptions(BaseModel):
     """Root of the dataset; absent: the one the checkpoint was trained on."""
     checkpoint: str = ""
     """Folder (local or s3://) of a trained or exported projector."""
+    others: dict[str, str] | None = None
+    """Further projectors to measure on the same pairs, by name, e.g. {linear: runs/linear}."""
+    models: Literal["tiny"] | dict[str, str] | None = None
+    """With it the control to beat: `vl` writes a caption of each image, the text encoder of `image` encodes it."""
     output: str = ""
     """Folder that gets eval.json; absent: the checkpoint's."""
+    workers: Annotated[int, Field(gt=0)] = 1
+    """Processes that share the pairs, one GPU each where there are any; the result does not depend on them."""
     align: Align | None = None
     """How predictions and targets are matched; absent: as the checkpoint was trained."""
     max_samples: Annotated[int, Field(gt=0)] | None = None

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from projector.align import Alignment
+from projector.baselines import Reference, overall_std
+from projector.contest import Contest
 from projector.data import in_memory
-from projector.evaluation import Reference, evaluate, overall_std
+from projector.evaluation import evaluate
 from projector.options import EvaluateOptions, TrainOptions
 from projector.projector import Projector
 from projector.synthetic import Synthetic
@@ -16,9 +18,27 @@ from shards.errors import UsageError
 WORLD = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
 TRAIN, VAL = WORLD.source(60), WORLD.source(25, first=1000)
 METRICS = {
-    "mse", "mse_standardized", "cosine_similarity", "per_dim_correlation", "r2", "std_ratio_range",
-    "outlier_dims", "collapsed_dims", "recall_at_1", "recall_at_5", "rms_r2", "rms_cosine",
-    "sliced_wasserstein", "by_kind",
+    "mse",
+    "mse_standardized",
+    "cosine_similarity",
+    "per_dim_correlation",
+    "r2",
+    "std_ratio_range",
+    "outlier_dims",
+    "collapsed_dims",
+    "recall_at_1",
+    "recall_at_5",
+    "rms_r2",
+    "rms_cosine",
+    "sliced_wasserstein",
+    "by_kind",
+    "intervals",
+    "correlation_quantiles",
+    "dimensions",
+    "worst_dimensions",
+}
+UNTRAINED = {
+    "no_input", "identity", "global_scale", "per_dim_norm", "per_dim_clip", "mask_zero", "mask_clamp", "mask_scale",
 }  # fmt: skip
 
 
@@ -36,7 +56,12 @@ def run(projectors, train_pairs=TRAIN, val_pairs=VAL, kind="pool"):
 def test_a_trained_projector_beats_what_needs_no_training(tmp_path, arch):
     result = run({"projector": trained(tmp_path, arch=arch)})
     methods = result["methods"]
-    assert set(methods) == {"no_input", "identity", "global_scale", "per_dim_norm", "ridge", "projector"}
+    assert set(methods) == UNTRAINED | {"ridge", "projector"}
+    assert result["winner"] == result["ranking"][0] in ("ridge", "projector")
+    errors = [methods[name]["mse_standardized"] for name in result["ranking"]]
+    assert errors == sorted(errors)
+    assert set(result["profile"]["methods"]) == {"identity", "ridge", "projector"}
+    assert len(result["profile"]["methods"]["projector"]["std_ratio"]) == 32
     assert all(set(method) == METRICS for method in methods.values())
     for name, method in methods.items():
         if name not in ("ridge", "projector"):
@@ -51,7 +76,16 @@ def test_baselines_equal_a_plain_computation(kind):
     result = run({}, kind=kind)
     text = np.concatenate([pair.text.float().numpy() for pair in TRAIN]).astype(np.float64)
     image = np.concatenate([pair.vl.float().numpy() for pair in TRAIN]).astype(np.float64)
+    units = lambda x: (x - image.mean(0)) / image.std(0)  # noqa: E731
+    wild = image.std(0) > 2 * text.std(0)
+    reach = text.mean(0) - 3 * text.std(0), text.mean(0) + 3 * text.std(0)
+    assert wild.any()
+    assert not wild.all()
     predict = {
+        "per_dim_clip": lambda x: np.clip(units(x), -3, 3) * text.std(0) + text.mean(0),
+        "mask_zero": lambda x: np.where(wild, 0, x),
+        "mask_clamp": lambda x: np.where(wild, np.clip(x, *reach), x),
+        "mask_scale": lambda x: np.where(wild, x * 2 * text.std(0) / image.std(0), x),
         "no_input": lambda x: np.tile(text.mean(0), (len(x), 1)),
         "identity": lambda x: x,
         "global_scale": lambda x: x * text.std() / image.std(),
@@ -116,6 +150,33 @@ def test_ridge_stands_among_the_baselines(kind):
     methods = run({}, kind=kind)["methods"]
     assert methods["ridge"]["mse_standardized"] < methods["no_input"]["mse_standardized"]
     assert methods["ridge"]["per_dim_correlation"] > 0.3
+
+
+def test_workers_that_share_the_pairs_find_what_one_finds():
+    contest = Contest.between({}, TRAIN, EvaluateOptions(), alignment=Alignment("soft", 6))
+    whole = contest.measure(VAL, range(25)).result()
+    shared = contest.measure(VAL, range(10))
+    shared.merge(contest.measure(VAL, range(10, 25)))
+    found = shared.result()
+    assert found["ranking"] == whole["ranking"]
+    for name, expected in whole["methods"].items():
+        for figure in ("mse", "r2", "recall_at_1", "sliced_wasserstein", "rms_cosine"):
+            assert found["methods"][name][figure] == pytest.approx(expected[figure], rel=1e-9)
+        assert found["methods"][name]["intervals"]["mse"] == pytest.approx(expected["intervals"]["mse"])
+
+
+def test_a_method_of_the_samples_key_stands_among_the_others():
+    contest = Contest.between({}, TRAIN, EvaluateOptions(), alignment=Alignment("soft", 6))
+    texts = {pair.key: pair.text for pair in VAL}
+    result = contest.measure(VAL, range(25), by_key={"told": lambda key: texts[key]}).result()
+    assert result["winner"] == "told"
+    assert result["methods"]["told"]["mse"] == pytest.approx(0, abs=1e-9)
+    assert result["methods"]["told"]["recall_at_1"] == 1
+
+
+def test_a_projector_with_the_name_of_a_baseline(tmp_path):
+    with pytest.raises(UsageError, match="called 'ridge', which is a baseline's name"):
+        run({"ridge": trained(tmp_path)})
 
 
 def test_another_width(tmp_path):

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from projector.metrics import Metrics, Moments, random_directions, retrieval, rms_norm, sliced_wasserstein
+from projector.distances import random_directions, retrieval, sliced_wasserstein, weighted_wasserstein
+from projector.metrics import Metrics, Standard, rms_norm
+from projector.moments import PAIRS_AT_A_TIME, Moments, bootstrap_weights, row_sums
 
 WIDTH = 5
 
@@ -56,21 +58,24 @@ def made(seed, pairs, offset=300.0):
     return predictions, targets, everything.mean(0) + 0.1, everything.std(0)
 
 
-def measured(predictions, targets, mean, std, directions):
-    metrics = Metrics(mean, std, directions)
-    for x, y in zip(predictions, targets, strict=True):
-        metrics.update(*(torch.from_numpy(rows) for rows in (x, y, x, y)))
+def measured(predictions, targets, mean, std, directions, first=0, replicates=0):
+    standard = Standard(mean, std, directions)
+    metrics = Metrics(standard, replicates)
+    for index, (x, y) in enumerate(zip(predictions, targets, strict=True), start=first):
+        rows = torch.from_numpy(y)
+        target = standard.target(f"pair {index}", rows, rows, replicates)
+        metrics.update(target, torch.from_numpy(x), torch.from_numpy(x))
     return metrics
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.integers(2, 12))
+@given(st.integers(0, 10_000), st.integers(2, 2 * PAIRS_AT_A_TIME))
 def test_streaming_equals_plain_numpy(seed, pairs):
     data = made(seed, pairs)
     directions = random_directions(WIDTH, 7, seed=0)
     expected = plain(*data, directions)
     result = measured(*data, directions).result()
-    assert result.keys() == expected.keys()
+    assert result.keys() == expected.keys() | {"correlation_quantiles", "dimensions", "worst_dimensions"}
     for name, value in expected.items():
         tolerance = 2e-6 if name == "sliced_wasserstein" else 1e-6  # slices are kept in float32
         np.testing.assert_allclose(result[name], value, rtol=tolerance, atol=1e-9, err_msg=name)
@@ -81,28 +86,81 @@ def test_streaming_equals_plain_numpy(seed, pairs):
 def test_workers_merged_equal_one_alone(seed, cut):
     predictions, targets, mean, std = made(seed, 6)
     directions = random_directions(WIDTH, 7, seed=0)
-    merged = measured(predictions[:cut], targets[:cut], mean, std, directions)
-    merged.merge(measured(predictions[cut:], targets[cut:], mean, std, directions))
+    merged = measured(predictions[:cut], targets[:cut], mean, std, directions, replicates=5)
+    merged.merge(measured(predictions[cut:], targets[cut:], mean, std, directions, first=cut, replicates=5))
+    whole = measured(predictions, targets, mean, std, directions, replicates=5).result()
+    parts = merged.result()
+    intervals = parts.pop("intervals"), whole.pop("intervals")
+    for name in ("mse", "r2", "recall_at_1", "sliced_wasserstein"):
+        np.testing.assert_allclose(intervals[0][name], intervals[1][name], rtol=1e-7, atol=1e-9, err_msg=name)
+    for name in set(whole) - {"correlation_quantiles", "dimensions", "worst_dimensions"}:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_the_sample_for_retrieval_is_bounded_and_the_same_in_any_order(monkeypatch):
+    monkeypatch.setattr("projector.metrics.KEPT_PAIRS", 10)
+    predictions, targets, mean, std = made(0, 40)
+    directions = random_directions(WIDTH, 7, seed=0)
     whole = measured(predictions, targets, mean, std, directions)
-    for name, value in whole.result().items():
-        np.testing.assert_allclose(merged.result()[name], value, rtol=1e-9, err_msg=name)
+    late = measured(predictions[25:], targets[25:], mean, std, directions, first=25)
+    late.merge(measured(predictions[:25], targets[:25], mean, std, directions))
+    assert len(whole._kept) == 10
+    assert whole._kept.keys() == late._kept.keys()
+    assert late.result()["recall_at_5"] == whole.result()["recall_at_5"]
 
 
-@given(hnp.arrays(np.float64, (6, 2), elements=st.floats(-1e3, 1e3)))
-def test_moments_do_not_depend_on_the_cut(rows):
-    x, y = rows[:, :1] + 1e6, rows[:, 1:]
-    whole, parts = Moments(1), Moments(1)
-    whole.update(x, y)
-    for row in range(6):
-        parts.update(x[row : row + 1], y[row : row + 1])
-    for name in ("mean_x", "m2_x", "m2_y", "m_xy", "squared_error"):
-        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-7, atol=1e-3)
+def test_dimensions_are_told_by_name():
+    predictions, targets, mean, std = made(3, 30)
+    result = measured(predictions, targets, mean, std, random_directions(WIDTH, 7, seed=0)).result()
+    x, y = np.concatenate(predictions), np.concatenate(targets)
+    correlations = np.array([np.corrcoef(x[:, d], y[:, d])[0, 1] for d in range(WIDTH)])
+    assert list(result["dimensions"]) == ["4"], "396 is not there at this width"
+    assert result["dimensions"]["4"]["std_ratio"] == pytest.approx(x[:, 4].std() / y[:, 4].std())
+    assert result["dimensions"]["4"]["correlation"] == pytest.approx(correlations[4])
+    assert [each["dimension"] for each in result["worst_dimensions"]] == np.argsort(correlations).tolist()
+    assert result["correlation_quantiles"]["0.05"] == pytest.approx(np.quantile(correlations, 0.05))
+
+
+def test_intervals_are_those_of_a_plain_bootstrap_over_samples():
+    predictions, targets, mean, std = made(11, 50)
+    directions = random_directions(WIDTH, 7, seed=0)
+    intervals = measured(predictions, targets, mean, std, directions, replicates=100).result()["intervals"]
+    weights = np.array([bootstrap_weights(f"pair {index}", 100) for index in range(50)])[:, 1:]
+    seen = []
+    for replicate in weights.T.astype(int):
+        x, y = (np.concatenate([rows for rows, n in zip(side, replicate, strict=True) for _ in range(n)])
+                for side in (predictions, targets))  # fmt: skip
+        seen.append([((x - y) ** 2).mean(), np.median(1 - ((x - y) ** 2).mean(0) / y.var(0))])
+    low, high = np.percentile(seen, (2.5, 97.5), axis=0)
+    np.testing.assert_allclose(intervals["mse"], [low[0], high[0]], rtol=1e-6)
+    np.testing.assert_allclose(intervals["r2"], [low[1], high[1]], rtol=1e-6)
+
+
+def test_weights_of_a_pair_are_its_own():
+    weights = np.array([bootstrap_weights(f"pair {index}", 50) for index in range(400)])
+    assert (weights[:, 0] == 1).all()
+    assert weights[:, 1:].mean() == pytest.approx(1, abs=0.02)
+    assert weights[:, 1:].var() == pytest.approx(1, abs=0.05)
+    np.testing.assert_array_equal(bootstrap_weights("pair 7", 50), weights[7])
+
+
+def moments_of(x, y, cut):
+    sums = sum(row_sums(a, b) for a, b in zip(np.split(x, [cut]), np.split(y, [cut]), strict=True))
+    return Moments(len(x), sums)
+
+
+@given(hnp.arrays(np.float64, (6, 2), elements=st.floats(-1e3, 1e3)), st.integers(0, 6))
+def test_moments_do_not_depend_on_the_cut(rows, cut):
+    x, y = rows[:, :1] + 1e3, rows[:, 1:]
+    parts = moments_of(x, y, cut)
+    np.testing.assert_allclose(parts.variance_x, x.var(0), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(parts.variance_y, y.var(0), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(parts.squared_error, ((x - y) ** 2).mean(0), rtol=1e-6, atol=1e-5)
 
 
 def test_a_dimension_that_never_moves_neither_correlates_nor_explains():
-    moments = Moments(2)
-    moments.update(np.array([[1.0, 1.0], [1.0, 2.0]]), np.array([[5.0, 1.0], [5.0, 2.0]]))
-    assert moments.correlation.tolist() == [0.0, 1.0]
+    moments = moments_of(np.array([[0.1, 1.0], [0.1, 2.0]]), np.array([[0.3, 1.0], [0.3, 2.0]]), 1)
+    assert moments.correlation == pytest.approx([0.0, 1.0])
     assert np.isnan(moments.r2[0])
     assert moments.r2[1] == 1.0
 
@@ -130,6 +188,19 @@ def test_wasserstein_of_clouds_of_any_size(n, m):
     fine = np.sort(np.repeat(x, m, axis=0), axis=0) - np.sort(np.repeat(y, n, axis=0), axis=0)
     assert sliced_wasserstein(x, y) == pytest.approx(np.sqrt((fine**2).mean()))
     assert sliced_wasserstein(x, np.repeat(x, 4, axis=0)) == pytest.approx(0, abs=1e-9)
+
+
+def test_weighting_a_point_is_repeating_it():
+    random = np.random.default_rng(5)
+    x, y = random.normal(size=(30, 3)), random.normal(size=(40, 3)) + 1
+    times = random.poisson(1.0, (2, 30)) + 1.0, random.poisson(1.0, (2, 40)) + 1.0
+    found = weighted_wasserstein(x, times[0], y, times[1])
+    for row in range(2):
+        repeated = (
+            np.repeat(points, count[row].astype(int), axis=0)
+            for points, count in zip((x, y), times, strict=True)
+        )
+        assert found[row] == pytest.approx(sliced_wasserstein(*repeated), rel=0.02)
 
 
 def test_wasserstein_of_shifted_clouds_is_the_shift():

@@ -1,0 +1,85 @@
+"""`evaluate` as users start it: several projectors, the control, workers; what is refused before a model loads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from projector.data import load_pairs
+from projector.options import TrainOptions
+from projector.training import train
+from ray_support import ROOT
+
+
+@pytest.fixture(scope="module")
+def trained(undisturbed, tmp_path_factory):
+    """Two projectors of the same pairs, and one that reads other tokens."""
+    root = tmp_path_factory.mktemp("trained")
+    for name, options in {
+        "ridge": {"arch": "ridge"},
+        "linear": {"arch": "linear", "epochs": 2},
+        "all": {"arch": "ridge", "tokens": "all"},
+    }.items():
+        chosen = TrainOptions(data=str(undisturbed), output=str(root / name), **options)
+        pairs = (
+            load_pairs(str(undisturbed), split, layer=-8, text_mode="caption", tokens=chosen.tokens)
+            for split in ("train", "val")
+        )
+        train(chosen, *pairs)
+    return root
+
+
+def evaluate(environment, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "ray_jobs", "evaluate", *words],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+@pytest.mark.ray
+def test_workers_and_the_control(environment, trained, tmp_path):
+    words = [
+        "--evaluate.checkpoint", str(trained / "ridge"),
+        "--evaluate.others", json.dumps({"linear": str(trained / "linear")}),
+    ]  # fmt: skip
+    alone = evaluate(environment, *words, "--evaluate.output", str(tmp_path / "alone"))
+    assert alone.returncode == 0, alone.stderr
+    shared = evaluate(
+        environment, *words, "--evaluate.output", str(tmp_path / "shared"),
+        "--evaluate.workers", "2", "--evaluate.models", "tiny",
+    )  # fmt: skip
+    assert shared.returncode == 0, shared.stderr
+    one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "shared"))
+    assert set(two["methods"]) == set(one["methods"]) | {"vl_caption"}
+    assert set(one["caption_swap"]) == {"projector", "linear"}
+    for name, expected in one["methods"].items():
+        for figure in ("mse", "r2", "recall_at_1", "sliced_wasserstein"):
+            assert two["methods"][name][figure] == pytest.approx(expected[figure], rel=1e-6, abs=1e-9)
+    assert f"{two['winner']} has the least standardised error" in shared.stdout
+    assert "evaluate: " in shared.stdout
+    table = [line.split()[0] for line in shared.stdout.splitlines() if line[:1] == " "]
+    assert [name for name in table if name in two["methods"]] == two["ranking"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "evaluate.checkpoint is needed"),
+        (["--evaluate.models.image", "nowhere"], "evaluate.models"),
+    ],
+)
+def test_what_is_refused(environment, words, message):
+    done = evaluate(environment, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_projectors_that_read_other_tokens_are_not_measured_together(environment, trained):
+    done = evaluate(
+        environment, "--evaluate.checkpoint", str(trained / "ridge"),
+        "--evaluate.others", json.dumps({"other": str(trained / "all")}),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "other has tokens 'all', the checkpoint has 'image'" in done.stderr
