@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "--split", choices=SPLITS, default="train"
     )
     tool("ls", _ls, "one line per shard")
+    tool("card", _card, "write README.md, the page that goes with a dataset to publish").add_argument(
+        "--license", help="the hub's identifier of its licence, e.g. cc-by-4.0"
+    )
     preview = tool("preview", _preview, "contact sheet of the first pictures, by category")
     preview.add_argument("--output", default="preview.png", help="PNG to write (default %(default)s)")
     preview.add_argument("--count", type=int, default=36, help="pictures (default %(default)s)")
@@ -142,6 +145,15 @@ def _ls(options: argparse.Namespace) -> int:
             f"{commit.name}  {commit.samples:>5} samples  {commit.failed:>3} failed  {commit.bytes / 1e6:>9,.1f} MB  "
             f"{commit.device_seconds:>8,.1f} s  {commit.created}  {commit.device}{note}"
         )
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    from shards.card import put_card
+
+    dataset = _open(options)
+    require_shards(dataset)
+    print(put_card(dataset, options.license))
     return 0
 
 

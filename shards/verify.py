@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
+from shards.card import CARD
 from shards.commit import COMMIT_NAME, Commit, failed_key, tar_key
 from shards.dataset import DATASET, GROWTH_NAME, MANIFEST, Dataset
 from shards.errors import CorruptShardError
@@ -120,7 +121,7 @@ def _examine_at(root: str, commit: Commit, expected: Expected) -> Examined:
 
 def _foreign(dataset: Dataset, commits: Iterable[Commit]) -> list[Problem]:
     """Files that belong to nothing; uncommitted leftovers are told apart, since gc removes them."""
-    own = {DATASET, MANIFEST, "_lease.json"}
+    own = {DATASET, MANIFEST, "_lease.json", CARD}
     for commit in commits:
         own |= {commit.tar, commit.parquet, failed_key(commit.name)}
     problems = []

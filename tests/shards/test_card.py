@@ -1,0 +1,111 @@
+"""Pages to publish: hostile text stays text, and what a dataset's page says about loading is true."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from shards.__main__ import main
+from shards.card import dataset_card
+from shards.markdown import LONGEST, front_matter, inline, table
+from shards.verify import verify
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "[click](javascript:alert(1))",
+    "![x](https://evil.example/x.png)",
+    "https://evil.example www.evil.example me@evil.example",
+    "a | b | c",
+    "`code` **bold** _it_ ~~gone~~ $x$ #7",
+    "one\n\n# heading\n---\nlicense: mine\n```",
+    "\u202eright\u2066to left\x00\x1b[31m",
+    "&lt;b&gt; \\| \\<b\\>",
+]
+
+
+def shown(source):
+    """What a reader sees: HTML with raw HTML and links allowed, as the hub renders it."""
+    return MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough").render(source)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_shown_as_text(text):
+    page = shown(f"Prompt: {inline(text)}\n")
+    assert re.findall(r"<[^>]*>", page) == ["<p>", "</p>"]
+    rows = shown(table(("a", "b"), [(text, 1)]))
+    assert rows.count("<td>") == 2
+    assert set(re.findall(r"</?(\w+)", rows)) == {"table", "thead", "tbody", "tr", "th", "td"}
+    assert not any(sign in inline(text) for sign in "\u202e\u2066\x00\x1b\n")
+    assert "://" not in inline(text)
+    assert "www." not in inline(text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_front_matter_keeps_what_it_was_given(text):
+    block = front_matter({"title": text, "none": None, "tags": [text]})
+    assert yaml.safe_load(block.removeprefix("---\n").removesuffix("---\n")) == {
+        "title": text,
+        "tags": [text],
+    }
+    assert len(re.findall("^---$", block, re.MULTILINE)) == 2
+
+
+def test_long_text_is_cut():
+    assert len(inline("a" * 10_000)) == LONGEST
+
+
+def test_the_card_of_a_dataset(make_dataset, tmp_path, capsys):
+    dataset, plan = make_dataset()
+    root = str(tmp_path / "data")
+    assert main(["card", root]) == 0
+    assert capsys.readouterr().out == f"{root}/README.md\n"
+    card = (tmp_path / "data" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert "license" not in head
+    assert head["size_categories"] == ["n<1K"]
+    assert f"{len(plan)} samples, complete" in card
+    assert dataset.fingerprint in card
+    assert "| photograph |" in card
+    assert root not in card
+    assert verify(root, workers=1).problems == []
+
+
+def test_what_the_card_says_about_loading_works(make_dataset, tmp_path):
+    _, plan = make_dataset()
+    main(["card", str(tmp_path / "data"), "--license", "cc-by-4.0"])
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "license: cc-by-4.0" in card
+    code = card.split("```python\n")[1].split("```")[0] + "    print(caption, text.shape, image.shape)\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path / "data", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    train = sum(len(shard.samples) for shard in plan.shards if shard.split == "train")
+    assert done.stdout.count("torch.Size([5, 8]) torch.Size([11, 8])") == train > 0
+
+
+def test_a_card_that_is_there_is_not_overwritten(make_dataset, tmp_path, capsys):
+    make_dataset()
+    (tmp_path / "data" / "README.md").write_text("mine")
+    assert main(["card", str(tmp_path / "data")]) == 2
+    assert "README.md is there already" in capsys.readouterr().err
+    assert (tmp_path / "data" / "README.md").read_text() == "mine"
+
+
+def test_settings_cannot_leave_the_cards_code_or_text():
+    facts = {"samples": 1, "failed": 0, "planned": 1, "complete": False, "fingerprint": "f", "created": "now"}
+    facts |= {"splits": {}, "coverage": [{"content": "<b>", "style": "", "subject": "", "samples": 1}]}
+    hostile = 'x"]; import os #</script>'
+    settings = {
+        "layers": [hostile],
+        "text_modes": [hostile],
+        "models": {"vl": {"id": hostile}, "image": hostile},
+    }
+    card = dataset_card(facts, settings, {hostile: hostile}, None)
+    assert 'tensors["vl.ximportosscript.ximportosscript"]' in card
+    assert "</script>" not in card
+    assert "<b>" not in shown(card.split("---\n", 2)[2])
