@@ -95,14 +95,16 @@ class Moments:
     def squared_error(self) -> Float64:
         """(D,) mean of (x - y)²."""
         error = (self.sums[2] - 2 * self.sums[4] + self.sums[3]) / self.count
-        return np.maximum(error, 0.0)
+        positive: Float64 = np.maximum(error, 0.0)
+        return positive
 
     @property
     def correlation(self) -> Float64:
         """(D,) Pearson correlation; 0 where either side never moves."""
-        together = self.sums[4] / self.count - self.sums[0] * self.sums[1] / self.count**2
-        scale = np.sqrt(self.variance_x * self.variance_y)
-        return np.divide(together, scale, out=np.zeros_like(scale), where=scale > 0)
+        together: Float64 = self.sums[4] / self.count - self.sums[0] * self.sums[1] / self.count**2
+        scale: Float64 = np.sqrt(self.variance_x * self.variance_y)
+        correlation: Float64 = np.divide(together, scale, out=np.zeros_like(scale), where=scale > 0)
+        return correlation
 
     @property
     def r2(self) -> Float64:
