@@ -67,16 +67,24 @@ def make_tiny_models(folder: Path, *, seed: int = 0) -> Path:
     """
     if folder.is_dir():
         return folder
+    with drafted(folder, seed) as draft:
+        tokenizer = tiny_tokenizer()
+        text_encoder = _text_encoder(len(tokenizer), tokenizer.eos_token_id)
+        _save_pipeline(draft / "image", tokenizer, text_encoder)
+        _save_vision_language(draft / "vl", tokenizer, text_encoder)
+    return folder
+
+
+@contextmanager
+def drafted(folder: Path, seed: int) -> Iterator[Path]:
+    """Where models of a seed are saved before they appear, whole, under the folder's name; or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         # One thread: a factorisation's last bits depend on the number, and the bytes are part of every fingerprint.
         with _quiet(), _one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokenizer = _tokenizer()
-            text_encoder = _text_encoder(len(tokenizer), tokenizer.eos_token_id)
-            _save_pipeline(draft / "image", tokenizer, text_encoder)
-            _save_vision_language(draft / "vl", tokenizer, text_encoder)
+            yield draft
         try:
             os.rename(draft, folder)
         except OSError:
@@ -84,10 +92,9 @@ def make_tiny_models(folder: Path, *, seed: int = 0) -> Path:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
-def _tokenizer() -> Any:
+def tiny_tokenizer() -> Any:
     """A byte-level BPE trained on the spot, with Qwen's special tokens and chat template."""
     from transformers import Qwen2TokenizerFast
 

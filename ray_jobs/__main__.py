@@ -9,7 +9,14 @@ from pydantic import BaseModel
 
 from projector.options import EvaluateOptions, TrainOptions
 from ray_jobs.command_line import Job, as_yaml, parse
-from ray_jobs.options import BuildOptions, DemoOptions, ExtractOptions, PlanOptions, ReportOptions
+from ray_jobs.options import (
+    BuildOptions,
+    CompareOptions,
+    DemoOptions,
+    ExtractOptions,
+    PlanOptions,
+    ReportOptions,
+)
 from shards.errors import CorruptShardError, StorageError, UsageError
 
 JOBS = {
@@ -35,6 +42,11 @@ JOBS = {
             "evaluate",
             "Measure projectors on held-out pairs against every baseline.",
             {"evaluate": EvaluateOptions},
+        ),
+        Job(
+            "compare",
+            "Make pictures with and without the projector and score them; resumes.",
+            {"compare": CompareOptions},
         ),
         Job("report", "Write one HTML page from a run's files.", {"report": ReportOptions}),
         Job("demo", "The whole chain on tiny random models.", {"demo": DemoOptions}),

@@ -20,7 +20,7 @@ from ray_jobs.builder import BuilderSpec, ShardBuilder, to_row
 from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.monitor import MAX_ATTEMPTS, Monitor, Snapshot
-from ray_jobs.options import BuildOptions, ExtractOptions
+from ray_jobs.options import BuildOptions, CompareOptions, ExtractOptions
 from ray_jobs.progress import Progress, duration
 from shards.dataset import Dataset, is_new
 from shards.errors import UsageError
@@ -272,7 +272,9 @@ def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Seg
     )
 
 
-def crew_for(options: BuildOptions | ExtractOptions, cluster: Cluster, job: str = "build") -> Crew:
+def crew_for(
+    options: BuildOptions | ExtractOptions | CompareOptions, cluster: Cluster, job: str = "build"
+) -> Crew:
     """How many builders, with how many GPUs each.
 
     Raises:

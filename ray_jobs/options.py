@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from projector.options import VL_TOKENS
 
@@ -18,6 +18,7 @@ def _multiple_of_16(value: int) -> int:
 
 
 Pixels = Annotated[int, Field(gt=0, le=8192), AfterValidator(_multiple_of_16)]
+ScoredPixels = Annotated[Pixels, Field(ge=64)]  # what projector.blockiness can judge
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -25,6 +26,11 @@ def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) != len(values):
         raise ValueError(f"names something twice: {values}; list each once")
     return values
+
+
+def _listed(places: object) -> object:
+    """A single place as a list of one."""
+    return [places] if isinstance(places, str) else places
 
 
 def _from_the_end(layers: list[int]) -> list[int]:
@@ -151,6 +157,68 @@ class ExtractOptions(Section):
     """A builder that finishes no batch for so long is named and restarted."""
     spool: str | None = None
     """Local folder for shards under construction; absent: the system's temporary folder."""
+
+
+class CompareOptions(Section):
+    """Which projector to make pictures with, of what, and how."""
+
+    checkpoint: str = ""
+    """Folder (local or s3://) of a trained or exported projector."""
+    output: str = ""
+    """Folder that gets compare.json, pictures and grids; absent: `compare` in the checkpoint's."""
+    models: Literal["tiny"] | ModelPaths = "tiny"
+    """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
+    images: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    """Reference pictures: image files, or folders of them; absent: held-out samples of the dataset."""
+    prompts: str | None = None
+    """Prompt file as for `build`, one prompt for each picture or one for all; absent: the held-out samples' own."""
+    prompt_column: str | None = None
+    """Column of the prompts in a .tsv .csv .jsonl or .parquet prompt file."""
+    data: str = ""
+    """Root of the dataset of held-out samples and of the baselines' statistics; absent: the checkpoint's own."""
+    samples: int = Field(4, gt=0)
+    """Held-out samples to use, the first in plan order, where no images are given."""
+    alphas: Annotated[list[Fraction], AfterValidator(_distinct), AfterValidator(sorted)] = Field(
+        [0.0, 0.3, 0.5, 0.7, 1.0], min_length=1
+    )
+    """How much of the picture is blended into the text: 0 is text only, 1 picture only."""
+    methods: Annotated[list[str], AfterValidator(_distinct)] = Field(
+        ["identity", "global_scale", "per_dim_norm", "projector"], min_length=1
+    )
+    """What is done with the picture's embeddings: `projector`, `identity` (nothing) or another baseline."""
+    blend: Literal["interpolate", "linear", "adain", "adain_per_dim"] = "interpolate"
+    """How they are blended: whole, cut off (`linear`), or first given the text's mean and spread (`adain…`)."""
+    scorer: str | None = None
+    """SigLIP folder or hub id, or `none`; absent: google/siglip2-base-patch16-224, a random one for `tiny` models."""
+    scorers: Annotated[list[str], AfterValidator(_distinct)] = []
+    """Further scorers, `module:attribute` each: a callable of PIL picture and prompt that returns a float."""
+    seed: int = Field(0, ge=0)
+    """Run seed; all pictures of a reference start from the same noise, whose seed is a hash of it and the reference."""
+    height: ScoredPixels = 1024
+    """Image height in pixels."""
+    width: ScoredPixels = 1024
+    """Image width in pixels."""
+    steps: int = Field(9, gt=0, le=1000)
+    """Denoising steps; Z-Image-Turbo wants 9."""
+    guidance: float = Field(0.0, ge=0.0)
+    """Guidance scale; Z-Image-Turbo wants 0.0."""
+    max_tokens: int = Field(512, gt=0)
+    """Longest templated prompt in tokens; longer ones are refused, they are not cut."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
+    actors: int | None = Field(None, gt=0)
+    """Workers at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
+    gpus_per_actor: float | None = Field(None, ge=0.0)
+    """GPUs each worker reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _tiny_or_mapping(cls, models: object) -> object:
+        if isinstance(models, str) and models != "tiny":
+            raise ValueError(
+                "must be `tiny` or both compare.models.image and compare.models.vl (folders or hub ids)"
+            )
+        return models
 
 
 class PlanOptions(Section):

@@ -124,7 +124,7 @@ class Dataset:
                 storage.put_bytes(DATASET, json_object(description), create_only=True)
         dataset = cls.open(storage)
         if dataset.fingerprint != fingerprint_of(settings):
-            differences = "; ".join(_differences(dataset.settings, settings))
+            differences = "; ".join(setting_differences(dataset.settings, settings))
             raise DatasetMismatchError(
                 f"{storage.root} was made with other settings: {differences}. Use those, or another root"
             )
@@ -291,11 +291,11 @@ def _segment(record: Mapping[str, Any]) -> Segment:
     return record["samples"]
 
 
-def _differences(ours: Any, theirs: Any, path: str = "") -> Iterable[str]:
+def setting_differences(ours: Any, theirs: Any, path: str = "") -> Iterable[str]:
     """Each key in which two settings differ, with both values."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for key in sorted(ours.keys() | theirs.keys()):
             inner = f"{path}.{key}" if path else key
-            yield from _differences(ours.get(key, "(absent)"), theirs.get(key, "(absent)"), inner)
+            yield from setting_differences(ours.get(key, "(absent)"), theirs.get(key, "(absent)"), inner)
     elif ours != theirs:
         yield f"{path} is {ours!r} there and {theirs!r} here"
