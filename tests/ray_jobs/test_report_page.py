@@ -1,0 +1,169 @@
+"""The page in a browser: it reaches for nothing, its controls work, and everybody can read it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from ray_jobs.__main__ import main
+from report_example import HOSTILE, write_dataset, write_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine: install it to test the page"
+)
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1100, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Where the page of a run with everything in it lies."""
+    run = tmp_path_factory.mktemp("page") / "run"
+    write_dataset(run / "data", run.parent / "spool")
+    write_run(run)
+    assert main(["report", "--report.run", str(run)]) == 0
+    return (run / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        # Without its sandbox: as root, which CI is, Chromium refuses to start otherwise.
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def show(browser, address):
+    """Open the page as a reader has it: `show(color_scheme="dark", viewport=PHONE)`; complaints are kept."""
+    contexts = []
+
+    def shown(viewport=DESK, **reader):
+        contexts.append(browser.new_context(viewport=viewport, **reader))
+        page = contexts[-1].new_page()
+        page.complaints, page.fetched = [], []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (page.complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: page.fetched.append(request.url))
+        page.goto(address)
+        return page
+
+    yield shown
+    for context in contexts:
+        context.close()
+
+
+def test_the_page_complains_of_nothing_and_fetches_nothing(show, address):
+    page = show()
+    assert page.complaints == []
+    assert {url for url in page.fetched if not url.startswith("data:")} == {address}
+    assert page.locator("script").count() == 1
+    assert page.evaluate("[...document.images].every((img) => img.naturalWidth > 0)")
+    assert HOSTILE in page.locator(".sheet figcaption").first.inner_text()
+    assert HOSTILE in page.locator(".maps figcaption").first.inner_text()
+
+
+def test_the_script_is_the_only_one_that_may_run(show):
+    page = show()
+    foreign = "<img src=x onerror='document.title = 1'><a onclick='document.title = 2' href='#'>x</a>"
+    with page.expect_console_message(lambda message: "inline event handler" in message.text):
+        page.evaluate("(html) => document.body.insertAdjacentHTML('beforeend', html)", foreign)
+    page.locator("a").click()
+    assert page.title() == "Projector run: run"
+
+
+def test_the_slider_shows_more_or_less_of_either_side(show):
+    page = show()
+    slider = page.locator(".slider").first
+    left = "getComputedStyle(document.querySelector('.slider .with')).clipPath"
+    assert page.evaluate(left).endswith("50%)")
+    slider.locator("input").fill("20")
+    assert page.evaluate(left).endswith("20%)")
+    slider.locator("input").press("ArrowRight")
+    assert page.evaluate(left).endswith("21%)")
+    assert slider.locator(".without").get_attribute("alt") == "r0: text at alpha 0"
+    assert slider.locator(".with").get_attribute("alt") == "r0: projector at alpha 0.5"
+    slider.locator("select.strength").select_option("0.7")
+    slider.locator("select.method").select_option("identity")
+    assert slider.locator(".without").get_attribute("alt") == "r0: identity at alpha 0.7"
+    assert slider.locator(".with").get_attribute("alt") == "r0: projector at alpha 0.7"
+    assert page.locator(".slider .with").nth(1).get_attribute("alt") == "r1: projector at alpha 0.5"
+    assert page.complaints == []
+
+
+def test_a_click_on_a_title_sorts(show):
+    page = show()
+    table = page.get_by_role("table", name="Methods of mlp")
+    head = table.locator("th").nth(1)
+
+    def order():
+        return table.locator("tbody td:first-child").all_inner_texts()
+
+    best_first = ["projector", "ridge", "no_input", "per_dim_norm", "global_scale", "identity"]
+    assert order() == best_first
+    head.get_by_role("button").click()
+    assert (order(), head.get_attribute("aria-sort")) == (best_first, "ascending")
+    head.get_by_role("button").press("Enter")
+    assert (order(), head.get_attribute("aria-sort")) == (best_first[::-1], "descending")
+    table.locator("th").first.get_by_role("button").click()
+    assert order() == sorted(best_first)
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_empty_fields_stay_last(show):
+    page = show()
+    page.locator("summary").first.click()
+    table = page.get_by_role("table", name="By kind of VL token, mlp")
+    for _ in range(2):
+        table.get_by_role("button", name="R²").click()
+        assert table.locator("tbody tr:nth-child(n+7) td:nth-child(4)").all_inner_texts() == ["–"] * 6
+
+
+def test_a_phone_scrolls_only_downwards(show):
+    page = show(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    boxes = "[...document.querySelectorAll('.wide')].filter((box) => box.scrollWidth > box.clientWidth)"
+    assert page.evaluate(f"{boxes}.length") > 2
+    assert page.evaluate(f"{boxes}.every((box) => getComputedStyle(box).overflowX === 'auto')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_read_it(show, scheme):
+    page = show(color_scheme=scheme)
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert "color-contrast" in {rule["id"] for rule in found.response["passes"]}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_drawings_take_the_colour_of_the_text(show, scheme):
+    page = show(color_scheme=scheme)
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    fills = page.evaluate(
+        "[...document.querySelectorAll('svg text')].map((text) => getComputedStyle(text).fill)"
+    )
+    assert set(fills) == {ink}
+    assert ink == ("rgb(22, 25, 29)" if scheme == "light" else "rgb(231, 234, 238)")
+
+
+def test_paper_is_white_and_has_no_controls(show):
+    page = show(color_scheme="dark")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator(".slider input, .controls").first.is_visible()
+    assert page.locator("main > *").first.get_attribute("class") == "verdict"
+    assert page.get_by_role("table", name="Worst dimensions, mlp").is_visible()
+
+
+def test_without_script_everything_is_there(show):
+    page = show(java_script_enabled=False)
+    assert page.locator(".grid img").count() == 14
+    assert not page.locator(".slider").first.is_visible()
+    assert Path(page.url).name == "report.html"
