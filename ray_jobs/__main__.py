@@ -13,6 +13,7 @@ from ray_jobs.options import (
     BuildOptions,
     CompareOptions,
     DemoOptions,
+    ExportOptions,
     ExtractOptions,
     PlanOptions,
     ReportOptions,
@@ -49,13 +50,14 @@ JOBS = {
             {"compare": CompareOptions},
         ),
         Job("report", "Write one HTML page from a run's files.", {"report": ReportOptions}),
+        Job("export", "Write a folder to publish: weights, config, card.", {"export": ExportOptions}),
         Job("demo", "The whole chain on tiny random models.", {"demo": DemoOptions}),
     )
 }
 
 
 # Options that name where results are or go: they must mean the same place in every process and after the job.
-PLACES = ("output", "data", "checkpoint", "run")
+PLACES = ("pictures", "output", "data", "checkpoint", "run")
 
 
 def with_lasting_paths(options: BaseModel) -> BaseModel:

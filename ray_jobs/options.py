@@ -237,6 +237,23 @@ class ReportOptions(Section):
     """The page to write; absent: report.html in the run folder."""
 
 
+class ExportOptions(Section):
+    """A folder to publish: weights, config, card."""
+
+    checkpoint: str = ""
+    """Folder (local or s3://) of a trained projector, with its eval.json where it was evaluated."""
+    output: str = ""
+    """Folder to publish, local or s3://, empty or new; nothing is uploaded."""
+    pictures: str = ""
+    """Output of `compare` whose grids the card shows; absent: in the checkpoint's folder or `compare` beside it."""
+    license: str = Field("apache-2.0", pattern=r"^[a-z0-9][a-z0-9.-]{0,60}$")
+    """The hub's identifier of the licence it is published under."""
+    program: bool = True
+    """Also as a torch.export program, projector.pt2."""
+    onnx: bool = False
+    """Also as projector.onnx; needs the extra `onnx`."""
+
+
 class DemoOptions(Section):
     """The whole chain on tiny models."""
 
