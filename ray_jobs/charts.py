@@ -52,6 +52,7 @@ SIZE = (5.2, 3.1)  # inches; in a column of the page text then has about its siz
 LONGEST_LABEL = 32  # characters
 OUTLIER, COLLAPSED = 2.0, 0.5  # the std ratios beyond which eval.json counts a dimension
 BINS = 40
+CROWDED = 500  # dimensions, above which their dots are drawn small
 
 Points = Sequence[tuple[float, float]]
 Values = Sequence[float | None]
@@ -125,12 +126,13 @@ def ratio_chart(before: Values, after: Values, *, named: Sequence[int], title: s
 
     def paint(axes: Axes) -> None:
         dots = []
-        for values, colour, size in ((before, BEFORE, 1.8), (after, AFTER, 1.8)):
+        size = 1.8 if max(len(before), len(after)) > CROWDED else 3.0
+        for values, colour in ((before, BEFORE), (after, AFTER)):
             kept = [(i, value) for i, value in enumerate(values) if value is not None and value > 0]
             # One path of lines without length, whose round ends are the dots: markers would take an element each.
             x = [part for i, _ in kept for part in (i, i, float("nan"))]
             y = [part for _, value in kept for part in (value, value, float("nan"))]
-            dots += axes.plot(x, y, color=colour, linewidth=size, solid_capstyle="round", alpha=0.75)
+            dots += axes.plot(x, y, color=colour, linewidth=size, solid_capstyle="round", alpha=0.85)
             for dimension in named:
                 value = values[dimension] if dimension < len(values) else None
                 if value:
@@ -164,7 +166,7 @@ def histogram(before: Values, after: Values, *, x_label: str, title: str) -> Mar
         bars: list[Artist] = []
         for values, colour in zip(kept, (BEFORE, AFTER), strict=True):
             _, _, patches = axes.hist(
-                values, BINS, range=span, histtype="stepfilled", color=colour, alpha=0.55, edgecolor=colour
+                values, BINS, range=span, histtype="stepfilled", color=colour, alpha=0.65, edgecolor=colour
             )
             bars.append(patches[0])  # type: ignore[index,arg-type]
         axes.set(xlabel=x_label, ylabel="dimensions")

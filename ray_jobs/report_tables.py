@@ -52,7 +52,7 @@ def number(value: Number, interval: Interval = None) -> Cell:
     """A figure with four digits and, where known, its interval."""
     if value is None:
         return Cell("–")
-    detail = f"{short(interval[0])} to {short(interval[1])}" if interval else ""
+    detail = f"{short(interval[0], 3)} to {short(interval[1], 3)}" if interval else ""
     return Cell(short(value), repr(value), detail)
 
 
@@ -64,11 +64,11 @@ def span(interval: Interval) -> Cell:
     return Cell(f"{short(low)} to {short(high)}", repr(high - low))
 
 
-def short(value: Number) -> str:
-    """Four digits, integers whole."""
+def short(value: Number, digits: int = 4) -> str:
+    """So many digits, integers whole."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.{digits}g}"
 
 
 def word(text: str) -> Cell:

@@ -92,7 +92,6 @@ class Evaluation(Record):
     text_mode: str = ""
     align: str = ""
     methods: Mapping[str, Figures]
-    winner: str | None = None
     ranking: tuple[str, ...] = ()
     profile: Profiles = Profiles()
     caption_swap: Mapping[str, CaptionSwap] = Field(default_factory=dict)

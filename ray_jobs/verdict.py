@@ -8,7 +8,6 @@ from ray_jobs.run_files import Run
 from ray_jobs.run_schema import Evaluation, Figures
 
 PROJECTOR = "projector"
-BASELINES = ("no_input", "identity", "global_scale", "per_dim_norm", "ridge")
 
 
 @dataclass(frozen=True)
@@ -21,11 +20,7 @@ class Line:
 
 def projectors(evaluation: Evaluation) -> list[str]:
     """The methods of an evaluation that are trained projectors, best first."""
-    return [
-        name
-        for name in ranked(evaluation)
-        if name not in BASELINES and (name == PROJECTOR or name in evaluation.caption_swap)
-    ]
+    return [name for name in ranked(evaluation) if name == PROJECTOR or name in evaluation.caption_swap]
 
 
 def verdict(run: Run) -> list[Line]:
@@ -80,10 +75,11 @@ def _standing(evaluations: Mapping[str, Evaluation]) -> Line:
     place, name = best
     evaluation = evaluations[place]
     ours = evaluation.methods[name]
+    trained = projectors(evaluation)
     baselines = {
         method: figures.mse_standardized
         for method, figures in evaluation.methods.items()
-        if method in BASELINES and figures.mse_standardized is not None
+        if method not in trained and figures.mse_standardized is not None
     }
     called = _called(place, name)
     said = f"{_told(ours)} on {evaluation.pairs:,} held-out pairs"
