@@ -22,6 +22,7 @@ from shards.storage import open_storage
 
 FOLDER = "tensorboard/"
 RUNS = "tracking.json"  # which run of MLflow or Weights & Biases a training goes on in
+SERVER = "MLFLOW_TRACKING_URI"
 PROJECT = "z-image-projector"
 PLACES = {
     "data",
@@ -44,13 +45,18 @@ class Log(Protocol):
 
 
 def check_trackers(options: TrainOptions) -> None:
-    """Raise UsageError where a tracker of `train.log` is not installed, before anything is trained."""
+    """Raise UsageError where a tracker of `train.log` cannot work, before anything is trained."""
     for name in options.log:
         if find_spec(MODULES[name]) is None:
             raise UsageError(
                 f"train.log = {options.log}: {name} is not installed; "
                 f"pip install 'z-image-projector[{name}]', or leave it out"
             )
+    if "mlflow" in options.log and not os.environ.get(SERVER):
+        raise UsageError(
+            f"train.log = {options.log}: mlflow needs {SERVER} in the environment, its server's address "
+            "(or sqlite:///… with the whole of mlflow installed)"
+        )
 
 
 def forget(storage: Storage) -> None:
@@ -92,7 +98,9 @@ class Tracking:
             self._logs.pop(name, None)
             # Its message is not repeated: it may hold the server's address with a password in it.
             print(
-                f"warning: {name}: {type(error).__name__}; going on without it", file=sys.stderr, flush=True
+                f"warning: {name}: {type(error).__name__}; going on without it, check its environment variables",
+                file=sys.stderr,
+                flush=True,
             )
 
 
@@ -137,7 +145,7 @@ def event_file(values: Mapping[str, float], step: int) -> bytes:
 
 
 class MLflow:
-    """An MLflow run; its server is MLFLOW_TRACKING_URI, else a local folder of MLflow's own choice."""
+    """An MLflow run on the server of MLFLOW_TRACKING_URI, in the experiment of MLFLOW_EXPERIMENT_NAME."""
 
     def __init__(self, options: TrainOptions, storage: Storage) -> None:
         self._mlflow = import_module("mlflow")

@@ -169,7 +169,7 @@ def test_a_tracker_that_fails_is_left_out_and_its_message_unsaid(tmp_path, monke
     run(tmp_path, log=["mlflow", "tensorboard"])
     assert len(lines(tmp_path)) == len(logged(tmp_path / "tensorboard")["val_loss"]) == 4
     said = capsys.readouterr().err
-    assert said == "warning: mlflow: ConnectionError; going on without it\n"
+    assert said == "warning: mlflow: ConnectionError; going on without it, check its environment variables\n"
 
 
 def test_a_run_that_is_finished_opens_no_tracker(tmp_path, monkeypatch):
@@ -182,6 +182,10 @@ def test_a_missing_extra_is_said_before_training(monkeypatch):
     monkeypatch.setattr(tracking, "find_spec", lambda name: None if name == "wandb" else True)
     with pytest.raises(UsageError, match=r"wandb is not installed; pip install 'z-image-projector\[wandb\]'"):
         check_trackers(TrainOptions(log=["tensorboard", "wandb"]))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UsageError, match="mlflow needs MLFLOW_TRACKING_URI in the environment"):
+        check_trackers(TrainOptions(log=["mlflow"]))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     check_trackers(TrainOptions(log=["tensorboard", "mlflow"]))
     with pytest.raises(ValueError, match="names something twice"):
         TrainOptions(log=["wandb", "wandb"])
