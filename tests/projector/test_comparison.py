@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from projector import VLEmbeddingExtractor
 from projector.baselines import Reference
@@ -173,6 +174,16 @@ def test_prompts_are_checked_without_a_model(tiny_sources, prompt, message):
         check_prompts(["a fox", prompt], tiny_sources, 512)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_a_special_token_that_the_vl_model_alone_knows_is_refused(tiny_sources, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_sources.vl.path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|seen|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    sources = replace(tiny_sources, vl=replace(tiny_sources.vl, path=str(tmp_path)))
+    check_prompts(["a <|seen|> fox"], tiny_sources, 512)
+    with pytest.raises(UsageError, match=r"special token '<\|seen\|>'"):
+        check_prompts(["a <|seen|> fox"], sources, 512)
 
 
 HOSTILE = "<b>x</b>\n\n\x07‮ " + "W" * 3000 + " 狐狸 🦊"
