@@ -164,7 +164,7 @@ class _Finder:
                 dataset = Dataset.open(open_storage(root))
                 dataset.commits()
                 opened.append(dataset)
-            except UNREADABLE as error:
+            except (OSError, ValueError, *UNREADABLE) as error:
                 self.note(f"dataset {root}", error)
         return tuple(opened)
 

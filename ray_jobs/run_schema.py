@@ -1,21 +1,26 @@
 """What the files of a run say, as far as the report uses it: old files lack keys, later ones have more."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+LARGEST = 1e30  # beyond it, and below one over it, axes overflow; no measurement is there
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+def _measured(value: Any) -> Any:
+    """None for numbers that are none or too large, 0 for those too small."""
+    if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+        return None
+    return 0.0 if isinstance(value, float) and abs(value) < 1 / LARGEST else value
 
 
 def _pair_or_none(value: Any) -> Any:
     return value if isinstance(value, list) and len(value) == 2 else None
 
 
-Number = Annotated[float | None, BeforeValidator(_finite)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Number = Annotated[float | None, BeforeValidator(_measured)]
 Interval = Annotated[tuple[Number, Number] | None, BeforeValidator(_pair_or_none)]
 """Low and high end, 95%; None where there is none."""
 
@@ -29,7 +34,7 @@ class Record(BaseModel):
 class Dimension(Record):
     """How one dimension of the outputs stands to the target's."""
 
-    dimension: int | None = None
+    dimension: Count | None = None
     std_ratio: Number = None
     correlation: Number = None
     r2: Number = None
@@ -73,7 +78,7 @@ class Profiles(Record):
 class CaptionSwap(Record):
     """Whether a projector looks at the picture or copies the caption beside it; recalls are recall@1."""
 
-    pairs: int = 0
+    pairs: Count = 0
     own: Number = None
     image: Number = None
     caption: Number = None
@@ -86,8 +91,8 @@ class CaptionSwap(Record):
 class Evaluation(Record):
     """eval.json."""
 
-    pairs: int = 0
-    tokens: int = 0
+    pairs: Count = 0
+    tokens: Count = 0
     layer: int | None = None
     text_mode: str = ""
     align: str = ""
@@ -134,7 +139,7 @@ class Comparison(Record):
 class Rung(Record):
     """A point of the learning curve."""
 
-    pairs: int
+    pairs: Count
     val_loss: Score
 
 
@@ -148,7 +153,7 @@ class Ladder(Record):
 class Epoch(Record):
     """A line of metrics.jsonl."""
 
-    epoch: int
+    epoch: Count
     train_loss: Number = None
     val_loss: Number = None
 
@@ -166,9 +171,9 @@ class Summary(Record):
     """summary.json."""
 
     arch: str = ""
-    parameters: int | None = None
-    train_pairs: int | None = None
-    best_epoch: int | None = None
+    parameters: Count | None = None
+    train_pairs: Count | None = None
+    best_epoch: Count | None = None
     best_val_loss: Number = None
     ridge_val_loss: Number = None
     seconds: Number = None

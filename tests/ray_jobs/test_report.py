@@ -207,6 +207,7 @@ def test_nothing_to_report_on(tmp_path):
     [
         ("mlp/metrics.jsonl", "{", "mlp/metrics.jsonl could not be read"),
         ("mlp/metrics.jsonl", '{"epoch": "soon"}', "epoch: Input should be a valid integer"),
+        ("mlp/metrics.jsonl", f'{{"epoch": 1{"0" * 400}}}', "epoch: Input should be less than"),
         ("mlp/metrics.jsonl", b"\xff\xfe", "mlp/metrics.jsonl could not be read"),
         ("mlp/config.json", "[]", "holds no JSON object"),
         ("mlp/summary.json", '{"restoration": 3}', "restoration: Input should be a valid tuple"),
@@ -241,20 +242,22 @@ def test_odd_numbers_are_shown_as_absent(small, capsys):
     content = json.loads(json.dumps(OLD))
     content["methods"]["no_input"] = {
         "mse_standardized": float("nan"),
-        "r2": None,
+        "r2": 1e308,
         "intervals": {"r2": [[1], 2, 3]},
     }
     content["profile"] = {"methods": {"identity": {"std_ratio": [float("inf"), None]}, "projector": {}}}
     (small / "mlp" / "eval.json").write_text(json.dumps(content))
     page = page_of(small, capsys)
     assert "could not be read" not in page
+    assert "e+308" not in page
     rows = re.findall(r'<td data-order="([^"]*)">(?:projector|ridge|identity|no_input)', page)
     assert rows == ["projector", "ridge", "identity", "no_input"]
 
 
-def test_a_dataset_that_is_gone_is_named(small, capsys):
-    (small / "mlp" / "config.json").write_text(json.dumps({"options": {"data": str(small / "gone")}}))
-    assert f"dataset {small / 'gone'} could not be read: " in page_of(small, capsys)
+@pytest.mark.parametrize("root", ["gone", "x" * 5000, "nul\0", "ftp://elsewhere"])
+def test_a_dataset_that_cannot_be_read_is_named(small, capsys, root):
+    (small / "mlp" / "config.json").write_text(json.dumps({"options": {"data": root}}))
+    assert f"dataset {root} could not be read: ".replace("\0", "\x00") in page_of(small, capsys)
 
 
 @pytest.mark.parametrize("file", ["../secret.png", "/etc/passwd", "absent.png", "link.png", "text.png"])
