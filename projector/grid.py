@@ -11,7 +11,9 @@ from shards.preview import INK, MARGIN, PAPER, SOFT, font, one_line
 CELL = 256  # pixels, longer side of a picture
 LABEL_WIDTH = 150
 HEADING, LABEL, TEXT = 20, 18, 15  # font sizes
-PROMPT_LINES = 9
+LINE = 22  # pixels from one line of TEXT to the next
+PROMPT_LINES = 8
+HEAD_HEIGHT = (PROMPT_LINES + 2) * LINE + MARGIN
 PIXELS_PER_CHARACTER = 7.5  # of TEXT, about, for wrapping
 # What a reader may not guess from the option's word.
 ROW_LABELS = {"identity": "identity (unprojected)", "projector": "projector (projected)"}
@@ -38,38 +40,39 @@ def comparison_grid(
     Returns:
         an RGB picture.
     """
-    top = MARGIN + HEADING + MARGIN + CELL + MARGIN
-    width = LABEL_WIDTH + len(alphas) * (CELL + MARGIN) + MARGIN
-    width = max(width, LABEL_WIDTH + 3 * (CELL + MARGIN))  # room for the prompt
-    height = top + HEADING + MARGIN + len(methods) * (CELL + MARGIN)
+    cells = {place: _fitted(picture) for place, picture in pictures.items()}
+    shown = _fitted(reference)
+    tall = max(cell.height for cell in cells.values())
+    top = 2 * MARGIN + HEADING + max(shown.height, HEAD_HEIGHT) + MARGIN
+    width = LABEL_WIDTH + max(len(alphas), 3) * (CELL + MARGIN)  # room for the prompt
+    height = top + HEADING + MARGIN + len(methods) * (tall + MARGIN)
     grid = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(grid)
-    _draw_head(grid, draw, case, reference, note)
+    grid.paste(shown, (_left(0), 2 * MARGIN + HEADING))
+    _draw_head(draw, width, case, note)
     for column, alpha in enumerate(alphas):
         text = f"alpha {alpha:g}" + (" (text only)" if alpha == 0 else "")
         draw.text((_left(column), top), text, fill=INK, font=font(LABEL))
     for row, method in enumerate(methods):
-        upper = top + HEADING + MARGIN + row * (CELL + MARGIN)
+        upper = top + HEADING + MARGIN + row * (tall + MARGIN)
         label = textwrap.fill(ROW_LABELS.get(method, method).replace("_", " "), width=13)
         draw.multiline_text((MARGIN, upper), label, fill=INK, font=font(LABEL))
         for column, alpha in enumerate(alphas):
-            grid.paste(_fitted(pictures[method, alpha]), (_left(column), upper))
+            grid.paste(cells[method, alpha], (_left(column), upper))
     return grid
 
 
-def _draw_head(
-    grid: Image.Image, draw: ImageDraw.ImageDraw, case: Case, reference: Image.Image, note: str
-) -> None:
-    upper = MARGIN + HEADING + MARGIN
+def _draw_head(draw: ImageDraw.ImageDraw, width: int, case: Case, note: str) -> None:
+    """The prompt beside the reference, and below it how the pictures were made."""
     draw.text((_left(0), MARGIN), "reference", fill=INK, font=font(LABEL))
     draw.text((_left(1), MARGIN), "prompt", fill=INK, font=font(LABEL))
-    grid.paste(_fitted(reference), (_left(0), upper))
-    room = int((grid.width - _left(1) - MARGIN) / PIXELS_PER_CHARACTER)
+    room = int((width - _left(1) - MARGIN) / PIXELS_PER_CHARACTER)
     lines = textwrap.wrap(one_line(case.prompt), width=room, max_lines=PROMPT_LINES, placeholder=" …")
+    upper = 2 * MARGIN + HEADING
     draw.multiline_text((_left(1), upper), "\n".join(lines), fill=INK, font=font(TEXT), spacing=6)
-    below = upper + CELL - 2 * HEADING
     told = textwrap.wrap(f"seed {case.seed}, {note}", width=room, max_lines=2, placeholder=" …")
-    draw.multiline_text((_left(1), below), "\n".join(told), fill=SOFT, font=font(TEXT))
+    below = upper + len(lines) * LINE + MARGIN
+    draw.multiline_text((_left(1), below), "\n".join(told), fill=SOFT, font=font(TEXT), spacing=6)
 
 
 def _left(column: int) -> int:
