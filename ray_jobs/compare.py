@@ -73,7 +73,7 @@ def compare(options: CompareOptions) -> int:
         )
         scores = complete(options, storage, cases, crew, spec, stop)
     if scores is None:
-        print("not complete; run it again to go on", flush=True)
+        print("not complete: stopped by a signal. Run it again to go on.", flush=True)
         return stop.exit_code or 1
     result = comparison(options, cases, spec, scores)
     put_json(storage, COMPARISON, result)
