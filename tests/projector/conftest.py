@@ -1,6 +1,7 @@
-"""The tiny models, made once a session."""
+"""The tiny models, made once a session, and one thread where sums are compared."""
 
 import pytest
+import torch
 
 from projector.models import resolve_models
 from projector.tiny import make_tiny_models
@@ -15,3 +16,12 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_sources(tiny):
     return resolve_models({"image": str(tiny / "image"), "vl": str(tiny / "vl")})
+
+
+@pytest.fixture
+def one_thread():
+    """Small matrices: threads cost more than they bring, and sums are in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

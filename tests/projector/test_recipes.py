@@ -2,11 +2,9 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,31 +17,14 @@ from projector.schedule import epoch_order, learning_rate
 from projector.synthetic import Synthetic
 from projector.training import train
 from shards.errors import UsageError
+from training_support import TRAIN, VAL, WORLD, curve, weights
 
-WORLD = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
-TRAIN, VAL = WORLD.source(50), WORLD.source(20, first=1000)
+pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORKS = ("linear", "mlp", "attention")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def options(output, **chosen):
     return TrainOptions(output=str(output), **({"epochs": 3, "batch_size": 8, "length": 6} | chosen))
-
-
-def curve(output):
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [(line["train_loss"] or 0.0, line["val_loss"]) for line in lines]
-
-
-def weights(output):
-    return safetensors.torch.load_file(Path(output) / "model.safetensors")
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
@@ -149,7 +130,7 @@ def recording(made):
 def test_every_loss_learns(tmp_path, loss, std_weight):
     chosen = {"loss": loss, "std_weight": std_weight, "start": "mean", "patience": None}
     summary = train(options(tmp_path, epochs=15, align="mean", **chosen), TRAIN, VAL)
-    losses = [val for _, val in curve(tmp_path)]
+    losses = [val for *_, val in curve(tmp_path)]
     assert summary["best_val_loss"] < 0.98 * losses[0]
 
 
@@ -215,7 +196,7 @@ def test_the_guides_recipe_is_its_own_loop(tmp_path):
             losses.append(float(loss.detach()))
             step += 1
         with torch.no_grad():
-            expected.append((np.mean(losses), float(F.mse_loss(model(held[0]), held[1]))))
+            expected.append((epoch + 1, np.mean(losses), float(F.mse_loss(model(held[0]), held[1]))))
     np.testing.assert_allclose(curve(tmp_path), expected, rtol=1e-5)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["recipe"], config["align"]) == ("guide", "guide")

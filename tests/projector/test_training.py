@@ -2,47 +2,26 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
 from projector.data import in_memory
 from projector.options import TrainOptions
 from projector.projector import Projector
-from projector.synthetic import Synthetic
 from projector.training import NonFiniteLossError, train
 from shards.errors import UsageError
+from training_support import TRAIN, VAL, WORLD, curve, weights
 
-WORLD = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
-TRAIN, VAL = WORLD.source(50), WORLD.source(20, first=1000)
+pytestmark = pytest.mark.usefixtures("one_thread")
 ARCHITECTURES = ("linear", "mlp", "attention")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small matrices: threads cost more than they bring, and sums are in one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def options(output, **chosen):
     return TrainOptions(
         output=str(output), **({"epochs": 3, "batch_size": 8, "length": 6, "patience": None} | chosen)
     )
-
-
-def curve(output):
-    lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    return [(line["epoch"], line["train_loss"] or 0.0, line["val_loss"]) for line in lines]
-
-
-def weights(output):
-    return safetensors.torch.load_file(Path(output) / "model.safetensors")
 
 
 @pytest.mark.parametrize("align", ["pool", "mean", "per_token", "soft"])
