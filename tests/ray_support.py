@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+RAY = str(Path(sys.executable).with_name("ray"))
 SMALL = {
     "samples": 24,
     "samples_per_shard": 4,

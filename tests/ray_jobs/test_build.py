@@ -74,7 +74,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(run_build, undisturb
         kill_after_commits(output, environment, committed, wait=moments.uniform(0, 1.5))
     made = set(Path(output).glob("_commit/*.json"))
     kept = {path: path.stat().st_ino for path in made}
-    done = run_build(output)
+    done = run_build(output, actors=1)
     assert done.returncode == 0, done.stderr
     assert_same(output, undisturbed)
     assert {path: path.stat().st_ino for path in made} == kept
@@ -86,30 +86,30 @@ def test_sigterm_stops_at_a_sample_boundary_with_143(run_build, undisturbed, env
     findings = verify(str(output))
     assert findings.problems == []
     assert not findings.complete
-    assert run_build(output).returncode == 0
+    assert run_build(output, actors=1).returncode == 0
     assert_same(output, undisturbed)
 
 
 @pytest.mark.parametrize("point", ["mid-shard:3", "after-tar:1"])
-def test_a_killed_worker_needs_no_second_run(run_build, undisturbed, tmp_path, point):
+def test_a_killed_worker_needs_no_second_run(build_alone, undisturbed, tmp_path, point):
     output = tmp_path / "data"
     once = tmp_path / "once"
-    done = run_build(output, extra={"SHARDS_CRASH_AT": point, "SHARDS_CRASH_ONCE": str(once)})
+    done = build_alone(output, extra={"SHARDS_CRASH_AT": point, "SHARDS_CRASH_ONCE": str(once)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert once.exists(), "the crash hook never fired"
     assert_same(output, undisturbed)
     assert any(commit.adopted for commit in opened(output).commits()) == point.startswith("after-tar")
 
 
-@pytest.mark.parametrize("actors", [1, 4])
-def test_bytes_do_not_depend_on_the_number_of_actors(run_build, undisturbed, tmp_path, actors):
-    assert run_build(tmp_path / "data", actors=actors).returncode == 0
+def test_bytes_do_not_depend_on_the_number_of_actors(run_build, undisturbed, tmp_path):
+    """One made the undisturbed build."""
+    assert run_build(tmp_path / "data", actors=4).returncode == 0
     assert_same(tmp_path / "data", undisturbed)
 
 
 def test_growing_leaves_the_first_shards_and_other_settings_are_refused(run_build, undisturbed, tmp_path):
     output = tmp_path / "data"
-    assert run_build(output, samples=14).returncode == 0
+    assert run_build(output, samples=14, actors=1).returncode == 0
     first = bytes_of(output)
     refused = run_build(output, samples=24)
     assert refused.returncode == 2
@@ -117,7 +117,7 @@ def test_growing_leaves_the_first_shards_and_other_settings_are_refused(run_buil
     other = run_build(output, samples=14, seed=5)
     assert other.returncode == 2
     assert "seed is 0 there and 5 here" in other.stderr
-    assert run_build(output, samples=24, append="true").returncode == 0
+    assert run_build(output, samples=24, append="true", actors=1).returncode == 0
     assert first.items() <= bytes_of(output).items()
     ids = {sample.metadata["id"] for sample in read_samples(opened(output), image=False, tensors=())}
     assert ids == {s.metadata["id"] for s in read_samples(opened(undisturbed), image=False, tensors=())}
@@ -165,24 +165,29 @@ def test_four_declared_gpus_are_four_devices(environment, tmp_path):
     assert info(opened(output))["settings"]["dtype"] == "bfloat16"
 
 
-def test_ray_reads_the_shards(environment, undisturbed):
+def test_ray_reads_the_shards(head, undisturbed):
     urls = [opened(undisturbed).storage.url(commit.tar) for commit in opened(undisturbed).commits()]
     script = (
-        "import ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
+        "import ray; ray.init(log_to_driver=False)\n"
         f"rows = ray.data.read_webdataset({urls!r}, decoder=None).take_all()\n"
         "members = {'txt', 'json', 'png', 'safetensors'}\n"
         "print(len({row['__key__'] for row in rows}), all(members <= set(row) for row in rows))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script],
+        env=head.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.stdout.split()[-2:] == ["24", "True"], done.stderr
 
 
-def test_what_a_build_says(run_build, tmp_path):
-    done = run_build(tmp_path / "data", samples=8)
+def test_what_a_build_says(undisturbed_build):
+    _, done = undisturbed_build
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("8 samples in ")
-    assert any(line.startswith("build: 8/8 samples (100%)") for line in lines)
-    assert lines[-1].startswith("complete: 8 samples, 0 failed")
+    assert lines[0].startswith("24 samples in ")
+    assert any(line.startswith("build: 24/24 samples (100%)") for line in lines)
+    assert lines[-1].startswith("complete: 24 samples, 0 failed")
     assert done.stderr == ""

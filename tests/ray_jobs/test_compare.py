@@ -67,13 +67,13 @@ with connected():
 
 
 @pytest.fixture(scope="module")
-def compared(environment, checkpoint, tmp_path_factory):
+def compared(head, checkpoint, tmp_path_factory):
     """What a comparison left, what it left after growing, and what both printed."""
     folder = tmp_path_factory.mktemp("compared")
     first = compare_words(checkpoint, output=folder / "after", actors=1)
     second = compare_words(checkpoint, output=folder / "after", actors=1, alphas="0,0.5,1", scorer="none")
     words = [sys.executable, "-c", TWICE, json.dumps(first), json.dumps(second), str(folder / "after")]
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "before", folder / "after", done.stdout
 

@@ -38,15 +38,15 @@ def evaluate(environment, *words):
 
 
 @pytest.mark.ray
-def test_workers_and_the_control(environment, trained, tmp_path):
+def test_workers_and_the_control(head, trained, tmp_path):
     words = [
         "--evaluate.checkpoint", str(trained / "ridge"),
         "--evaluate.others", json.dumps({"linear": str(trained / "linear")}),
     ]  # fmt: skip
-    alone = evaluate(environment, *words, "--evaluate.output", str(tmp_path / "alone"))
+    alone = evaluate(head.environment, *words, "--evaluate.output", str(tmp_path / "alone"))
     assert alone.returncode == 0, alone.stderr
     shared = evaluate(
-        environment, *words, "--evaluate.output", str(tmp_path / "shared"),
+        head.environment, *words, "--evaluate.output", str(tmp_path / "shared"),
         "--evaluate.workers", "2", "--evaluate.models", "tiny",
     )  # fmt: skip
     assert shared.returncode == 0, shared.stderr

@@ -135,20 +135,20 @@ def test_run_again_it_makes_nothing(undisturbed, extracted, vl_alone, poisoned):
 
 
 def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
-    run_build, undisturbed, environment, tmp_path, capsys, monkeypatch
+    run_build, undisturbed, head, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
+    monkeypatch.setenv(CACHE_VARIABLE, head.environment[CACHE_VARIABLE])
     source, output = tmp_path / "source", tmp_path / "new"
     shutil.copytree(undisturbed, source)
     last = read_plan(opened(source)).shards[-1]
     uncommit(opened(source), [last.name])  # as if the build had been stopped before its last shard
     options = {"layers": -12, "text_modes": "none", "vl_tokens": "pooled:2"}
-    first = run_extract(environment, source, output, **options)
+    first = run_extract(head.environment, source, output, **options)
     assert first.returncode == 0, first.stderr
     made = {path: path.read_bytes() for path in output.glob("*/pairs-*")}
     assert verify(str(output)).complete
     assert run_build(source).returncode == 0
-    second = run_extract(environment, source, output, **options)
+    second = run_extract(head.environment, source, output, **options)
     assert second.returncode == 0, second.stderr
     assert "1 to make" in second.stdout
     assert made.items() <= {path: path.read_bytes() for path in output.glob("*/pairs-*")}.items()
@@ -160,14 +160,14 @@ def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
     assert "was planned for 24; complete the source first" in capsys.readouterr().err
 
 
-def test_a_damaged_source_stops_the_run_and_fails_no_sample(undisturbed, environment, tmp_path):
+def test_a_damaged_source_stops_the_run_and_fails_no_sample(undisturbed, head, tmp_path):
     source, output = tmp_path / "source", tmp_path / "new"
     shutil.copytree(undisturbed, source)
     tar = source / opened(source).commits()[0].tar
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
-    done = run_extract(environment, source, output, actors=1)
+    done = run_extract(head.environment, source, output, actors=1)
     assert done.returncode == 1
     assert f"source {source}: " in done.stdout, done.stdout + done.stderr
     assert "has SHA-256" in done.stdout

@@ -47,21 +47,21 @@ def a_planned_id():
     return plan.shard("train-000001").samples[2].id
 
 
-def test_a_stuck_builder_is_named_and_restarted(run_build, undisturbed, tmp_path):
+def test_a_stuck_builder_is_named_and_restarted(build_alone, undisturbed, tmp_path):
     hook = {
         "SHARDS_CRASH_AT": "mid-shard:2",
         "SHARDS_CRASH_ONCE": str(tmp_path / "once"),
         "SHARDS_CRASH_HOW": "hang",
     }
-    done = run_build(tmp_path / "data", extra=hook, stuck_seconds=20)
+    done = build_alone(tmp_path / "data", extra=hook, stuck_seconds=20)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(train|val)-\d{6}: \S+:\d+ has finished nothing for .* restarting it", done.stdout)
     assert_same(tmp_path / "data", undisturbed)
 
 
-def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_path):
+def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, build_alone, tmp_path):
     deadly = a_planned_id()
-    done = run_build(
+    done = build_alone(
         tmp_path / "data", extra={"SHARDS_CRASH_AT": f"sample-{deadly}"}, max_failed_fraction=0.5
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -82,11 +82,16 @@ def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_pat
     assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
 
 
-def test_two_builds_on_one_root_give_one_dataset(environment, undisturbed, tmp_path):
+def test_two_builds_on_one_root_give_one_dataset(head, undisturbed, tmp_path):
     command = build_command(tmp_path / "data", actors=1)
     builds = [
         subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=head.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for _ in range(2)
     ]
@@ -134,13 +139,13 @@ def test_a_spool_without_room_is_told_before_work_starts(run_build, disk, tmp_pa
 
 
 def test_a_spool_that_fills_up_is_named_and_the_rest_is_made_after_freeing(
-    run_build, environment, undisturbed, disk, tmp_path
+    run_build, head, undisturbed, disk, tmp_path
 ):
     resize(disk, "2m")
     output = tmp_path / "data"
     with subprocess.Popen(
         build_command(output, spool=disk, actors=1),
-        env=environment,
+        env=head.environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -187,18 +192,18 @@ def secrets_left(server, *places):
 
 
 @pytest.mark.server
-def test_a_build_on_s3_killed_and_finished(run_build, undisturbed, server, tmp_path, monkeypatch):
+def test_a_build_on_s3_killed_and_finished(build_alone, undisturbed, server, tmp_path, monkeypatch):
     use(monkeypatch, server.env)
     root = f"s3://{server.new_bucket()}/some/where"
     temporary = {"RAY_TMPDIR": str(Path("/tmp") / f"r{tmp_path.name[-8:]}"), "TMPDIR": str(tmp_path)}
-    killed = run_build(root, extra=server.env | {"SHARDS_CRASH_AT": "after-tar:1"} | temporary)
+    killed = build_alone(root, extra=server.env | {"SHARDS_CRASH_AT": "after-tar:1"} | temporary)
     assert killed.returncode == 0, killed.stdout + killed.stderr
     assert_same(root, undisturbed)
     said = killed.stdout + killed.stderr
     assert server.secret_key not in said
     assert ("ignores If-None-Match" in said) == (server.name == "rclone")
     elsewhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
-    wrong = run_build(root, extra=server.env | temporary | elsewhere)
+    wrong = build_alone(root, extra=server.env | temporary | elsewhere)
     assert wrong.returncode == 1
     assert wrong.stderr.splitlines()[-1].startswith("failed: cannot look at s3://")
     assert "Traceback" not in wrong.stderr
@@ -214,7 +219,7 @@ def test_a_build_on_s3_killed_and_finished(run_build, undisturbed, server, tmp_p
 
 @pytest.mark.server
 def test_a_second_writer_is_kept_out_where_the_store_overwrites(
-    run_build, environment, tmp_path, monkeypatch
+    run_build, build_alone, environment, tmp_path, monkeypatch
 ):
     with running_rclone(tmp_path) as server:
         use(monkeypatch, server.env)
@@ -230,21 +235,22 @@ def test_a_second_writer_is_kept_out_where_the_store_overwrites(
             storage = open_storage(root)
             while not any(entry.key.startswith("_commit/") for entry in storage.list()):
                 assert first.poll() is None
+                time.sleep(0.05)
             second = run_build(root, extra=server.env)
             first.kill()
         assert second.returncode == 1
         assert "is being written by process" in second.stderr
-        third = run_build(root, extra=server.env)  # the holder is dead: its lease is taken over
+        third = build_alone(root, extra=server.env)  # the holder is dead: its lease is taken over
         assert third.returncode == 0, third.stdout + third.stderr
         findings = verify(root)
         assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
 
 
 @pytest.mark.server
-def test_hundreds_of_faults_lose_nothing(run_build, tmp_path, monkeypatch):
+def test_hundreds_of_faults_lose_nothing(build_alone, tmp_path, monkeypatch):
     with running_moto(tmp_path) as server, FaultProxy(server.port, seed=7, rate=0.5) as proxy:
         root = f"s3://{server.new_bucket()}/data"
-        done = run_build(root, extra=server.env_through(proxy.endpoint), samples=40, samples_per_shard=1)
+        done = build_alone(root, extra=server.env_through(proxy.endpoint), samples=40, samples_per_shard=1)
         assert done.returncode == 0, done.stdout + done.stderr
         use(monkeypatch, server.env)
         findings = verify(root)
@@ -253,6 +259,9 @@ def test_hundreds_of_faults_lose_nothing(run_build, tmp_path, monkeypatch):
 
 
 @pytest.mark.server
+@pytest.mark.parametrize(
+    "server", ["rclone"], indirect=True
+)  # which checks credentials; what follows a build only puts
 def test_the_whole_demo_on_s3(environment, server, tmp_path, monkeypatch):
     use(monkeypatch, server.env)
     root = f"s3://{server.new_bucket()}/demo"

@@ -16,17 +16,6 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="session")
-def run_job(environment):
-    def run(job, **options):
-        words = [sys.executable, "-m", "ray_jobs", job]
-        for name, value in options.items():
-            words += [f"--{job}.{name}", str(value)]
-        return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-    return run
-
-
-@pytest.fixture(scope="session")
 def trained(run_job, undisturbed, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "linear"
     done = run_job("train", data=undisturbed, output=output, arch="linear", epochs=6, workers=2)
