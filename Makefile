@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m ray_jobs demo --demo.output $(DEMO)
 
+# Two workers, each with a part of the tests with Ray (tests/conftest.py), and one thread each for two processors.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff format --check .
