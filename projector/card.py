@@ -73,8 +73,9 @@ def model_card(published: Published) -> str:
         ("Training", _training(config)),
         (
             "Limits",
-            f"- Made for layer {config['layer']} of the vision-language model below, {tokens}, {mode} in its input. "
-            "Loading refuses other widths; other layers, tokens and fine-tuned models give numbers, but not these.\n"
+            f"- Made for layer {config['layer']} of the vision-language model above, {tokens}, {mode} in its input. "
+            "Projector refuses other widths, VLEmbeddingExtractor other layers, tokens and texts as well; a fine-tuned "
+            "model gives numbers, but not these.\n"
             "- It carries over what pictures and prompts of its training data share; other kinds were not tried.\n"
             "- Squared error shrinks what it cannot predict. `projector.restore = 1.0` stretches outputs to the real "
             f"tokens' spread, at a cost in error; it is saved as {published.restore:g}.\n"

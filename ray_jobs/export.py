@@ -31,7 +31,7 @@ CARD, COMPARISON, PICTURES = "README.md", "compare.json", "pictures/"
 LINEAR = ("ridge", "linear")
 MOST_PICTURES, LARGEST_SIDE = 4, 1600  # of a card: grids are thousands of pixels wide
 FILES = {
-    WEIGHTS: "weights and normalisation, for `Projector.from_pretrained`",
+    WEIGHTS: "weights and normalisation, for Projector.from_pretrained",
     CONFIG: "what it is and what it may be applied to",
     EVALUATION: "all measurements on held-out pairs",
     PROGRAM: "the same as a torch.export program, (B, S, D) float32; no pickle in it, but torch.export.load would run "

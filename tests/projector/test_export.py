@@ -42,7 +42,9 @@ def made():
         network.set_statistics(statistics, statistics)
         if residual:
             network.start_from(torch.nn.Linear(WIDTH, WIDTH))
-        network.set_restoration(statistics, statistics, 0.5)
+        outputs = RunningStatistics(WIDTH)
+        outputs.update(torch.randn(50, WIDTH).numpy() / 2 + 1)
+        network.set_restoration(outputs, statistics, 0.5)
         projector = Projector(network, {})
         found[arch, residual] = (projector, program_of(projector.network))
     return found

@@ -37,15 +37,17 @@ def logged(folder):
     }
 
 
-def run(output, *, epochs=4, stop_after=None, log=("tensorboard",)):
-    """Train; `stop_after` epochs the process dies while it logs."""
+def run(output, *, epochs=4, dies_before=None, dies_after=None, log=("tensorboard",)):
+    """Train; the process dies before or after it logs an epoch."""
     options = TrainOptions(output=str(output), arch="linear", epochs=epochs, batch_size=4, log=list(log))
     with tracking.tracking(options) as log:
 
         def epoch(record):
-            if record["epoch"] == stop_after:
+            if record["epoch"] == dies_before:
                 raise KeyboardInterrupt
             log.epoch(record)
+            if record["epoch"] == dies_after:
+                raise KeyboardInterrupt
 
         return train(options, pairs(), pairs(4), on_epoch=epoch, device="cpu")
 
@@ -64,7 +66,7 @@ def test_tensorboard_reads_what_metrics_jsonl_says(tmp_path):
 
 def test_after_a_crash_every_epoch_is_there_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop_after=2)
+        run(tmp_path, dies_before=2)
     assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1]
     run(tmp_path)
     assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1, 2, 3, 4]
@@ -136,8 +138,10 @@ def test_mlflow_goes_on_in_its_run(tmp_path, monkeypatch):
     mlflow = FakeMLflow()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop_after=3, log=["mlflow"])
+        run(tmp_path, dies_before=2, log=["mlflow"])
     assert mlflow.current is None
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, dies_after=3, log=["mlflow"])
     run(tmp_path, log=["mlflow"])
     assert [[step for step, _ in points] for points in mlflow.runs] == [[1, 2, 3, 4]]
     assert [value for _, value in mlflow.runs[0]] == [line["val_loss"] for line in lines(tmp_path)]
@@ -151,7 +155,7 @@ def test_wandb_goes_on_in_its_run(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop_after=3, log=["wandb"])
+        run(tmp_path, dies_before=3, log=["wandb"])
     wandb.runs["run0"].remove("finished")
     run(tmp_path, log=["wandb"])
     assert wandb.runs == {"run0": [1, 2, 3, 4, "finished"]}
