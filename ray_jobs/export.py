@@ -81,11 +81,11 @@ def export(options: ExportOptions) -> int:
         f"exported {', '.join(sorted(files))}, {CARD} and {len(pictures)} pictures to {target.root}",
         flush=True,
     )
-    call = f"upload_folder(repo_id='YOU/REPOSITORY', folder_path={target.root!r})"
-    here = "to publish" if "://" not in target.root else "to publish, once the folder is copied to local disk"
-    print(
-        f"{here}: python -c {shlex.quote(f'from huggingface_hub import upload_folder; {call}')}", flush=True
-    )
+    remote = "://" in target.root
+    folder = "FOLDER" if remote else target.root
+    call = f"upload_folder(repo_id='YOU/REPOSITORY', folder_path={folder!r})"
+    how = "to publish, once it is copied to a local FOLDER" if remote else "to publish"
+    print(f"{how}: python -c {shlex.quote(f'from huggingface_hub import upload_folder; {call}')}", flush=True)
     return 0
 
 
