@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import ray
+import torch
 import transformers
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
@@ -40,7 +41,10 @@ def checkpoint(undisturbed, tmp_path_factory):
     """A projector trained on the built dataset."""
     folder = tmp_path_factory.mktemp("run") / "linear"
     options = TrainOptions(data=str(undisturbed), output=str(folder), arch="linear", epochs=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, threads on such small tensors mostly wait for one another
     train(options, training_pairs(options, "train"), training_pairs(options, "val"), device="cpu")
+    torch.set_num_threads(threads)
     return folder
 
 
