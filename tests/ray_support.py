@@ -1,6 +1,9 @@
-"""How tests start builds, and what they compare of them."""
+"""How tests start builds, what they compare of them, and how they end what they started."""
 
+import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,3 +31,22 @@ def build_command(output, **changes):
 def bytes_of(output):
     """Every tar and parquet of a dataset by name."""
     return {path.relative_to(output): path.read_bytes() for path in Path(output).glob("*/pairs-*")}
+
+
+def processes_of(session):
+    """Pids of every process in a session: of a job started in one, with its workers and its cluster."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                found.append(int(folder.name))
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def kill(leader):
+    """SIGKILL to a whole session, as a power cut would."""
+    for pid in processes_of(leader.pid):
+        with suppress(ProcessLookupError):  # some end with those before them
+            os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from projector.models import CACHE_VARIABLE, resolve_models
-from ray_support import RAY, ROOT, build_command
+from ray_support import RAY, ROOT, build_command, kill
 
 
 @pytest.fixture(scope="session")
@@ -73,15 +73,19 @@ def head(environment):
     ports = [f"--port={port}", f"--dashboard-port={dashboard}"]
     ports += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
     process = subprocess.Popen(
-        [*start, *ports], env=clients, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*start, *ports],
+        env=clients,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", clients)
     try:
         _wait_for(running)
         yield running
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        kill(process)  # asked to end, it takes half a minute
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

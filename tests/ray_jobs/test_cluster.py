@@ -1,8 +1,6 @@
 """Clusters that come and go beside and under a running build."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_support import ROOT, build_command, bytes_of
+from ray_support import ROOT, build_command, bytes_of, kill, processes_of
 from shards.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -22,24 +20,6 @@ def assert_same(output, undisturbed):
     assert bytes_of(output) == bytes_of(undisturbed)
     findings = verify(str(output))
     assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
-
-
-def processes_of(session):
-    """Pids of every process in a session: of a job started in one, with its workers and its cluster."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getsid(int(folder.name)) == session:
-                found.append(int(folder.name))
-        except ProcessLookupError:
-            continue
-    return found
-
-
-def kill(leader):
-    """SIGKILL to a whole session, as a power cut would."""
-    for pid in processes_of(leader.pid):
-        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
