@@ -3,18 +3,23 @@
 from projector.options import Arch, EvaluateOptions, TrainOptions
 from ray_jobs.build import build
 from ray_jobs.cluster import connected
+from ray_jobs.compare import compare
 from ray_jobs.evaluate import evaluate
-from ray_jobs.options import BuildOptions, DemoOptions, ReportOptions
+from ray_jobs.export import export
+from ray_jobs.options import BuildOptions, CompareOptions, DemoOptions, ExportOptions, ReportOptions
 from ray_jobs.report import report
 from ray_jobs.train import train
 
 ARCHITECTURES: tuple[Arch, ...] = ("linear", "mlp", "attention")
+SHOWN: Arch = "linear"  # the one that is measured against the control, compared in pictures and exported
+REFERENCES = 2  # of the comparison
+SIZE = 256  # pixels
 WORKERS = 2  # enough to go through DDP on any machine
 EPOCHS = 40  # a second or two each at the tiny models' width
 
 
 def demo(options: DemoOptions) -> int:
-    """Build, train three projectors, evaluate each, report.
+    """Build, train three projectors, evaluate each, compare pictures and export one, report.
 
     Args:
         options: where and how much.
@@ -32,16 +37,22 @@ def demo(options: DemoOptions) -> int:
                 models="tiny",
                 samples_per_shard=16,
                 val_fraction=0.2,
-                height=256,
-                width=256,
+                height=SIZE,
+                width=SIZE,
                 layers=[-8, -6],
             )
         )
         for arch in ARCHITECTURES:
+            place = f"{run}/{arch}"
             code = code or train(
-                TrainOptions(data=data, output=f"{run}/{arch}", arch=arch, epochs=EPOCHS, workers=WORKERS)
+                TrainOptions(data=data, output=place, arch=arch, epochs=EPOCHS, workers=WORKERS)
             )
+            control = "tiny" if arch == SHOWN else None
             code = code or evaluate(
-                EvaluateOptions(data=data, checkpoint=f"{run}/{arch}", output=f"{run}/{arch}")
+                EvaluateOptions(data=data, checkpoint=place, output=place, models=control)
             )
+        code = code or compare(
+            CompareOptions(checkpoint=f"{run}/{SHOWN}", samples=REFERENCES, height=SIZE, width=SIZE)
+        )
+    code = code or export(ExportOptions(checkpoint=f"{run}/{SHOWN}", output=f"{run}/export"))
     return code or report(ReportOptions(run=run))

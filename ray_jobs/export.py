@@ -130,16 +130,12 @@ def _evaluation(source: Storage) -> dict[str, Any] | None:
 
 def _pictures(options: ExportOptions, source: Storage) -> Iterator[tuple[Picture, bytes]]:
     """The first grids that `compare` made with this checkpoint, and what they are; made anew, without metadata."""
-    beside, _, name = source.root.rstrip("/").rpartition("/")
-    for place in [options.pictures] if options.pictures else [source.root, f"{beside}/compare"]:
+    for place in [options.pictures] if options.pictures else [f"{source.root}/compare", source.root]:
         storage = open_storage(place)
         try:
             content = read_json_object(storage, COMPARISON)
         except NotFoundError:
             continue
-        made_with = str(content.get("checkpoint", "")).rstrip("/").rpartition("/")[2]
-        if made_with != name and place == f"{beside}/compare":
-            continue  # pictures of another projector of the run
         references = content.get("references")
         told = [one for one in references if isinstance(one, dict)] if isinstance(references, list) else []
         for number, one in enumerate(told[:MOST_PICTURES], 1):

@@ -245,7 +245,7 @@ class ExportOptions(Section):
     output: str = ""
     """Folder to publish, local or s3://, empty or new; nothing is uploaded."""
     pictures: str = ""
-    """Output of `compare` whose grids the card shows; absent: in the checkpoint's folder or `compare` beside it."""
+    """Output of `compare` whose grids the card shows; absent: where `compare` puts it, in the checkpoint's folder."""
     license: str = Field("apache-2.0", pattern=r"^[a-z0-9][a-z0-9.-]{0,60}$")
     """The hub's identifier of the licence it is published under."""
     program: bool = True

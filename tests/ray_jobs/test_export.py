@@ -30,7 +30,7 @@ def methods(error):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder: a projector trained with hostile provenance, its evaluation, and pictures beside it."""
+    """A run folder: a projector trained with hostile provenance, its evaluation, and its pictures."""
     return make_run(tmp_path / "run")
 
 
@@ -59,14 +59,14 @@ def make_run(folder, arch="linear"):
         "methods": {"identity": methods(7.5), "projector": methods(0.125), HOSTILE: methods(3.0), "odd": 3},
     }
     (folder / "mlp" / "eval.json").write_text(json.dumps(evaluation))
-    grids = folder / "compare" / "grids"
+    grids = folder / "mlp" / "compare" / "grids"
     grids.mkdir(parents=True)
     secret = PngImagePlugin.PngInfo()
     secret.add_text("place", str(folder))
     Image.new("RGB", (3000, 40), "red").save(grids / "one.png", pnginfo=secret)
     references = [{"name": "one", "prompt": HOSTILE, "grid": "grids/one.png"}]
     comparison = {"checkpoint": str(folder / "mlp"), "references": references}
-    (folder / "compare" / "compare.json").write_text(json.dumps(comparison))
+    (folder / "mlp" / "compare" / "compare.json").write_text(json.dumps(comparison))
     return folder
 
 
@@ -122,22 +122,22 @@ def test_the_card_is_the_hubs_and_hostile_text_is_text(run, tmp_path):
         assert part in card.text
 
 
-def test_pictures_are_made_anew_and_only_this_projectors(run, tmp_path):
+def test_pictures_are_made_anew_where_there_are_any(run, tmp_path):
     assert export(run, tmp_path / "out") == 0
     with Image.open(tmp_path / "out" / "pictures" / "01.webp") as picture:
         assert max(picture.size) == 1600
-    comparison = run / "compare" / "compare.json"
-    content = json.loads(comparison.read_text())
-    comparison.write_text(json.dumps(content | {"checkpoint": "/elsewhere/attention"}))
+    (run / "mlp" / "compare").rename(run / "elsewhere")
     assert export(run, tmp_path / "out") == 0
     assert "pictures/01.webp" not in names(tmp_path / "out")
     assert "## Pictures" not in (tmp_path / "out" / "README.md").read_text()
+    assert export(run, tmp_path / "out", "--export.pictures", str(run / "elsewhere")) == 0
+    assert "pictures/01.webp" in names(tmp_path / "out")
 
 
 @pytest.mark.parametrize("grid", ["../../etc/passwd", "grids/none.png", "compare.json", 7])
 def test_a_grid_that_is_none_is_refused(run, tmp_path, capsys, grid):
     content = {"checkpoint": "mlp", "references": [{"name": "a", "prompt": "b", "grid": grid}]}
-    (run / "compare" / "compare.json").write_text(json.dumps(content))
+    (run / "mlp" / "compare" / "compare.json").write_text(json.dumps(content))
     assert export(run, tmp_path / "out") == 2
     assert "cannot be read" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_exporting_again_leaves_nothing_stale_and_touches_nothing_foreign(run, t
 
 def test_what_is_not_evaluated_or_compared_has_a_card_nevertheless(run, tmp_path):
     (run / "mlp" / "eval.json").unlink()
-    (run / "compare" / "compare.json").unlink()
+    (run / "mlp" / "compare" / "compare.json").unlink()
     assert export(run, tmp_path / "out") == 0
     assert names(tmp_path / "out") == {"README.md", "config.json", "linear.safetensors", "model.safetensors"}
     assert "It was not evaluated." in (tmp_path / "out" / "README.md").read_text()
