@@ -5,9 +5,12 @@ import os
 import socket
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from shards.sample import Expected, Failure, Sample
 from shards.spool import Spool
 from shards.storage import open_storage
 from shards.write import BuiltShard, ShardWriter
+
+BATCHES_BEHIND = 2  # that wait to be written: more would only fill memory
 
 
 @dataclass(frozen=True)
@@ -131,27 +136,46 @@ class ShardBuilder:
         self._spool.check_room(self._spec.shard_bytes)
         start = time.monotonic()
         with self._spool.workspace(planned.name) as folder:
-            built = self._write(planned, folder, orders)
+            busy = Stopwatch()
+            built = self._write(planned, folder, orders, busy)
             if built is None:
                 return "stopped"
             wall = time.monotonic() - start
-            publish(self._dataset, built, Circumstances(attempt, wall, wall, self._device))
+            publish(
+                self._dataset,
+                built,
+                Circumstances(attempt, wall, wall, self._device, busy_seconds=busy.seconds),
+            )
         return "committed"
 
-    def _write(self, planned: PlannedShard, folder: Path, orders: Orders) -> BuiltShard | None:
-        """Make the samples and close the shard on local disk; None when the run stops before its end."""
+    def _write(
+        self, planned: PlannedShard, folder: Path, orders: Orders, busy: "Stopwatch"
+    ) -> BuiltShard | None:
+        """Make the samples and close the shard on local disk; None when the run stops before its end.
+
+        Samples are checked, counted and written by a thread, while the device is at the next batch.
+        """
         made = failed = 0
-        with ShardWriter(planned, folder, self._dataset.fingerprint, self._spec.expected) as writer:
-            for batch in self._batches(planned, orders):
-                if not self._tell(planned, made, failed, [sample.id for sample in batch]):
+        behind: deque[Future[int]] = deque()
+        with (
+            ShardWriter(planned, folder, self._dataset.fingerprint, self._spec.expected) as writer,
+            ThreadPoolExecutor(1, thread_name_prefix="writer") as pen,
+        ):
+            for batch in chain(self._batches(planned, orders), [()]):
+                while behind and (len(behind) == BATCHES_BEHIND or not batch or behind[0].done()):
+                    refused = behind.popleft().result()
+                    made, failed = made - refused, failed + refused
+                go = self._tell(planned, made, failed, [sample.id for sample in batch])
+                if not batch:
+                    break
+                if not go:
                     return None
-                for result in self._results(batch, orders):
-                    if add_or_fail(writer, result):
-                        made += 1
-                    else:
-                        failed += 1
+                with busy:
+                    results = self._results(batch, orders)
+                failures = sum(isinstance(result, Failure) for result in results)
+                made, failed = made + len(results) - failures, failed + failures
+                behind.append(pen.submit(write_all, writer, results))
                 crash_point("mid-shard")
-            self._tell(planned, made, failed, ())
             return writer.close()
 
     def _batches(self, planned: PlannedShard, orders: Orders) -> Iterator[Sequence[PlannedSample]]:
@@ -183,17 +207,33 @@ class ShardBuilder:
         return bool(ray.get(report))
 
 
-def add_or_fail(writer: ShardWriter, result: Sample | Failure) -> bool:
-    """Write a sample, or write down why there is none; True when it was written."""
-    if isinstance(result, Failure):
-        writer.fail(result)
-        return False
-    try:
-        writer.add(result)
-    except ValueError as error:
-        writer.fail(Failure.from_exception("check", error))
-        return False
-    return True
+class Stopwatch:
+    """Adds up the seconds spent inside `with`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._entered = 0.0
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *_error: object) -> None:
+        self.seconds += time.monotonic() - self._entered
+
+
+def write_all(writer: ShardWriter, results: Sequence[Sample | Failure]) -> int:
+    """Write samples, or why there are none; returns how many samples were not sound, and written down as failed."""
+    refused = 0
+    for result in results:
+        if isinstance(result, Failure):
+            writer.fail(result)
+            continue
+        try:
+            writer.add(result)
+        except ValueError as error:
+            writer.fail(Failure.from_exception("check", error))
+            refused += 1
+    return refused
 
 
 def _device_name() -> str:

@@ -99,7 +99,8 @@ def _info(options: argparse.Namespace) -> int:
     )
     for split, counts in facts["splits"].items():
         print(f"  {split:<6} {counts['samples']} samples in {counts['shards']} shards")
-    print(f"  bytes  {facts['bytes'] / 1e6:,.1f} MB, {facts['device_seconds']:,.0f} device seconds")
+    busy = f" ({facts['busy_seconds'] / facts['device_seconds']:.0%} busy)" if facts["busy_seconds"] else ""
+    print(f"  bytes  {facts['bytes'] / 1e6:,.1f} MB, {facts['device_seconds']:,.0f} device seconds{busy}")
     print(f"  made   {facts['created']}, fingerprint {facts['fingerprint'][:16]}")
     return 0
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 COMMITS = "_commit/"
@@ -54,6 +54,8 @@ class Commit:
     created: str
     adopted: bool
     side_files: Mapping[str, str]
+    busy_seconds: float = 0.0
+    """Of the device seconds; 0 where it was not measured."""
 
     @property
     def parquet(self) -> str:
@@ -64,7 +66,8 @@ class Commit:
     def from_json(cls, data: Mapping[str, Any]) -> "Commit":
         """A commit from its file; ValueError when a field is missing."""
         try:
-            commit = cls(**{field.name: data[field.name] for field in fields(cls)})
+            needed = [field.name for field in fields(cls) if field.default is MISSING]
+            commit = cls(**{name: data[name] for name in needed}, busy_seconds=data.get("busy_seconds", 0.0))
         except KeyError as error:
             raise ValueError(f"commit lacks {error}") from None
         name = f"{commit.split}-{commit.shard:06d}"

@@ -23,7 +23,7 @@ def info(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         `planned` samples in all, `samples` made, `failed` for good so far, whether it is `complete`, `shards`,
-        `bytes` of their tars, `device_seconds`, and more under names that say what they are.
+        `bytes` of their tars, `device_seconds`, of those `busy_seconds`, and more under names that say what they are.
     """
     commits = dataset.commits()
     segments = dataset.segments()
@@ -41,6 +41,7 @@ def info(dataset: Dataset) -> dict[str, Any]:
         "shards": len(commits),
         "bytes": sum(commit.bytes for commit in commits),
         "device_seconds": round(sum(commit.device_seconds for commit in commits), 3),
+        "busy_seconds": round(sum(commit.busy_seconds for commit in commits), 3),
         "adopted_shards": sum(commit.adopted for commit in commits),
         "splits": {split: _counts(c for c in commits if c.split == split) for split in SPLITS},
         "devices": sorted({commit.device for commit in commits if commit.device}),

@@ -127,6 +127,11 @@ def _take(target: Dataset, source: Dataset, commit: Commit, folder: Path) -> Non
         target,
         BuiltShard(tar, parquet, failed[0] if failed else None, record),
         Circumstances(
-            commit.attempt, commit.wall_seconds, commit.device_seconds, commit.device, commit.adopted
+            commit.attempt,
+            commit.wall_seconds,
+            commit.device_seconds,
+            commit.device,
+            commit.adopted,
+            commit.busy_seconds,
         ),
     )

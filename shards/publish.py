@@ -24,9 +24,10 @@ class Circumstances:
 
     Attributes:
         attempt: id of this try.
-        wall_seconds, device_seconds: what it took.
+        wall_seconds, device_seconds: what it took, and for how long a device was held for it.
         device: what it took it on.
         adopted: whether a run that died had made it; what that spent is not known, so it counts as nothing.
+        busy_seconds: of the device seconds, those in which the device had work to do.
     """
 
     attempt: str
@@ -34,6 +35,7 @@ class Circumstances:
     device_seconds: float = 0.0
     device: str = ""
     adopted: bool = False
+    busy_seconds: float = 0.0
 
 
 def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -> Commit:
@@ -136,6 +138,7 @@ def _put_commit(
         **asdict(circumstances),
         "wall_seconds": round(circumstances.wall_seconds, 3),
         "device_seconds": round(circumstances.device_seconds, 3),
+        "busy_seconds": round(circumstances.busy_seconds, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     crash_point("before-commit")

@@ -39,6 +39,9 @@ def test_a_build_is_complete_and_sound(undisturbed):
     facts = info(opened(undisturbed))
     assert (facts["complete"], facts["samples"], facts["failed"], facts["devices"]) == (True, 24, 0, ["CPU"])
     assert facts["device_seconds"] > 0
+    assert 0 < facts["busy_seconds"] < facts["device_seconds"], (
+        "reading prompts and writing are no work of the device"
+    )
     shards = json.loads((undisturbed / "manifest.json").read_text())["shards"]
     assert [shard["name"] for shard in shards] == sorted(opened(undisturbed).committed())
 
