@@ -28,6 +28,7 @@ import steps
 import swap
 import torch
 from quality import Bench, guide_ridge, of_guide, of_projector, trained, untrained
+from torch import nn
 
 from projector.options import Arch, TrainOptions
 from projector.projector import Projector
@@ -101,11 +102,8 @@ def race(bench: Bench, words: argparse.Namespace, arch: Arch, seed: int) -> dict
     options = options_of(words, arch, seed)
     projector, summary, _ = trained(bench, options, on_start=look_at_start, on_epoch=look)
     guide_seconds += guide_epoch()
-    whole = guide.train(bench.files, arch, width, seed=seed, shortcuts=not words.literal)
     seconds = statistics.median(guide_seconds) * guide.EPOCHS
-    ends_at = bench.measure(of_guide(whole.network), words.look)
-    target = ends_at.get(" (caption rows)", ends_at.get(""))
-    assert target is not None
+    network, target = guide_end(bench, words, arch, seed)
     reached = {
         figure: next((point["seconds"] for point in curve if at_least(figure, point, target)), None)
         for figure in ("mse_standardized", "content_probe")
@@ -113,7 +111,7 @@ def race(bench: Bench, words: argparse.Namespace, arch: Arch, seed: int) -> dict
     slowest = None if None in reached.values() else max(filter(None, reached.values()))
     return {
         "projector": projector,
-        "guide": whole.network,
+        "guide": network,
         "seconds": round(
             clock["spent"] + time.perf_counter() - clock["since"] if not curve else clock["spent"], 2
         ),
@@ -131,6 +129,20 @@ def race(bench: Bench, words: argparse.Namespace, arch: Arch, seed: int) -> dict
             "guide_pairs_per_second": round(bench.pairs * guide.EPOCHS / seconds, 1),
         },
     }
+
+
+def guide_end(
+    bench: Bench, words: argparse.Namespace, arch: Arch, seed: int
+) -> tuple[nn.Module | None, dict[str, float]]:
+    """The guide's network after a whole run and what it reaches; its figures alone where an earlier run has them."""
+    if words.guide_from:
+        earlier = json.loads(words.guide_from.read_text())["by_seed"][seed]["time_to_quality"]
+        return None, earlier[arch]["guide_ends_at"]
+    run = guide.train(bench.files, arch, bench.world.width, seed=seed, shortcuts=not words.literal)
+    ends_at = bench.measure(of_guide(run.network), words.look)
+    target = ends_at.get(" (caption rows)", ends_at.get(""))
+    assert target is not None
+    return run.network, target
 
 
 def at_least(figure: str, point: dict[str, float], target: dict[str, float]) -> bool:
@@ -156,7 +168,7 @@ def quality(bench: Bench, words: argparse.Namespace, seed: int) -> dict[str, Any
         methods[arch] = of_projector(raced["projector"], 0.0)
         methods[f"{arch}, variance restored"] = of_projector(raced["projector"], 1.0)
         seconds[arch] = raced["seconds"]
-        for suffix, method in of_guide(raced["guide"]).items():
+        for suffix, method in of_guide(raced["guide"]).items() if raced["guide"] else ():
             methods[f"guide {arch}{suffix}"] = method
             seconds[f"guide {arch}{suffix}"] = raced["found"]["guide_seconds"]
         print(f"  seed {seed}, {arch}: {json.dumps(races[arch])}", file=sys.stderr, flush=True)
@@ -207,6 +219,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--arches", nargs="+", choices=ARCHES, default=list(ARCHES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["quality", "steps", "ridge", "swap"])
     parser.add_argument("--literal", action="store_true", help="the guide's whole runs without shortcuts")
+    parser.add_argument(
+        "--guide-from",
+        type=Path,
+        help="earlier result, same width, pairs and seeds, for the guide's final quality",
+    )
     parser.add_argument("--quick", action="store_true", help="width 128, 200 pairs, 3 epochs")
     parser.add_argument("--output", type=Path, help="JSON file, rewritten after each part; default: stdout")
     options = parser.parse_args(words)
@@ -228,6 +245,7 @@ def main(words: list[str]) -> None:
     """Run the benchmark."""
     options = parse(words)
     result: dict[str, Any] = {"hardware": hardware(), "options": vars(options) | {"output": None}}
+    result["options"]["guide_from"] = options.guide_from and options.guide_from.name
     result["targets"] = TARGETS
 
     def keep(**found: Any) -> None:

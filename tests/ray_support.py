@@ -1,5 +1,6 @@
 """How tests start builds, what they compare of them, and how they end what they started."""
 
+import json
 import os
 import signal
 import sys
@@ -26,6 +27,12 @@ def build_command(output, **changes):
     for name, value in (SMALL | changes).items():
         words += [f"--build.{name}", str(value)]
     return words
+
+
+def with_workers(environment, extra):
+    """An environment and more of it, which reaches the workers of a shared head too, as a submitted job's does."""
+    job = {"runtime_env": {"env_vars": extra}}
+    return environment | extra | {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
 
 
 def bytes_of(output):

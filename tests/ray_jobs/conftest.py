@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from projector.models import CACHE_VARIABLE, resolve_models
-from ray_support import RAY, ROOT, build_command, kill
+from ray_support import RAY, ROOT, build_command, kill, with_workers
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def environment(tmp_path_factory):
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     environment = kept | {CACHE_VARIABLE: str(cache), "PYTHONWARNINGS": "ignore", "RAY_TMPDIR": folder}
     # Ray's workers give way to every other process; beside tests that compute they would hardly run.
-    environment["RAY_worker_niceness"] = "0"
+    environment |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ[CACHE_VARIABLE] = str(cache)
     resolve_models("tiny")
     yield environment
@@ -120,18 +120,19 @@ def _run(command, environment):
 def run_build(head):
     """Run a build to its end on the shared head: `run_build(output, samples=…)` gives the finished process.
 
-    `extra` is added to the environment of the driver alone: workers have that of the head.
+    `extra` is added to the environment of driver and workers.
     """
 
     def run(output, *, extra=None, **changes):
-        return _run(build_command(output, **changes), head.environment | (extra or {}))
+        environment = with_workers(head.environment, extra) if extra else head.environment
+        return _run(build_command(output, **changes), environment)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def build_alone(environment):
-    """Run a build to its end on a cluster of its own, whose workers have the `extra` environment too."""
+    """Run a build to its end on a cluster of its own, for what is not to pass through a shared one: secrets."""
 
     def run(output, *, extra=None, **changes):
         return _run(build_command(output, **changes), environment | (extra or {}))

@@ -83,9 +83,9 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(run_build, undisturb
     assert {path: path.stat().st_ino for path in made} == kept
 
 
-def test_sigterm_stops_at_a_sample_boundary_with_143(run_build, undisturbed, environment, tmp_path):
+def test_sigterm_stops_at_a_sample_boundary_with_143(run_build, undisturbed, head, tmp_path):
     output = tmp_path / "data"
-    assert kill_after_commits(output, environment, 1, signal_number=signal.SIGTERM) == 143
+    assert kill_after_commits(output, head.environment, 1, signal_number=signal.SIGTERM) == 143
     findings = verify(str(output))
     assert findings.problems == []
     assert not findings.complete
@@ -94,10 +94,10 @@ def test_sigterm_stops_at_a_sample_boundary_with_143(run_build, undisturbed, env
 
 
 @pytest.mark.parametrize("point", ["mid-shard:3", "after-tar:1"])
-def test_a_killed_worker_needs_no_second_run(build_alone, undisturbed, tmp_path, point):
+def test_a_killed_worker_needs_no_second_run(run_build, undisturbed, tmp_path, point):
     output = tmp_path / "data"
     once = tmp_path / "once"
-    done = build_alone(output, extra={"SHARDS_CRASH_AT": point, "SHARDS_CRASH_ONCE": str(once)})
+    done = run_build(output, extra={"SHARDS_CRASH_AT": point, "SHARDS_CRASH_ONCE": str(once)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert once.exists(), "the crash hook never fired"
     assert_same(output, undisturbed)

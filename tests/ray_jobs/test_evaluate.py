@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from projector.data import load_pairs
+from projector.models import CACHE_VARIABLE
 from projector.options import TrainOptions
 from projector.training import train
+from ray_jobs.__main__ import main
 from ray_support import ROOT
 
 
@@ -69,17 +72,16 @@ def test_workers_and_the_control(head, trained, tmp_path):
         (["--evaluate.models.image", "nowhere"], "evaluate.models"),
     ],
 )
-def test_what_is_refused(environment, words, message):
-    done = evaluate(environment, *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_is_refused(monkeypatch, capsys, environment, words, message):
+    monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("started Ray"))
+    assert main(["evaluate", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_projectors_that_read_other_tokens_are_not_measured_together(environment, trained):
-    done = evaluate(
-        environment, "--evaluate.checkpoint", str(trained / "ridge"),
-        "--evaluate.others", json.dumps({"other": str(trained / "all")}),
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "other has tokens 'all', the checkpoint has 'image'" in done.stderr
+def test_projectors_that_read_other_tokens_are_not_measured_together(monkeypatch, capsys, trained):
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("started Ray"))
+    others = json.dumps({"other": str(trained / "all")})
+    words = ["--evaluate.checkpoint", str(trained / "ridge"), "--evaluate.others", others]
+    assert main(["evaluate", *words]) == 2
+    assert "other has tokens 'all', the checkpoint has 'image'" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from projector.models import CACHE_VARIABLE, tiny_folder
 from projector.pairs import as_array
 from projector.vision import VisionLanguageEncoder
 from ray_jobs.__main__ import main
-from ray_support import ROOT
+from ray_support import ROOT, with_workers
 from shards.dataset import Dataset
 from shards.maintain import uncommit
 from shards.read import read_plan, read_samples
@@ -64,11 +64,12 @@ def vl_alone(environment, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def poisoned(environment, tmp_path_factory):
+def poisoned(head, tmp_path_factory):
     """Where no pipeline can be imported and no other model can be made or found."""
     folder = tmp_path_factory.mktemp("poison")
     (folder / "diffusers.py").write_text("raise ImportError('extract has no use for a pipeline')\n")
-    return environment | {"PYTHONPATH": str(folder), CACHE_VARIABLE: str(folder / "cache")}
+    extra = {"PYTHONPATH": str(folder), CACHE_VARIABLE: str(folder / "cache")}
+    return with_workers(head.environment, extra)
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +143,7 @@ def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
     shutil.copytree(undisturbed, source)
     last = read_plan(opened(source)).shards[-1]
     uncommit(opened(source), [last.name])  # as if the build had been stopped before its last shard
-    options = {"layers": -12, "text_modes": "none", "vl_tokens": "pooled:2"}
+    options = {"layers": -12, "text_modes": "none", "vl_tokens": "pooled:2", "actors": 1}
     first = run_extract(head.environment, source, output, **options)
     assert first.returncode == 0, first.stderr
     made = {path: path.read_bytes() for path in output.glob("*/pairs-*")}

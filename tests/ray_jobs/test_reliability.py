@@ -47,21 +47,21 @@ def a_planned_id():
     return plan.shard("train-000001").samples[2].id
 
 
-def test_a_stuck_builder_is_named_and_restarted(build_alone, undisturbed, tmp_path):
+def test_a_stuck_builder_is_named_and_restarted(run_build, undisturbed, tmp_path):
     hook = {
         "SHARDS_CRASH_AT": "mid-shard:2",
         "SHARDS_CRASH_ONCE": str(tmp_path / "once"),
         "SHARDS_CRASH_HOW": "hang",
     }
-    done = build_alone(tmp_path / "data", extra=hook, stuck_seconds=20)
+    done = run_build(tmp_path / "data", extra=hook, stuck_seconds=20)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(train|val)-\d{6}: \S+:\d+ has finished nothing for .* restarting it", done.stdout)
     assert_same(tmp_path / "data", undisturbed)
 
 
-def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, build_alone, tmp_path):
+def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_path):
     deadly = a_planned_id()
-    done = build_alone(
+    done = run_build(
         tmp_path / "data", extra={"SHARDS_CRASH_AT": f"sample-{deadly}"}, max_failed_fraction=0.5
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -125,7 +125,7 @@ def test_a_full_disk_is_named_and_the_rest_is_made_after_freeing(run_build, undi
     assert str(disk) in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     resize(disk, "200m")
-    assert run_build(disk / "data").returncode == 0
+    assert run_build(disk / "data", actors=1).returncode == 0
     assert_same(disk / "data", undisturbed)
 
 
@@ -172,7 +172,7 @@ def test_a_spool_that_fills_up_is_named_and_the_rest_is_made_after_freeing(
     assert findings.problems == []
     assert 0 < findings.samples < 24
     (disk / "another file").unlink()
-    done = run_build(output, spool=disk)
+    done = run_build(output, spool=disk, actors=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(output, undisturbed)
 
@@ -219,7 +219,7 @@ def test_a_build_on_s3_killed_and_finished(build_alone, undisturbed, server, tmp
 
 @pytest.mark.server
 def test_a_second_writer_is_kept_out_where_the_store_overwrites(
-    run_build, build_alone, environment, tmp_path, monkeypatch
+    build_alone, environment, tmp_path, monkeypatch
 ):
     with running_rclone(tmp_path) as server:
         use(monkeypatch, server.env)
@@ -236,11 +236,11 @@ def test_a_second_writer_is_kept_out_where_the_store_overwrites(
             while not any(entry.key.startswith("_commit/") for entry in storage.list()):
                 assert first.poll() is None
                 time.sleep(0.05)
-            second = run_build(root, extra=server.env)
+            second = build_alone(root, extra=server.env)
             first.kill()
         assert second.returncode == 1
         assert "is being written by process" in second.stderr
-        third = build_alone(root, extra=server.env)  # the holder is dead: its lease is taken over
+        third = build_alone(root, extra=server.env, actors=1)  # the holder is dead: its lease is taken over
         assert third.returncode == 0, third.stdout + third.stderr
         findings = verify(root)
         assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
