@@ -98,6 +98,7 @@ def _free_ports(count):
 
 
 def _wait_for(head):
+    record = Path(head.environment["RAY_TMPDIR"], "ray", "ray_current_cluster")  # written last
     for _ in range(60):
         listed = subprocess.run(
             [RAY, "job", "list", "--address", head.dashboard],
@@ -106,7 +107,7 @@ def _wait_for(head):
             text=True,
             timeout=60,
         )
-        if listed.returncode == 0:
+        if listed.returncode == 0 and record.exists():
             return
         time.sleep(0.5)
     pytest.fail(f"no head answers at {head.dashboard}: {listed.stderr}")
