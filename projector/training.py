@@ -26,6 +26,7 @@ from projector.outcome import recommendation, restore, summarise
 from projector.tracking import forget
 from projector.trainer import NonFiniteLossError, Tick, Trainer
 from projector.world import World
+from shards.objects import Storage
 from shards.storage import open_storage
 
 __all__ = ["NonFiniteLossError", "Tick", "run_identity", "train"]
@@ -119,22 +120,26 @@ def train(
         save(best=record["best_epoch"] == record["epoch"])
         if on_epoch:
             on_epoch(record)
-    if not run.finished:
-        summary = summarise(run, ASKED)
-    else:
-        run.world.add(torch.zeros(1))  # the best weights are on storage before any worker reads them
-        best = get_network(storage, config).to(world.device)
-        restoration = restore(run, val_pairs, best)
-        summary = {
-            **summarise(run, FINISHED),
-            "restoration": restoration,
-            "recommendation": recommendation(run),
-        }
-        if world.rank == 0:
-            put_network(storage, best)
+    summary = _conclude(run, storage, config, val_pairs) if run.finished else summarise(run, ASKED)
     if world.rank == 0:
         put_json(storage, SUMMARY, summary)
     return summary
+
+
+def _conclude(
+    run: Trainer, storage: Storage, config: dict[str, Any], val_pairs: PairSource
+) -> dict[str, Any]:
+    """Give the best network its restoration and judge the run; returns the summary."""
+    run.world.add(torch.zeros(1))  # the best weights are on storage before any worker reads them
+    best = get_network(storage, config).to(run.world.device)
+    restoration = restore(run, val_pairs, best)
+    if run.world.rank == 0:
+        put_network(storage, best)
+    return {
+        **summarise(run, FINISHED),
+        "restoration": restoration,
+        "recommendation": recommendation(run),
+    }
 
 
 def run_identity(options: TrainOptions, train_pairs: PairSource, val_pairs: PairSource) -> dict[str, Any]:
