@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m ray_jobs demo --demo.output $(DEMO)
 
-# Three workers for two processors: two take a part of the tests with Ray each, which wait a lot (tests/conftest.py).
+# Two workers, each with a part of the tests with Ray (tests/conftest.py), and one thread each for two processors.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff format --check .
