@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fault_proxy import FaultProxy
-from ray_support import ROOT, build_command, bytes_of, with_workers
+from ray_support import ROOT, build_command, bytes_of
 from s3_support import running_moto, running_rclone, use
 from shards.dataset import Dataset
 from shards.info import info
@@ -218,14 +218,16 @@ def test_a_build_on_s3_killed_and_finished(build_alone, undisturbed, server, tmp
 
 
 @pytest.mark.server
-def test_a_second_writer_is_kept_out_where_the_store_overwrites(run_build, head, tmp_path, monkeypatch):
+def test_a_second_writer_is_kept_out_where_the_store_overwrites(
+    build_alone, environment, tmp_path, monkeypatch
+):
     with running_rclone(tmp_path) as server:
         use(monkeypatch, server.env)
         root = f"s3://{server.new_bucket()}/data"
         hook = {"SHARDS_CRASH_AT": "mid-shard:3", "SHARDS_CRASH_HOW": "hang"}
         with subprocess.Popen(
             build_command(root),
-            env=with_workers(head.environment, server.env | hook),
+            env=environment | server.env | hook,
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -234,21 +236,21 @@ def test_a_second_writer_is_kept_out_where_the_store_overwrites(run_build, head,
             while not any(entry.key.startswith("_commit/") for entry in storage.list()):
                 assert first.poll() is None
                 time.sleep(0.05)
-            second = run_build(root, extra=server.env)
+            second = build_alone(root, extra=server.env)
             first.kill()
         assert second.returncode == 1
         assert "is being written by process" in second.stderr
-        third = run_build(root, extra=server.env, actors=1)  # the holder is dead: its lease is taken over
+        third = build_alone(root, extra=server.env, actors=1)  # the holder is dead: its lease is taken over
         assert third.returncode == 0, third.stdout + third.stderr
         findings = verify(root)
         assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
 
 
 @pytest.mark.server
-def test_hundreds_of_faults_lose_nothing(run_build, tmp_path, monkeypatch):
+def test_hundreds_of_faults_lose_nothing(build_alone, tmp_path, monkeypatch):
     with running_moto(tmp_path) as server, FaultProxy(server.port, seed=7, rate=0.5) as proxy:
         root = f"s3://{server.new_bucket()}/data"
-        done = run_build(root, extra=server.env_through(proxy.endpoint), samples=40, samples_per_shard=1)
+        done = build_alone(root, extra=server.env_through(proxy.endpoint), samples=40, samples_per_shard=1)
         assert done.returncode == 0, done.stdout + done.stderr
         use(monkeypatch, server.env)
         findings = verify(root)
@@ -256,15 +258,16 @@ def test_hundreds_of_faults_lose_nothing(run_build, tmp_path, monkeypatch):
         assert sum(proxy.faults.values()) >= 200, proxy.faults
 
 
-# One server does: this one checks credentials, and only commits, which the build above made on both, differ.
 @pytest.mark.server
-@pytest.mark.parametrize("server", ["rclone"], indirect=True)
-def test_the_whole_demo_on_s3(head, server, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "server", ["rclone"], indirect=True
+)  # which checks credentials; what follows a build only puts
+def test_the_whole_demo_on_s3(environment, server, tmp_path, monkeypatch):
     use(monkeypatch, server.env)
     root = f"s3://{server.new_bucket()}/demo"
     done = subprocess.run(
         [sys.executable, "-m", "ray_jobs", "demo", "--demo.output", root, "--demo.samples", "96"],
-        env=with_workers(head.environment, server.env),
+        env=environment | server.env,
         cwd=ROOT,
         capture_output=True,
         text=True,
