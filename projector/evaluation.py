@@ -104,20 +104,22 @@ def held_out(options: EvaluateOptions, projector: Projector) -> PairSource:
     return _load(options, projector, "val", options.max_samples)
 
 
-def evaluate_checkpoint(options: EvaluateOptions, *, measure: Measure = alone) -> dict[str, Any]:
+def evaluate_checkpoint(
+    options: EvaluateOptions, projectors: Mapping[str, Projector], *, measure: Measure = alone
+) -> dict[str, Any]:
     """Measure trained projectors on a dataset's held-out pairs.
 
     Args:
-        options: which projectors, which data.
+        options: which data.
+        projectors: from `load_projectors`.
         measure: how the pairs are gone through.
 
     Returns:
         the content of eval.json.
 
     Raises:
-        UsageError: no projector or no pairs there, or they do not fit.
+        UsageError: no pairs there, or they do not fit.
     """
-    projectors = load_projectors(options)
     main = projectors[MAIN]
     config = main.config
     alignment = Alignment(options.align or JUDGED.get(config["align"], config["align"]), config["length"])

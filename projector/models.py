@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from projector.options import Models
 from shards.errors import UsageError
 
 CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
@@ -98,7 +99,7 @@ class VisionSource:
                 )
 
 
-def resolve_models(models: Literal["tiny"] | dict[str, str], option: str = "build.models") -> ModelSources:
+def resolve_models(models: Models, option: str = "build.models") -> ModelSources:
     """Find the models of a run and check that they fit together.
 
     Args:
@@ -116,7 +117,7 @@ def resolve_models(models: Literal["tiny"] | dict[str, str], option: str = "buil
         image, vl = folder / "image", folder / "vl"
         sources = {"image": ("tiny/image", image, ""), "vl": ("tiny/vl", vl, "")}
     else:
-        sources = {name: locate(f"{option}.{name}", models[name]) for name in ("image", "vl")}
+        sources = {name: locate(f"{option}.{name}", getattr(models, name)) for name in ("image", "vl")}
         image, vl = sources["image"][1], sources["vl"][1]
     _check_pipeline(image, f"{option}.image")
     _check_vision_language(vl, f"{option}.vl")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Arch = Literal["ridge", "linear", "mlp", "attention"]
 TextMode = Literal["caption", "none", "mixed"]
@@ -40,6 +40,26 @@ GUIDE: dict[str, Any] = {
     "patience": None,
     "restore": 0.0,
 }
+
+
+class ModelPaths(BaseModel):
+    """Where the two real models are: local folders or hub ids, `id@revision` pins one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    image: str
+    """The Z-Image pipeline: folder or hub id, e.g. Tongyi-MAI/Z-Image-Turbo."""
+    vl: str
+    """The vision-language model: folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
+
+
+def _tiny_or_mapping(models: object) -> object:
+    if isinstance(models, str) and models != "tiny":
+        raise ValueError("must be `tiny`, or both `image` and `vl` below it (folders or hub ids)")
+    return models
+
+
+Models = Annotated[Literal["tiny"] | ModelPaths, BeforeValidator(_tiny_or_mapping)]
 
 
 class TrainOptions(BaseModel):
@@ -183,7 +203,7 @@ class EvaluateOptions(BaseModel):
     """Folder (local or s3://) of a trained or exported projector."""
     others: dict[str, str] | None = None
     """Further projectors to measure on the same pairs, by name, e.g. {linear: runs/linear}."""
-    models: Literal["tiny"] | dict[str, str] | None = None
+    models: Models | None = None
     """With it the control to beat: `vl` writes a caption of each image, the text encoder of `image` encodes it."""
     output: str = ""
     """Folder that gets eval.json; absent: the checkpoint's."""

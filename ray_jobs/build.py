@@ -104,9 +104,7 @@ def build(options: BuildOptions) -> int:
     )  # if prompts run out, that is said before Ray starts
     storage = open_storage(options.output)
     is_new(storage)
-    sources = resolve_models(
-        options.models if isinstance(options.models, str) else options.models.model_dump()
-    )
+    sources = resolve_models(options.models)
     sources.check_layers(options.layers)
     stop = StopRequest()
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:

@@ -45,9 +45,7 @@ def compare(options: CompareOptions) -> int:
         raise UsageError("compare.checkpoint is needed: the folder of a trained projector")
     projector = Projector.from_pretrained(options.checkpoint)
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
-    sources = resolve_models(
-        options.models if isinstance(options.models, str) else options.models.model_dump(), "compare.models"
-    )
+    sources = resolve_models(options.models, "compare.models")
     check_fit(projector, sources)
     siglip = scorer_of(options)
     load_scorers(options.scorers)

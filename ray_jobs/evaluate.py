@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from projector.checkpoint import put_json
 from projector.contest import ByKey, Contest, Measured
@@ -23,6 +24,7 @@ from projector.models import ModelSources, resolve_models
 from projector.options import EvaluateOptions
 from ray_jobs.cluster import Cluster, connected, signals_exit
 from ray_jobs.progress import Progress
+from ray_jobs.workers import plain_error
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.storage import open_storage
@@ -46,7 +48,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """
     if not options.checkpoint:
         raise UsageError("evaluate.checkpoint is needed: the folder of a trained projector")
-    models = None if options.models is None else resolve_models(options.models)
+    models = None if options.models is None else resolve_models(options.models, "evaluate.models")
     output = open_storage(options.output or options.checkpoint)
     projectors = load_projectors(options)
     if models is not None and models.hidden_size != projectors[MAIN].width:
@@ -56,13 +58,15 @@ def evaluate(options: EvaluateOptions) -> int:
         )
     if options.workers == 1 and models is None:
         with signals_exit():
-            result = evaluate_checkpoint(options, measure=_alone)
+            result = evaluate_checkpoint(options, projectors, measure=_alone)
     else:
         with connected() as cluster, signals_exit():
             check_workers(options.workers, cluster, on_gpus=models is not None)
             gpus = 1.0 if cluster.gpus and models is not None else 0.0
             result = evaluate_checkpoint(
-                options, measure=lambda contest, pairs: _shared(contest, pairs, options, models, gpus)
+                options,
+                projectors,
+                measure=lambda contest, pairs: _shared(contest, pairs, options, models, gpus),
             )
     put_json(output, EVALUATION, result)
     for line in lines(result):
@@ -107,19 +111,25 @@ def _shared(
         workers.append(worker.remote(given, options, models))
         for start in range(first, last, PAIRS_AT_A_TIME):
             running.append(workers[-1].measure.remote(range(start, min(start + PAIRS_AT_A_TIME, last))))
-    progress = Progress("evaluate", len(pairs), unit="pairs")
+    try:
+        _wait(running, len(pairs))
+        whole, *others = ray.get([each.measured.remote() for each in workers])
+    except RayError as error:  # a worker's sums die with it, so it is not restarted
+        raise plain_error(error) from error
+    for part in others:  # in order: sums are added up alike every time
+        whole.merge(part)
+    measured: Measured = whole
+    return measured
+
+
+def _wait(running: list[Any], pairs: int) -> None:
+    """Wait for all parts and show how many pairs are done."""
+    progress = Progress("evaluate", pairs, unit="pairs")
     done = 0
     while running:
         finished, running = ray.wait(running)
         done += sum(ray.get(finished))
         progress.show(done, final=not running)
-    parts = (
-        ray.get(each.measured.remote()) for each in workers
-    )  # in order: sums are added up alike every time
-    whole: Measured = next(parts)
-    for part in parts:
-        whole.merge(part)
-    return whole
 
 
 class Worker:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from projector.options import VL_TOKENS
+from projector.options import VL_TOKENS, Models
 
 PIXEL_MULTIPLE = 16  # ZImagePipeline: VAE factor 8 times the DiT's patch of 2
 
@@ -49,15 +49,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class ModelPaths(Section):
-    """Where the two real models are: local folders or hub ids, `id@revision` pins one."""
-
-    image: str
-    """The Z-Image pipeline: folder or hub id, e.g. Tongyi-MAI/Z-Image-Turbo."""
-    vl: str
-    """The vision-language model: folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
-
-
 class BuildOptions(Section):
     """What to build and where."""
 
@@ -69,7 +60,7 @@ class BuildOptions(Section):
     """Prompt file (.txt .tsv .csv .jsonl .parquet); absent means the built-in prompt space."""
     prompt_column: str | None = None
     """Column of the captions in a .tsv .csv .jsonl or .parquet prompt file."""
-    models: Literal["tiny"] | ModelPaths = "tiny"
+    models: Models = "tiny"
     """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
     samples_per_shard: int = Field(64, gt=0, le=9999)
     """Samples in a full shard; aim at 5 to 15 device minutes."""
@@ -116,15 +107,6 @@ class BuildOptions(Section):
     spool: str | None = None
     """Local folder for shards under construction; absent: the system's temporary folder."""
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _tiny_or_mapping(cls, models: object) -> object:
-        if isinstance(models, str) and models != "tiny":
-            raise ValueError(
-                "must be `tiny` or both build.models.image and build.models.vl (folders or hub ids)"
-            )
-        return models
-
 
 class ExtractOptions(Section):
     """Which pictures to read again, how, and where to."""
@@ -166,7 +148,7 @@ class CompareOptions(Section):
     """Folder (local or s3://) of a trained or exported projector."""
     output: str = ""
     """Folder that gets compare.json, pictures and grids; absent: `compare` in the checkpoint's."""
-    models: Literal["tiny"] | ModelPaths = "tiny"
+    models: Models = "tiny"
     """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
     images: Annotated[list[str], BeforeValidator(_listed)] | None = None
     """Reference pictures: image files, or folders of them; absent: held-out samples of the dataset."""
@@ -210,15 +192,6 @@ class CompareOptions(Section):
     """Workers at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
     gpus_per_actor: float | None = Field(None, ge=0.0)
     """GPUs each worker reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
-
-    @field_validator("models", mode="before")
-    @classmethod
-    def _tiny_or_mapping(cls, models: object) -> object:
-        if isinstance(models, str) and models != "tiny":
-            raise ValueError(
-                "must be `tiny` or both compare.models.image and compare.models.vl (folders or hub ids)"
-            )
-        return models
 
 
 class PlanOptions(Section):

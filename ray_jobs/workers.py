@@ -55,10 +55,10 @@ def spread(workers: Sequence[Any], work: Sequence[Work], stop: StopRequest) -> I
             try:
                 yield index, ray.get(reference)
             except RayError as error:
-                raise _plain(error) from error
+                raise plain_error(error) from error
 
 
-def _plain(error: RayError) -> Exception:
+def plain_error(error: RayError) -> Exception:
     """What went wrong in a worker as one of the errors that end in one line."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, UsageError | StorageError | CorruptShardError):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from projector.models import resolve_models
+from projector.options import ModelPaths
 from projector.tiny import make_tiny_models
 
 
@@ -15,7 +16,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_sources(tiny):
-    return resolve_models({"image": str(tiny / "image"), "vl": str(tiny / "vl")})
+    return resolve_models(ModelPaths(image=str(tiny / "image"), vl=str(tiny / "vl")))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from projector.models import CACHE_VARIABLE, file_hashes, resolve_models, tiny_folder
+from projector.options import ModelPaths
 from projector.tiny import RECIPE, make_tiny_models
 from shards.errors import UsageError
 
@@ -19,7 +20,7 @@ def copy(tiny, tmp_path):
 
 
 def resolve(folder):
-    return resolve_models({"image": str(folder / "image"), "vl": str(folder / "vl")})
+    return resolve_models(ModelPaths(image=str(folder / "image"), vl=str(folder / "vl")))
 
 
 def test_both_models_are_pinned_by_their_files(tiny, tiny_sources):
@@ -128,7 +129,7 @@ def test_a_hub_id_without_a_hub_is_a_usage_error(tiny, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"build.models.image = 'nobody/nothing@abc'.*local folder"):
-        resolve_models({"image": "nobody/nothing@abc", "vl": str(tiny / "vl")})
+        resolve_models(ModelPaths(image="nobody/nothing@abc", vl=str(tiny / "vl")))
 
 
 @pytest.mark.parametrize("layers", [[-13], [-8, -100]])

@@ -8,7 +8,6 @@ import pytest
 import ray
 
 from projector.data import load_pairs
-from projector.models import CACHE_VARIABLE
 from projector.options import TrainOptions
 from projector.training import train
 from ray_jobs.__main__ import main
@@ -69,12 +68,18 @@ def test_workers_and_the_control(head, trained, tmp_path):
     ("words", "message"),
     [
         ([], "evaluate.checkpoint is needed"),
-        (["--evaluate.models.image", "nowhere"], "evaluate.models"),
+        (
+            ["--evaluate.checkpoint", "x", "--evaluate.models", "large"],
+            "must be `tiny`, or both `image` and `vl`",
+        ),
+        (["--evaluate.checkpoint", "x", "--evaluate.models.image", "a"], "evaluate.models.vl is needed"),
+        (
+            ["--evaluate.checkpoint", "x", "--evaluate.models.image", "nowhere", "--evaluate.models.vl", "b"],
+            "evaluate.models.image = 'nowhere': no such folder",
+        ),
     ],
 )
-def test_what_is_refused(monkeypatch, capsys, environment, words, message):
-    monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
-    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("started Ray"))
+def test_what_is_refused(capsys, words, message):
     assert main(["evaluate", *words]) == 2
     assert message in capsys.readouterr().err
 
