@@ -161,12 +161,23 @@ class Synthetic:
         everywhere = random.normal(size=self.latent)
         return random, everywhere, random.normal(size=(self.concepts, self.latent))
 
+    def _order(self, random: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which concept each caption token speaks of, and which one each image token shows."""
+        spoken = random.integers(self.concepts, size=random.integers(*self.text_tokens, endpoint=True))
+        return spoken, np.sort(random.integers(self.concepts, size=self.image_tokens))
+
+    def shown(self, index: int) -> Doubles:
+        """What each image token of a sample is about: the global latent and its concept's, (image tokens, 2L)."""
+        random, everywhere, concepts = self._content(index)
+        _, shown = self._order(random)
+        rows: Doubles = np.concatenate([np.tile(everywhere, (len(shown), 1)), concepts[shown]], axis=1)
+        return rows
+
     def _sides(self, index: int) -> dict[str, Floats]:
         """Caption tokens, image tokens, and the caption's copy on the VL side."""
         maps = self._maps
         random, everywhere, concepts = self._content(index)
-        spoken = random.integers(self.concepts, size=random.integers(*self.text_tokens, endpoint=True))
-        shown = np.sort(random.integers(self.concepts, size=self.image_tokens))
+        spoken, shown = self._order(random)
 
         other = np.random.default_rng([self.seed, 5, index]).normal(size=(1 + self.concepts, self.latent))
         said = np.concatenate([everywhere[None], concepts])

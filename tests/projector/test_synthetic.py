@@ -153,3 +153,12 @@ def test_latents_are_those_of_the_sample():
     both = SMALL.latents([4, 2])
     assert both.shape == (2, 8)
     np.testing.assert_array_equal(both[1], SMALL.latents([2])[0])
+
+
+def test_what_image_tokens_show_is_what_the_sample_is_about():
+    """An image without noise is a linear image of what it shows, token by token."""
+    clear = Synthetic(64, image_tokens=20, latent=4, image_signal=1.0)
+    rows = np.concatenate([clear.encodings(index, ("none",))["vl.none"][0][4:24] for index in range(20)])
+    shown = np.concatenate([clear.shown(index) for index in range(20)])
+    solved = np.linalg.lstsq(np.c_[shown, np.ones(len(shown))], rows, rcond=None)[0]
+    np.testing.assert_allclose(np.c_[shown, np.ones(len(shown))] @ solved, rows, atol=1e-3)
