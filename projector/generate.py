@@ -45,7 +45,44 @@ class ImageGenerator:
         pipeline = ZImagePipeline.from_pretrained(
             path, text_encoder=None, tokenizer=None, dtype=dtype, revision=revision, use_safetensors=True
         )
-        return cls(pipeline.to(device), **settings)
+        pipeline.to(device)
+        if device != "cpu":  # convolutions are faster so, and on a CPU bytes stay what they were
+            pipeline.vae.to(memory_format=torch.channels_last)
+        return cls(pipeline, **settings)
+
+    def to(self, device: str) -> None:
+        """Move transformer and decoder."""
+        self.pipeline.to(device)
+
+    def decode_in_tiles(self) -> None:
+        """Decode pictures piece by piece from now on, which takes less memory; their seams are blended."""
+        self.pipeline.vae.enable_tiling()
+
+    @property
+    def decodes_in_tiles(self) -> bool:
+        """Whether `decode_in_tiles` was called."""
+        return bool(self.pipeline.vae.use_tiling)
+
+    @torch.inference_mode()
+    def one_step(self, pictures: int) -> torch.Tensor:
+        """One denoising step of so many pictures from fixed noise and conditioning, for checks and timing.
+
+        Returns:
+            (pictures, C, H/8, W/8) latents.
+        """
+        transformer = self.pipeline.transformer
+        noise = torch.Generator("cpu").manual_seed(0)
+        conditioning = torch.randn(32, transformer.config.cap_feat_dim, generator=noise)
+        latents: torch.Tensor = self.pipeline(
+            prompt_embeds=[conditioning.to(transformer.device, transformer.dtype)] * pictures,
+            height=self.height,
+            width=self.width,
+            num_inference_steps=1,
+            guidance_scale=0.0,
+            generator=[torch.Generator("cpu").manual_seed(index) for index in range(pictures)],
+            output_type="latent",
+        ).images
+        return latents.float().cpu()  # waits for the device
 
     @torch.inference_mode()
     def generate(self, embeddings: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[Image.Image]:

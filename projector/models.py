@@ -293,6 +293,15 @@ def file_hashes(folder: Path) -> dict[str, str]:
         )
 
 
+def read_ahead(path: str) -> None:
+    """Ask the system to read a model's weights into its cache, while another one is being loaded."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for weights in sorted(Path(path).rglob("*.safetensors")):
+        with weights.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
 def _model_files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         if path.suffix in HASHED_SUFFIXES and path.is_file() and not path.name.startswith("."):

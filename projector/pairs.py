@@ -4,29 +4,40 @@ The caption is encoded once, and the stored tensor is the tensor that conditions
 """
 
 import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 import torch
 from PIL import Image
 
-from projector.batches import BatchMaker, Stage
+from projector.batches import BatchMaker, ShardMaker, Stage, Step, batches, make_sound, make_wanted, wanted
 from projector.generate import ImageGenerator
-from projector.models import ModelSources
+from projector.models import ModelSource, ModelSources, read_ahead
+from projector.residence import Residence
 from projector.text import SampleError, TextEncoder, TextEncoding
+from projector.tuning import compile_checked, find_batch_size
 from projector.vision import VisionEncoding, VisionLanguageEncoder, pooled
 from shards.plan import PlannedSample
-from shards.sample import Array, Failure, Sample, make_sample
+from shards.sample import Array, Failure, Sample, make_sample, open_image
 
+READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
 PNG_THREADS = 4  # a batch's pictures side by side
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+Placement = Literal["fused", "staged", "offload"]
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How pairs are made; fields as in `build`, `auto` resolved."""
+    """How pairs are made; fields as in `build`, `auto` resolved.
+
+    But for two: a batch size of None is searched for, and `compile` of None means on GPUs.
+    """
 
     height: int
     width: int
@@ -37,59 +48,115 @@ class PairSettings:
     vl_tokens: str
     max_tokens: int
     dtype: str
-    batch_size: int
+    batch_size: int | None
+    compile: bool | None = None
 
 
-class PairMaker(BatchMaker):
-    """All models of a run on one device.
+@dataclass(frozen=True)
+class Pictured:
+    """A sample half made.
 
-    Args:
-        sources: the models.
-        settings: how pairs are made.
+    Attributes:
+        planned: the sample.
+        text: `text` and `text.kind` as they are stored.
+        picture: RGB.
+        png: the same, being encoded.
     """
 
-    def __init__(self, sources: ModelSources, settings: PairSettings) -> None:
-        super().__init__(settings.batch_size)
-        self.settings = settings
+    planned: PlannedSample
+    text: Mapping[str, Array]
+    picture: Image.Image
+    png: Future[bytes]
+
+    def __reduce__(self) -> tuple[Callable[..., "Pictured"], tuple[Any, ...]]:
+        """Another process is sent the PNG alone, which holds the picture whole."""
+        return _received, (self.planned, self.text, self.png.result())
+
+
+def _received(planned: PlannedSample, text: Mapping[str, Array], png: bytes) -> Pictured:
+    done: Future[bytes] = Future()
+    done.set_result(png)
+    return Pictured(planned, text, open_image(png).convert("RGB"), done)
+
+
+class PictureMaker(BatchMaker[PlannedSample, Pictured]):
+    """The Z-Image pipeline on one device: captions to conditioning to pictures.
+
+    Args:
+        text, images: its models.
+        batch_size: pictures made together at first.
+        residence: what lets models onto the device.
+        notes: what people should know of how it works.
+    """
+
+    def __init__(
+        self,
+        text: TextEncoder,
+        images: ImageGenerator,
+        batch_size: int,
+        residence: Residence,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(batch_size)
+        self.notes = tuple(notes)
         # A 1024² PNG takes a tenth of a second, most of it in zlib, which lets other threads run.
         self._encoders = ThreadPoolExecutor(PNG_THREADS, thread_name_prefix="png")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype]
-        self._text = TextEncoder.from_pretrained(
-            sources.image.path, device=device, dtype=dtype, max_tokens=settings.max_tokens
-        )
-        self._images = ImageGenerator.from_pretrained(
-            sources.image.path,
-            device=device,
-            dtype=dtype,
+        self._residence = residence
+        self._ahead: dict[str, TextEncoding | SampleError] = {}
+        self._text, self._images = text, images
+
+    @classmethod
+    def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureMaker":
+        """Load the pipeline's models for a run's settings."""
+        where: dict[str, Any] = {"device": residence.loading_device, "dtype": DTYPES[settings.dtype]}
+        text = TextEncoder.from_pretrained(source.path, max_tokens=settings.max_tokens, **where)
+        negative = None
+        if settings.guidance > 0:
+            residence.let_in(text)
+            negative = text.empty_prompt()
+        images = ImageGenerator.from_pretrained(
+            source.path,
             height=settings.height,
             width=settings.width,
             steps=settings.steps,
             guidance=settings.guidance,
-            negative=self._text.empty_prompt() if settings.guidance > 0 else None,
+            negative=negative,
+            **where,
         )
-        self._vision = VisionLanguageEncoder.from_pretrained(
-            sources.vl.path,
-            device=device,
-            dtype=dtype,
-            layers=settings.layers,
-            text_modes=settings.text_modes,
-        )
+        notes = []
+        compiled = residence.device == "cuda" if settings.compile is None else settings.compile
+        if compiled or settings.batch_size is None:
+            residence.let_in(images)
+        if compiled and (note := compile_checked(images)):
+            notes.append(note)
+        batch_size = settings.batch_size or find_batch_size(images, source)
+        return cls(text, images, batch_size, residence, notes)
 
-    def _make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
-        results: dict[str, Sample | Failure] = {}
+    def encode_ahead(self, planned: Sequence[PlannedSample]) -> None:
+        """Encode a whole shard's captions, in batches of like length; `make` then finds them."""
+        encodings = self._encode([sample.caption for sample in planned])
+        self._ahead = {sample.id: found for sample, found in zip(planned, encodings, strict=True)}
+
+    def _make(self, batch: Sequence[PlannedSample]) -> list[Pictured | Failure]:
+        results: dict[str, Pictured | Failure] = {}
         conditioned: list[tuple[PlannedSample, TextEncoding]] = []
-        for planned, encoding in zip(batch, self._encode([sample.caption for sample in batch]), strict=True):
+        for planned, encoding in zip(batch, self._encodings(batch), strict=True):
             if isinstance(encoding, SampleError):
                 results[planned.id] = Failure.from_exception("text", encoding)
             else:
                 conditioned.append((planned, encoding))
         if conditioned:
-            results |= self._picture_and_read(conditioned)
+            results |= {pictured.planned.id: pictured for pictured in self._picture(conditioned)}
         return [results[sample.id] for sample in batch]
+
+    def _encodings(self, batch: Sequence[PlannedSample]) -> list[TextEncoding | SampleError]:
+        if all(sample.id in self._ahead for sample in batch):
+            return [self._ahead[sample.id] for sample in batch]
+        return self._encode([sample.caption for sample in batch])
 
     def _encode(self, captions: Sequence[str]) -> list[TextEncoding | SampleError]:
         """Conditioning as it is stored: rounded to bfloat16 before it is used, so that both are the same tensor."""
+        self._residence.let_in(self._text)
         with Stage("text"):
             return [
                 item
@@ -98,30 +165,177 @@ class PairMaker(BatchMaker):
                 for item in self._text.encode(captions)
             ]
 
-    def _picture_and_read(
-        self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]
-    ) -> dict[str, Sample | Failure]:
+    def _picture(self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]) -> Iterator[Pictured]:
+        self._residence.let_in(self._images)
+        embeddings = [encoding.embeddings for _, encoding in conditioned]
+        seeds = [planned.seed for planned, _ in conditioned]
         with Stage("image"):
-            images = self._images.generate(
-                [encoding.embeddings for _, encoding in conditioned],
-                [planned.seed for planned, _ in conditioned],
-            )
-        encoded = [self._encoders.submit(as_png, image) for image in images]  # while the device reads them
+            try:
+                images = self._images.generate(embeddings, seeds)
+            except torch.OutOfMemoryError:
+                if len(seeds) > 1 or self._images.decodes_in_tiles:
+                    raise
+                self._images.decode_in_tiles()
+                images = self._images.generate(embeddings, seeds)
+        for (planned, encoding), image in zip(conditioned, images, strict=True):
+            png = self._encoders.submit(as_png, image)  # while the device goes on
+            text = {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
+            yield Pictured(planned, text, image, png)
+
+
+class PictureReader(BatchMaker[Pictured, Sample]):
+    """The vision-language model on one device: pictures to whole samples.
+
+    Args:
+        vision: the model.
+        vl_tokens: which of its tokens are kept, as in `build`.
+        batch_size: pictures read together at first.
+        residence: what lets models onto the device.
+    """
+
+    def __init__(
+        self, vision: VisionLanguageEncoder, vl_tokens: str, batch_size: int, residence: Residence
+    ) -> None:
+        super().__init__(batch_size)
+        self._vision, self._vl_tokens = vision, vl_tokens
+        self._residence = residence
+
+    @classmethod
+    def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureReader":
+        """Load the model for a run's settings."""
+        vision = VisionLanguageEncoder.from_pretrained(
+            source.path,
+            device=residence.loading_device,
+            dtype=DTYPES[settings.dtype],
+            layers=settings.layers,
+            text_modes=settings.text_modes,
+        )
+        return cls(vision, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
+
+    def _make(self, batch: Sequence[Pictured]) -> list[Sample | Failure]:
+        self._residence.let_in(self._vision)
         with Stage("vl"):
-            seen = self._vision.encode(images, [planned.caption for planned, _ in conditioned])
-        results: dict[str, Sample | Failure] = {}
-        for (planned, encoding), image, states in zip(conditioned, encoded, seen, strict=True):
+            seen = self._vision.encode(
+                [item.picture for item in batch], [item.planned.caption for item in batch]
+            )
+        results: list[Sample | Failure] = []
+        for item, states in zip(batch, seen, strict=True):
             if isinstance(states, SampleError):
-                results[planned.id] = Failure.from_exception("vl", states)
+                results.append(Failure.from_exception("vl", states))
                 continue
             with Stage("check"):
-                results[planned.id] = make_sample(
-                    planned,
-                    image=image.result(),
+                sample = make_sample(
+                    item.planned,
+                    image=item.png.result(),
                     image_format="png",
-                    tensors=pair_tensors(encoding, states, self.settings.vl_tokens),
+                    tensors=dict(item.text) | vision_tensors(states, self._vl_tokens),
                 )
+            results.append(sample)
         return results
+
+
+class FusedMaker(ShardMaker):
+    """All models on one device.
+
+    Args:
+        pictures, reader: the two halves.
+        in_turn: lead a whole shard through one and then the other; otherwise each batch goes through both.
+    """
+
+    def __init__(self, pictures: PictureMaker, reader: PictureReader, *, in_turn: bool = False) -> None:
+        super().__init__(pictures.notes)
+        self.pictures, self.reader = pictures, reader
+        self._in_turn = in_turn
+
+    @classmethod
+    def load(
+        cls, sources: ModelSources, settings: PairSettings, *, one_at_a_time: bool = False
+    ) -> "FusedMaker":
+        """Load all models; with `one_at_a_time` only the one at work is on the device, and they work in turn."""
+        residence = Residence(one_at_a_time=one_at_a_time)
+        for source in (sources.image, sources.vl):
+            read_ahead(source.path)
+        return cls(
+            PictureMaker.load(sources.image, settings, residence),
+            PictureReader.load(sources.vl, settings, residence),
+            in_turn=one_at_a_time,
+        )
+
+    def steps(
+        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
+    ) -> Iterator[Step]:
+        """Captions first; then each batch through both models, or all batches through one and then the other."""
+        yield from text_steps(self.pictures, planned, apart)
+        waiting: list[tuple[Sequence[PlannedSample], list[Any]]] = []
+        for batch in batches(self.pictures, planned, {*apart, *given_up}):
+            if self._in_turn:
+                yield Step(
+                    wanted(batch, given_up), partial(self._picture_for_later, waiting, batch, given_up)
+                )
+            else:
+                yield Step(wanted(batch, given_up), partial(self.make, batch, given_up))
+        for batch, pictured in waiting:
+            yield Step(wanted(batch, given_up), partial(make_sound, self.reader, pictured))
+            pictured.clear()
+
+    def make(
+        self, batch: Sequence[PlannedSample], given_up: Mapping[str, Failure] | None = None
+    ) -> list[Sample | Failure]:
+        """Samples of a batch, or why there are none (`BatchMaker.make`)."""
+        pictured = make_wanted(self.pictures, batch, given_up or {})
+        return make_sound(self.reader, pictured)
+
+    def _picture_for_later(
+        self,
+        waiting: list[tuple[Sequence[PlannedSample], list[Any]]],
+        batch: Sequence[PlannedSample],
+        given_up: Mapping[str, Failure],
+    ) -> list[Sample]:
+        pictured = make_wanted(self.pictures, batch, given_up)
+        waiting.append((batch, pictured))
+        return []
+
+
+class StagedMaker(ShardMaker):
+    """The half that makes pictures; what it finishes is read elsewhere.
+
+    Args:
+        pictures: that half.
+    """
+
+    def __init__(self, pictures: PictureMaker) -> None:
+        super().__init__(pictures.notes)
+        self.pictures = pictures
+
+    @classmethod
+    def load(cls, source: ModelSource, settings: PairSettings) -> "StagedMaker":
+        """Load a Z-Image pipeline for a run's settings."""
+        read_ahead(source.path)
+        return cls(PictureMaker.load(source, settings, Residence()))
+
+    def steps(
+        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
+    ) -> Iterator[Step]:
+        """Captions first, then pictures batch by batch."""
+        yield from text_steps(self.pictures, planned, apart)
+        for batch in batches(self.pictures, planned, {*apart, *given_up}):
+            yield Step(wanted(batch, given_up), partial(make_wanted, self.pictures, batch, given_up))
+
+
+def text_steps(
+    pictures: PictureMaker, planned: Sequence[PlannedSample], apart: Collection[str]
+) -> Iterator[Step]:
+    """All captions of a shard at once, where none of them is suspected of killing workers."""
+    if not apart:
+        yield Step(planned, partial(_encode_ahead, pictures, planned))
+
+
+def _encode_ahead(pictures: PictureMaker, planned: Sequence[PlannedSample]) -> list[Sample]:
+    try:
+        pictures.encode_ahead(planned)
+    except Exception:  # batch by batch it fails again, and there it is one sample's failure
+        torch.cuda.empty_cache()
+    return []
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -131,23 +345,16 @@ def as_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def pair_tensors(text: TextEncoding, vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
-    """The tensors of a sample as they are stored.
+def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
+    """The vision-language tensors of a sample as they are stored.
 
     Args:
-        text: conditioning.
         vision: hidden states.
         vl_tokens: `all`, or `pooled:N` to average each kind of VL token down to at most N.
 
     Returns:
         arrays by name (FORMAT.md, the embeddings).
     """
-    stored = {"text": as_array(text.embeddings), "text.kind": text.kind.numpy()}
-    return stored | vision_tensors(vision, vl_tokens)
-
-
-def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
-    """The vision-language half of `pair_tensors`; same arguments and result."""
     kept = pooled(vision, vl_tokens)
     tensors: dict[str, Array] = {}
     for mode, states in kept.states.items():

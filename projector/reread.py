@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from projector.batches import BatchMaker, Stage
+from projector.batches import BatchMaker, InOneStage, Stage
 from projector.models import ModelSource
 from projector.pairs import vision_tensors
 from projector.text import SampleError
@@ -35,7 +35,7 @@ class RereadSettings:
     batch_size: int
 
 
-class RereadMaker(BatchMaker):
+class RereadMaker(BatchMaker[PlannedSample, Sample]):
     """The vision-language model on one device, and the dataset whose pictures it reads.
 
     Args:
@@ -120,3 +120,8 @@ class RereadMaker(BatchMaker):
         except CorruptShardError as error:  # two datasets are at work: say which one it is
             raise CorruptShardError(f"source {self._dataset.storage.root}: {error}") from error
         return found
+
+
+def rereading(root: str, vl: ModelSource, settings: RereadSettings) -> InOneStage:
+    """Shards made by a `RereadMaker`; same arguments."""
+    return InOneStage(RereadMaker(root, vl, settings))

@@ -1,7 +1,7 @@
 """Pictures, with or without a caption, to Qwen3-VL's hidden states.
 
-Only what is asked for is computed: the vision tower once per picture, one pass of the language model per text mode,
-no block after the last wanted layer, no head.
+Only what is asked for is computed: the vision tower once per picture, one pass of the language model for all layers
+and text modes, no block after the last wanted layer, no head.
 
 Letters: B batch, V vision-language tokens, D hidden size.
 """
@@ -39,6 +39,36 @@ class VisionEncoding:
 class _Tokens:
     ids: list[int]
     kinds: list[int]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """All text modes of a picture in one row of tokens, what they begin with alike only once.
+
+    Attributes:
+        ids: of the row.
+        places: (V,) where each mode's tokens stand in it.
+    """
+
+    ids: list[int]
+    places: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, by_mode: Mapping[str, _Tokens]) -> "_Packed":
+        """Pack; the first mode stands whole, the others share its beginning."""
+        row: list[int] = []
+        places: dict[str, torch.Tensor] = {}
+        for mode, tokens in by_mode.items():
+            first = next(iter(by_mode.values())).ids
+            alike = next(
+                (at for at, (a, b) in enumerate(zip(first, tokens.ids, strict=False)) if a != b),
+                min(len(first), len(tokens.ids)),
+            )
+            shared = min(alike, len(row))  # nothing, for the first mode itself
+            own = tokens.ids[shared:]
+            places[mode] = torch.cat([torch.arange(shared), torch.arange(len(row), len(row) + len(own))])
+            row += own
+        return cls(row, places)
 
 
 class VisionLanguageEncoder:
@@ -114,6 +144,10 @@ class VisionLanguageEncoder:
     def _capture(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
         self._captured[layer] = output[0] if isinstance(output, tuple) else output
 
+    def to(self, device: str) -> None:
+        """Move the model."""
+        self.model.to(device)
+
     @torch.inference_mode()
     def encode(
         self, images: Sequence[Image.Image], captions: Sequence[str]
@@ -149,17 +183,16 @@ class VisionLanguageEncoder:
             pixels["pixel_values"].to(device, self.model.visual.dtype), grid, return_dict=True
         )
         image_tokens = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
-        states: list[dict[str, dict[int, torch.Tensor]]] = [{} for _ in images]
-        kinds: list[dict[str, torch.Tensor]] = [{} for _ in images]
-        for mode in self.text_modes:
-            tokens = [
-                self._tokenize(mode, caption, count)
-                for caption, count in zip(captions, image_tokens, strict=True)
-            ]
-            for index, by_layer in enumerate(self._forward(tokens, grid, seen)):
-                states[index][mode] = by_layer
-                kinds[index][mode] = torch.tensor(tokens[index].kinds, dtype=torch.uint8)
-        return [VisionEncoding(state, kind) for state, kind in zip(states, kinds, strict=True)]
+        tokens = [
+            {mode: self._tokenize(mode, caption, count) for mode in self.text_modes}
+            for caption, count in zip(captions, image_tokens, strict=True)
+        ]
+        return [
+            VisionEncoding(
+                states, {mode: torch.tensor(of.kinds, dtype=torch.uint8) for mode, of in by_mode.items()}
+            )
+            for states, by_mode in zip(self._forward(tokens, grid, seen), tokens, strict=True)
+        ]
 
     def _tokenize(self, mode: str, caption: str, image_tokens: int) -> _Tokens:
         """Token ids of a templated picture, its placeholder expanded to one token per merged patch."""
@@ -179,32 +212,54 @@ class VisionLanguageEncoder:
         return _Tokens(ids, kinds)
 
     def _forward(
-        self, tokens: Sequence[_Tokens], grid: torch.Tensor, seen: Any
-    ) -> list[dict[int, torch.Tensor]]:
-        """One pass of the language model over a batch, padded on the right."""
+        self, tokens: Sequence[Mapping[str, _Tokens]], grid: torch.Tensor, seen: Any
+    ) -> list[dict[str, dict[int, torch.Tensor]]]:
+        """One pass of the language model over a batch, padded on the right; all text modes of a picture in one row.
+
+        Attention is causal, so what modes begin with alike, the whole picture, has the same states in all of them.
+        It stands in the row once; behind it each mode's own end, which does not see the other modes' ends.
+        """
+        packed = [_Packed.of(by_mode) for by_mode in tokens]
+        longest = max(len(row.ids) for row in packed)
+        ids = torch.full((len(packed), longest), self.tokenizer.pad_token_id or 0)
+        mask = (
+            torch.eye(longest, dtype=torch.bool).expand(len(packed), 1, -1, -1).clone()
+        )  # padding sees itself
+        positions = torch.zeros(3, len(packed), longest, dtype=torch.long)
+        for index, row in enumerate(packed):
+            ids[index, : len(row.ids)] = torch.tensor(row.ids)
+            for mode, where in row.places.items():
+                mask[index, 0, where[:, None], where[None]] = torch.ones(len(where), len(where)).tril().bool()
+                positions[:, index, where] = self._positions(tokens[index][mode], grid[index])
         device = grid.device
-        longest = max(len(item.ids) for item in tokens)
-        padding = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor(
-            [item.ids + [padding] * (longest - len(item.ids)) for item in tokens], device=device
-        )
-        lengths = torch.tensor([len(item.ids) for item in tokens], device=device)
-        mask = (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
+        ids = ids.to(device)
         self._captured.clear()
         self.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
             image_grid_thw=grid,
             mm_token_type_ids=(ids == self._image_id).int() * IMAGE_TOKEN_TYPE,
             mm_encoder_outputs={"image": seen},
             use_cache=False,
         )
         states = [
-            {layer: self._captured[layer][index, : len(item.ids)].clone() for layer in self.layers}
-            for index, item in enumerate(tokens)
+            {
+                mode: {layer: self._captured[layer][index, where.to(device)] for layer in self.layers}
+                for mode, where in row.places.items()
+            }
+            for index, row in enumerate(packed)
         ]
         self._captured.clear()
         return states
+
+    def _positions(self, tokens: _Tokens, grid: torch.Tensor) -> torch.Tensor:
+        """(3, V) rotary positions of one picture in one mode, as the library gives them."""
+        ids = torch.tensor([tokens.ids])
+        positions: torch.Tensor = self.model.get_rope_index(
+            ids, (ids == self._image_id).int() * IMAGE_TOKEN_TYPE, image_grid_thw=grid[None].cpu()
+        )[0]
+        return positions[:, 0]
 
 
 def _template_alone(tokenizer: Any) -> str:

@@ -31,11 +31,13 @@ class Cluster:
         nodes: ids of the living nodes.
         cpus: CPUs Ray was told of, all nodes together.
         gpus: GPUs Ray was told of, all nodes together.
+        gpu_nodes: ids of the nodes that have any.
     """
 
     nodes: tuple[str, ...]
     cpus: float
     gpus: float
+    gpu_nodes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plural = "" if len(self.nodes) == 1 else "s"
@@ -151,8 +153,13 @@ def _exists(path: str) -> bool:
 
 def _survey() -> Cluster:
     resources = ray.cluster_resources()
-    nodes = tuple(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    return Cluster(nodes, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        nodes=tuple(node["NodeID"] for node in alive),
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        gpu_nodes=tuple(node["NodeID"] for node in alive if node["Resources"].get("GPU")),
+    )
 
 
 def _join_or_start() -> None:

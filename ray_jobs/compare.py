@@ -13,9 +13,10 @@ from projector.comparison import Comparer, CompareSettings, CompareSpec, check_p
 from projector.models import ModelSources, resolve_models
 from projector.projector import Projector
 from projector.scores import interval, load_scorers
-from ray_jobs.build import Crew, arithmetic, crew_for
+from ray_jobs.build import arithmetic
 from ray_jobs.cluster import StopRequest, check_shared, connected
 from ray_jobs.compare_request import cases_of, check_fit, pictures_of, reference_of, scorer_of
+from ray_jobs.crew import Crew, crew_for
 from ray_jobs.options import CompareOptions
 from ray_jobs.progress import Progress
 from ray_jobs.workers import Work, spread, start_workers

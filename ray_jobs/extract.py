@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from projector.models import VisionSource, resolve_vision
-from projector.reread import RereadMaker, RereadSettings
-from ray_jobs.build import Guard, arithmetic, complete, crew_for, recorded_packages, spool_folder
+from projector.reread import RereadSettings, rereading
+from ray_jobs.build import arithmetic, recorded_packages, spool_folder
 from ray_jobs.builder import BuilderSpec
 from ray_jobs.cluster import StopRequest, check_shared, connected
+from ray_jobs.completion import Guard, complete
+from ray_jobs.crew import crew_for
 from ray_jobs.estimate import bytes_per_sample
+from ray_jobs.finish import FinishSpec
 from ray_jobs.options import BuildOptions, ExtractOptions
 from shards.dataset import Dataset, is_new
 from shards.errors import CorruptShardError, UsageError
@@ -73,14 +76,14 @@ def extract(options: ExtractOptions) -> int:
             f"on {cluster}",
             flush=True,
         )
-        spec = BuilderSpec(
+        finish = FinishSpec(
             root=storage.root,
-            maker=partial(RereadMaker, source.storage.root, vl.model, settings),
             expected=expected_of(dataset),
             spool=spool_folder(options.spool),
             shard_bytes=shard_bytes(source, plan, settings, vl.hidden_size),
         )
-        Spool(Path(spec.spool)).check_room(spec.shard_bytes)
+        Spool(Path(finish.spool)).check_room(finish.shard_bytes)
+        spec = BuilderSpec(finish, partial(rereading, source.storage.root, vl.model, settings))
         return complete(
             "extract", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds)
         )

@@ -5,10 +5,13 @@ restart needs: what is made is known from the commits alone.
 """
 
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ray_jobs.schedule import choose, to_copy
+from shards.plan import PlannedShard
 
 FAILURE_GRACE = (
     20  # samples seen before the failed share counts: one bad sample among the first must not stop a run
@@ -22,17 +25,15 @@ DEATHS_FATAL = 3  # and after so many it is given up
 
 @dataclass(frozen=True)
 class Orders:
-    """What a builder is told when it takes up a shard.
+    """What a builder is told when it asks for work.
 
     Attributes:
-        go: False when the run is stopping or the shard has been tried too often.
-        attempt: 1 for the first try within this run.
-        deaths: for samples that were at work when a worker died, how often.
+        shard: to make; None where nothing is left, or the run is stopping.
+        deaths: for its samples that were at work when a worker died, how often.
     """
 
-    go: bool
-    attempt: int
-    deaths: Mapping[str, int]
+    shard: PlannedShard | None
+    deaths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,64 +63,172 @@ class Snapshot:
         made: samples finished in this run, in committed shards or in shards under way.
         failed: samples that could not be made.
         stopping: why the run is being stopped, or empty.
+        abandoned: shards that were given up, as their worker died each time.
+        notes: what builders had to say.
     """
 
     made: int
     failed: int
     stopping: str
+    abandoned: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Hold:
+    """One builder's try at a shard."""
+
+    worker: str
+    handle: Any
+    seen: float  # when it last reported
+    counted: float  # when it last finished samples
+    made: int = 0
+    failed: int = 0
+    at_work: tuple[str, ...] = ()
+    named_stuck: bool = False
 
 
 @dataclass
 class _Shard:
+    planned: PlannedShard
     attempts: int = 0
-    made: int = 0
-    failed: int = 0
-    at_work: tuple[str, ...] = ()
     deaths: Counter[str] = field(default_factory=Counter)
+    holds: dict[int, _Hold] = field(default_factory=dict)  # by ticket; two where it is made a second time
+    publisher: int | None = None  # the ticket that may commit it
+    done: bool = False
+    counted: tuple[int, int] = (0, 0)  # made and failed, of the try that is furthest or was committed
 
 
-@dataclass(frozen=True)
-class _Worker:
-    seen: float
-    shard: str
-    handle: Any
+@dataclass
+class _Pace:
+    samples: int = 0
+    seconds: float = 0.0
 
 
 class Monitor:
     """Plain Python; `ray_jobs.build` turns it into an actor.
 
     Args:
+        shards: to make, those of one size in the order in which they are given out.
         max_failed_fraction: the run is stopped when more than this share of its samples failed.
         max_consecutive_failures: and when so many fail one after the other.
         job: whose options these are.
     """
 
-    def __init__(self, max_failed_fraction: float, max_consecutive_failures: int, job: str = "build") -> None:
+    def __init__(
+        self,
+        shards: Sequence[PlannedShard],
+        max_failed_fraction: float,
+        max_consecutive_failures: int,
+        job: str = "build",
+    ) -> None:
         self._job = job
         self._max_failed_fraction = max_failed_fraction
         self._max_consecutive_failures = max_consecutive_failures
-        self._shards: dict[str, _Shard] = {}
-        self._workers: dict[str, _Worker] = {}
+        self._shards = {shard.name: _Shard(shard) for shard in shards}
+        self._waiting: dict[int, deque[_Shard]] = {}
+        for shard in self._shards.values():
+            self._waiting.setdefault(len(shard.planned.samples), deque()).append(shard)
+        self._left = sum(len(shard.samples) for shard in shards)
+        self._made = self._failed = 0
+        self._held: dict[int, _Shard] = {}
+        self._paces: dict[str, _Pace] = {}
         self._consecutive = 0
         self._stopping = ""
+        self._abandoned: list[str] = []
+        self._notes: list[str] = []
 
-    def begin(self, worker: str, shard: str, handle: Any = None) -> Orders:
-        """A builder takes up a shard; what an earlier try of it had finished is forgotten, it starts anew."""
-        entry = self._shards.setdefault(shard, _Shard())
-        entry.deaths.update(entry.at_work)
-        entry.attempts += 1
-        entry.made = entry.failed = 0
-        entry.at_work = ()
-        self._workers[worker] = _Worker(time.monotonic(), shard, handle)
-        go = not self._stopping and entry.attempts <= MAX_ATTEMPTS
-        return Orders(go, entry.attempts, dict(entry.deaths))
+    def begin(self, worker: str, ticket: int, handle: Any = None) -> Orders:
+        """A builder asks for work.
 
-    def report(self, worker: str, shard: str, *, made: int, failed: int, at_work: tuple[str, ...]) -> bool:
+        Args:
+            worker: who asks.
+            ticket: that it holds; a ticket that comes a second time tells that its first worker died.
+            handle: of the builder's actor.
+        """
+        if ticket in self._held:
+            self._lost(ticket)
+        if self._stopping:
+            return Orders(None)
+        shard = self._next(worker)
+        if shard is None:
+            return Orders(None)
+        shard.attempts += 1
+        shard.holds[ticket] = _Hold(worker, handle, time.monotonic(), time.monotonic())
+        self._held[ticket] = shard
+        return Orders(shard.planned, dict(shard.deaths))
+
+    def _lost(self, ticket: int) -> None:
+        """What the dead worker had finished is forgotten; what it was at is remembered."""
+        shard = self._held.pop(ticket)
+        shard.deaths.update(shard.holds.pop(ticket).at_work)
+        if shard.publisher == ticket:
+            shard.publisher = None
+        self._recount(shard)
+        if not shard.holds and not shard.done:
+            self._waiting.setdefault(len(shard.planned.samples), deque()).appendleft(shard)
+
+    def _recount(self, shard: _Shard) -> None:
+        """Count a shard as far as the try is that is furthest."""
+        made, failed = shard.counted
+        if not shard.done:
+            shard.counted = max(
+                ((hold.made, hold.failed) for hold in shard.holds.values()), default=(0, 0), key=sum
+            )
+        self._made += shard.counted[0] - made
+        self._failed += shard.counted[1] - failed
+        self._left -= sum(shard.counted) - made - failed
+
+    def _next(self, worker: str) -> _Shard | None:
+        """The shard that a builder should make now."""
+        pace = self._paces.get(worker)
+        own = pace.seconds / pace.samples if pace else None
+        while self._waiting:
+            size = choose(self._waiting, own, self._seconds_left())
+            shard = self._waiting[size].popleft()
+            if not self._waiting[size]:
+                del self._waiting[size]
+            if shard.attempts < MAX_ATTEMPTS:
+                return shard
+            self._abandoned.append(shard.planned.name)
+        return self._second_try(own)
+
+    def _second_try(self, own: float | None) -> _Shard | None:
+        """A shard under way with a builder so slow that this one would be done sooner."""
+        alone = [shard for shard in self._held.values() if self._may_be_copied(shard)]
+        if own is None or not alone:
+            return None
+        remaining = {number: self._remaining(shard) for number, shard in enumerate(alone)}
+        sizes = {number: len(shard.planned.samples) for number, shard in enumerate(alone)}
+        found = to_copy(remaining, sizes, own)
+        return None if found is None else alone[found]
+
+    def _may_be_copied(self, shard: _Shard) -> bool:
+        return len(shard.holds) == 1 and not shard.done and shard.publisher is None and shard.attempts == 1
+
+    def _remaining(self, shard: _Shard) -> tuple[int, float]:
+        """Samples that the only builder of a shard has still to make, and its seconds per sample."""
+        (hold,) = shard.holds.values()
+        size = len(shard.planned.samples)
+        pace = self._paces.get(hold.worker)
+        usual = pace.seconds / pace.samples if pace else 0.0
+        # A builder may finish a shard's samples all at its end, so silence tells something only after that long.
+        return size - sum(shard.counted), max(usual, (time.monotonic() - hold.counted) / size)
+
+    def _seconds_left(self) -> float:
+        """Until all builders together would have made what is not made yet; those not heard of are like the others."""
+        at_work = {hold.worker for shard in self._held.values() for hold in shard.holds.values()}
+        paces = [pace for worker, pace in self._paces.items() if worker in at_work]
+        if not paces:
+            return 0.0
+        mean = sum(pace.samples / pace.seconds for pace in paces) / len(paces)
+        return self._left / (mean * max(1, len(at_work)))
+
+    def report(self, ticket: int, *, made: int, failed: int, at_work: tuple[str, ...]) -> bool:
         """Progress within a shard.
 
         Args:
-            worker: who reports.
-            shard: name of the shard.
+            ticket: under which it is made.
             made: samples of this try finished so far.
             failed: samples of this try given up so far.
             at_work: ids of the samples about to be made.
@@ -127,53 +236,86 @@ class Monitor:
         Returns:
             whether to go on.
         """
-        entry = self._shards[shard]
-        self._consecutive = 0 if made > entry.made else self._consecutive + max(0, failed - entry.failed)
-        entry.made, entry.failed, entry.at_work = made, failed, at_work
-        known = self._workers.get(worker)
-        self._workers[worker] = _Worker(time.monotonic(), shard, known.handle if known else None)
+        shard = self._held[ticket]
+        hold, now = shard.holds[ticket], time.monotonic()
+        finished = made + failed - hold.made - hold.failed
+        if finished > 0:
+            pace = self._paces.setdefault(hold.worker, _Pace())
+            pace.samples += finished
+            pace.seconds += max(now - hold.counted, 1e-6)
+            hold.counted = now
+        self._consecutive = 0 if made > hold.made else self._consecutive + max(0, failed - hold.failed)
+        hold.made, hold.failed, hold.at_work, hold.seen = made, failed, at_work, now
+        self._recount(shard)
         self._judge()
-        return not self._stopping
+        return not self._stopping and not shard.done
 
-    def end(self, worker: str) -> None:
-        """A builder has put its shard down, committed or not."""
-        self._workers.pop(worker, None)
+    def may_publish(self, ticket: int) -> bool:
+        """Whether a builder may commit its shard: the first one that asks may, until it dies."""
+        shard = self._held[ticket]
+        if shard.publisher is None and not shard.done:
+            shard.publisher = ticket
+        return shard.publisher == ticket
+
+    def end(self, ticket: int, *, done: bool) -> None:
+        """A builder has put its shard down.
+
+        Args:
+            ticket: under which it was made.
+            done: whether it is committed by now.
+        """
+        shard = self._held.pop(ticket)
+        self._recount(shard)
+        shard.done = shard.done or done
+        del shard.holds[ticket]
+        self._recount(shard)
+        if shard.publisher == ticket:
+            shard.publisher = None
 
     def _judge(self) -> None:
         """Stop a run that is going wrong."""
-        now = self.snapshot()
-        tried = now.made + now.failed
+        tried = self._made + self._failed
         if self._consecutive > self._max_consecutive_failures:
             self.stop(
                 f"{self._consecutive} samples failed one after the other, more than "
                 f"{self._job}.max_consecutive_failures {self._max_consecutive_failures} allows"
             )
-        elif tried >= FAILURE_GRACE and now.failed > self._max_failed_fraction * tried:
+        elif tried >= FAILURE_GRACE and self._failed > self._max_failed_fraction * tried:
             self.stop(
-                f"{now.failed} of {tried} samples failed, more than {self._job}.max_failed_fraction "
+                f"{self._failed} of {tried} samples failed, more than {self._job}.max_failed_fraction "
                 f"{self._max_failed_fraction:g} allows"
             )
+
+    def note(self, text: str) -> None:
+        """Something people should know."""
+        self._notes.append(text)
 
     def stop(self, reason: str) -> None:
         """Ask every builder to stop at its next sample boundary; the first reason stays."""
         self._stopping = self._stopping or reason
 
     def stuck(self, seconds: float) -> list[Stuck]:
-        """Builders that have reported nothing for so long; each is named once, then forgotten."""
-        now = time.monotonic()
-        found = [
-            Stuck(name, worker.shard, now - worker.seen, self._shards[worker.shard].at_work, worker.handle)
-            for name, worker in self._workers.items()
-            if now - worker.seen > seconds
-        ]
-        for stuck in found:
-            del self._workers[stuck.worker]
+        """Builders that have reported nothing for so long; each is named once."""
+        now, found = time.monotonic(), []
+        for shard, hold in self._holds():
+            if now - hold.seen > seconds and not hold.named_stuck:
+                hold.named_stuck = True
+                found.append(
+                    Stuck(hold.worker, shard.planned.name, now - hold.seen, hold.at_work, hold.handle)
+                )
         return found
+
+    def _holds(self) -> Iterator[tuple[_Shard, _Hold]]:
+        for shard in {shard.planned.name: shard for shard in self._held.values()}.values():
+            for hold in shard.holds.values():
+                yield shard, hold
 
     def snapshot(self) -> Snapshot:
         """The run so far."""
         return Snapshot(
-            made=sum(shard.made for shard in self._shards.values()),
-            failed=sum(shard.failed for shard in self._shards.values()),
+            made=self._made,
+            failed=self._failed,
             stopping=self._stopping,
+            abandoned=tuple(self._abandoned),
+            notes=tuple(self._notes),
         )

@@ -86,10 +86,16 @@ class BuildOptions(Section):
     """Longest templated prompt in tokens; longer ones fail, they are not cut."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
-    batch_size: int = Field(4, gt=0)
-    """Images generated together on one device; halved when memory runs out."""
-    placement: Literal["fused"] = "fused"
-    """`fused`: all models of a sample on one device."""
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = 4
+    """Images generated together on one device, halved when memory runs out; `auto` searches once for a GPU type."""
+    compile: bool | None = None
+    """Compile the transformer's blocks, after a check against uncompiled ones; absent: on GPUs."""
+    placement: Literal["auto", "fused", "staged", "offload"] = "auto"
+    """`fused`: all models on each device; `staged`: pictures read on other devices; `offload`: one model at a time."""
+    readers: int | None = Field(None, gt=0)
+    """Staged only: actors that read pictures; absent: one for every 16 builders."""
+    gpus_per_reader: float | None = Field(None, ge=0.0)
+    """Staged only: GPUs each reader reserves; absent: as gpus_per_actor."""
     actors: int | None = Field(None, gt=0)
     """Builders at work at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
     gpus_per_actor: float | None = Field(None, ge=0.0)
@@ -199,6 +205,14 @@ class PlanOptions(Section):
 
     output: str = ""
     """Folder that gets plan.json and plan.parquet; absent: nothing is written."""
+    calibrate: bool = False
+    """Time four samples on one device, and tell hours, bytes and cost on the cluster as it is."""
+    price_gpu_hour: float | None = Field(None, ge=0.0)
+    """Price of a GPU-hour, in any currency; with `calibrate` the cost is told."""
+    price_gb_month: float | None = Field(None, ge=0.0)
+    """Price of a gigabyte stored for a month."""
+    price_1000_puts: float | None = Field(None, ge=0.0)
+    """Price of a thousand put requests."""
 
 
 class ReportOptions(Section):

@@ -1,12 +1,15 @@
 """`plan`: what a build would make and need, before any device is touched."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_jobs.build import plan_of, prompts_of
+from ray_jobs.calibrate import calibrate
 from ray_jobs.estimate import estimated
 from ray_jobs.options import BuildOptions, PlanOptions
 from shards.plan import Plan, coverage
@@ -23,8 +26,12 @@ def plan(options: PlanOptions, build: BuildOptions) -> int:
         exit code 0.
     """
     made = plan_of(build, prompts_of(build), segments=(build.samples,))
-    estimate = estimated(made, build)
+    estimate: dict[str, Any] = dict(estimated(made, build))
     print(_as_text(made, build, estimate), flush=True)
+    if options.calibrate:
+        found, lines = calibrate(options, build, made, estimate["put_requests"])
+        print(lines, flush=True)
+        estimate = estimate | {"calibration": asdict(found)}
     if options.output:
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +42,7 @@ def plan(options: PlanOptions, build: BuildOptions) -> int:
     return 0
 
 
-def _as_text(made: Plan, build: BuildOptions, estimate: dict[str, int]) -> str:
+def _as_text(made: Plan, build: BuildOptions, estimate: dict[str, Any]) -> str:
     lines = [
         f"samples        {estimate['samples']} ({estimate['train_samples']} train, {estimate['val_samples']} val)",
         f"shards         {estimate['shards']} of up to {build.samples_per_shard} samples",

@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ray_jobs.build import BUILDER_CPUS
 from ray_jobs.cluster import StopRequest
+from ray_jobs.crew import BUILDER_CPUS
 from shards.errors import CorruptShardError, StorageError, UsageError
 
 RESTARTS = 3  # of a worker that dies, and tries of the piece it was at

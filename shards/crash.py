@@ -13,8 +13,8 @@ def crash_point(name: str) -> None:
 
     Args:
         name: of the point: mid-shard, before-parquet, after-parquet, before-tar, after-tar, before-commit,
-            after-commit, sample-ID. `SHARDS_CRASH_AT=after-tar:3` means the third passage in this process. With
-            `SHARDS_CRASH_ONCE=/path` only the process that can create that file dies; with
+            after-commit, reading, sample-ID. `SHARDS_CRASH_AT=after-tar:3` means the third passage in this process.
+            With `SHARDS_CRASH_ONCE=/path` only the process that can create that file dies; with
             `SHARDS_CRASH_HOW=hang` it hangs instead.
     """
     wanted = os.environ.get("SHARDS_CRASH_AT")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Protocol
 
 from shards.errors import UsageError
@@ -19,6 +20,9 @@ from shards.errors import UsageError
 SPLITS = ("train", "val")
 MAX_SHARDS = 1_000_000  # six digits in a shard's name
 MAX_PER_SHARD = 10_000  # four digits in a key
+# The end of a segment lies in small shards, so that no builder works on alone for the length of a large one.
+TAIL_SHARE = 8  # an eighth of the samples
+TAIL_PARTS = (4, 8)  # half of them in quarters of a full shard, half in eighths
 
 
 Segment = (
@@ -214,29 +218,60 @@ def _fill(
     samples_per_shard: int,
 ) -> None:
     """Add one segment's samples, in new shards: those of earlier segments may be committed."""
-    is_open = dict.fromkeys(SPLITS, False)
+    of_split: dict[str, list[int]] = {split: [] for split in SPLITS}
     for index in indices:
-        prompt = prompts[index]
-        split = "val" if is_held_out(prompt.caption, val_fraction) else "train"
-        filled = shards[split]
-        if not is_open[split] or len(filled[-1]) == samples_per_shard:
-            filled.append([])
-            is_open[split] = True
-        identity = sample_id(prompt.caption)
-        filled[-1].append(
-            PlannedSample(
-                id=identity,
-                index=index,
-                caption=prompt.caption,
-                content=prompt.content,
-                style=prompt.style,
-                subject=prompt.subject,
-                seed=sample_seed(seed, identity),
-                split=split,
-                shard=len(filled) - 1,
-                position=len(filled[-1]),
+        of_split["val" if is_held_out(prompts[index].caption, val_fraction) else "train"].append(index)
+    for split, members in of_split.items():
+        following = iter(members)
+        for size in shard_sizes(len(members), samples_per_shard):
+            shard = len(shards[split])
+            shards[split].append(
+                [
+                    _planned(prompts[index], index, seed, split, shard, position)
+                    for position, index in enumerate(islice(following, size))
+                ]
             )
-        )
+
+
+def shard_sizes(samples: int, full: int) -> list[int]:
+    """How many samples each shard of a segment holds.
+
+    Args:
+        samples: of one split in the segment.
+        full: samples in a full shard.
+
+    Returns:
+        full shards and what is left over; from eight full ones on, the last eighth lies in smaller ones.
+    """
+    sizes: list[int] = []
+    left = samples
+    parts = (full, *(max(1, full // part) for part in TAIL_PARTS))
+    tail = samples // TAIL_SHARE if samples >= TAIL_SHARE * full else 0
+    for size, keep in zip(parts, (tail, tail // 2, 0), strict=True):
+        count = (left - keep) // size
+        sizes += [size] * count
+        left -= count * size
+        if not tail:
+            break
+    return [*sizes, left] if left else sizes
+
+
+def _planned(
+    prompt: Captioned, index: int, run_seed: int, split: str, shard: int, position: int
+) -> PlannedSample:
+    identity = sample_id(prompt.caption)
+    return PlannedSample(
+        id=identity,
+        index=index,
+        caption=prompt.caption,
+        content=prompt.content,
+        style=prompt.style,
+        subject=prompt.subject,
+        seed=sample_seed(run_seed, identity),
+        split=split,
+        shard=shard,
+        position=position,
+    )
 
 
 def planned_count(segments: Sequence[Segment]) -> int:

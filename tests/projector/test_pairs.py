@@ -1,5 +1,6 @@
 """Planned samples to whole samples: one failure stays one, and the stored tensor is the conditioning."""
 
+import pickle
 from dataclasses import replace
 
 import ml_dtypes
@@ -7,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from projector.pairs import PairMaker, PairSettings
+from projector import generate, pairs, text, vision
+from projector.batches import make_sound
+from projector.pairs import FusedMaker, PairSettings, Pictured, PictureReader, StagedMaker
+from projector.residence import Residence
 from projector.vision import pool_by_kind
 from shards.plan import make_plan
 from shards.prompts import Prompt
@@ -44,11 +48,22 @@ PLANNED = plan_of(
 @pytest.fixture(scope="module")
 def maker(tiny_sources):
     torch.set_num_threads(1)
-    return PairMaker(tiny_sources, SETTINGS)
+    return FusedMaker.load(tiny_sources, SETTINGS)
 
 
-def make_all(maker, planned):
-    return [result for batch in maker.batches(planned) for result in maker.make(batch)]
+def make_all(maker, planned, apart=(), given_up=None):
+    return [result for step in maker.steps(planned, apart, given_up or {}) for result in step.run()]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, Failure):
+            assert a == b
+            continue
+        assert (a.key, a.image) == (b.key, b.image)
+        for name in a.tensors:
+            assert np.array_equal(a.tensors[name].view(np.uint8), b.tensors[name].view(np.uint8)), name
 
 
 def test_sound_captions_become_sound_samples_and_the_others_say_why(maker):
@@ -65,34 +80,115 @@ def test_sound_captions_become_sound_samples_and_the_others_say_why(maker):
 
 def test_the_stored_tensor_is_the_one_that_conditioned_the_picture(maker, monkeypatch):
     given = []
-    original = maker._images.generate
-    monkeypatch.setattr(maker._images, "generate", lambda e, s: given.extend(e) or original(e, s))
+    original = maker.pictures._images.generate
+    monkeypatch.setattr(maker.pictures._images, "generate", lambda e, s: given.extend(e) or original(e, s))
     sample = maker.make(PLANNED[:1])[0]
     stored = torch.from_numpy(sample.tensors["text"].astype(np.float32))
     assert torch.equal(given[0], stored)
 
 
 def test_the_same_shard_gives_the_same_bytes_again(maker):
-    first, second = (make_all(maker, PLANNED) for _ in range(2))
-    for a, b in zip(first, second, strict=True):
-        if isinstance(a, Sample):
-            assert a.image == b.image
-            assert all(
-                np.array_equal(a.tensors[name].view(np.uint8), b.tensors[name].view(np.uint8))
-                for name in a.tensors
-            )
+    assert_same(make_all(maker, PLANNED), make_all(maker, PLANNED))
+
+
+def test_captions_are_encoded_once_and_all_together(maker, monkeypatch):
+    given, original = [], maker.pictures._text.encode
+    monkeypatch.setattr(
+        maker.pictures._text, "encode", lambda captions: given.append(len(captions)) or original(captions)
+    )
+    make_all(maker, PLANNED)
+    assert given == [len(PLANNED)]
+
+
+def test_where_all_captions_together_fail_each_batch_encodes_its_own(maker, monkeypatch):
+    expected, original = make_all(maker, PLANNED), maker.pictures._text.encode
+
+    def encode(captions):
+        if len(captions) == len(PLANNED):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(captions)
+
+    monkeypatch.setattr(maker.pictures._text, "encode", encode)
+    monkeypatch.setattr(maker.pictures, "_ahead", {})
+    assert_same(make_all(maker, PLANNED), expected)
+
+
+def test_a_suspect_and_its_batch_mates_are_made_alone_and_what_is_given_up_is_not_made(maker):
+    why = Failure.from_exception("worker", RuntimeError("3 workers died while making it"))
+    planned = plan_of([f"caption {i}" for i in range(6)])
+    suspect = planned[1].id
+    steps = list(maker.steps(planned, {suspect}, {suspect: why}))
+    assert [len(step.samples) for step in steps] == [1, 0, 1, 1, 2], "what is given up is at work in none"
+    results = [result for step in steps for result in step.run()]
+    assert results[1] is why
+    assert all(isinstance(result, Sample) for index, result in enumerate(results) if index != 1)
+
+
+def test_one_model_at_a_time_makes_the_same_samples(maker, tiny_sources, monkeypatch):
+    moves = []
+    for kind in ("TextEncoder", "ImageGenerator", "VisionLanguageEncoder"):
+        module = next(m for m in (text, generate, vision) if hasattr(m, kind))
+        monkeypatch.setattr(
+            getattr(module, kind), "to", lambda _, device, kind=kind: moves.append((kind, device))
+        )
+    in_turn = FusedMaker.load(tiny_sources, SETTINGS, one_at_a_time=True)
+    assert_same(make_all(in_turn, PLANNED), make_all(maker, PLANNED))
+    # On this machine the device is the CPU too; what counts is that one leaves before the next one enters.
+    assert moves == [
+        ("TextEncoder", "cpu"),
+        ("TextEncoder", "cpu"),
+        ("ImageGenerator", "cpu"),
+        ("ImageGenerator", "cpu"),
+        ("VisionLanguageEncoder", "cpu"),
+    ]
+
+
+def test_pictures_read_elsewhere_become_the_same_samples(maker, tiny_sources):
+    generator = StagedMaker.load(tiny_sources.image, SETTINGS)
+    reader = PictureReader.load(tiny_sources.vl, SETTINGS, Residence())
+    found = []
+    for step in generator.steps(PLANNED, (), {}):
+        sent = pickle.dumps(step.run())
+        found += make_sound(reader, pickle.loads(sent))
+    assert_same(found, make_all(maker, PLANNED))
+
+
+def test_a_picture_is_sent_as_its_png(maker):
+    (pictured,) = maker.pictures.make(PLANNED[:1])
+    assert isinstance(pictured, Pictured)
+    assert len(pickle.dumps(pictured)) < len(pictured.png.result()) + pictured.text["text"].nbytes + 2000
+    again = pickle.loads(pickle.dumps(pictured))
+    assert again.picture.tobytes() == pictured.picture.tobytes()
+    assert again.png.result() == pictured.png.result()
+
+
+def test_reading_has_a_batch_size_of_its_own(maker, monkeypatch):
+    original, sizes = maker.reader._vision.encode, []
+
+    def encode(images, captions):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(images, captions)
+
+    monkeypatch.setattr(maker.reader._vision, "encode", encode)
+    monkeypatch.setattr(maker.reader, "batch_size", 4)
+    results = make_all(maker, plan_of([f"caption {i}" for i in range(8)]))
+    assert all(isinstance(result, Sample) for result in results)
+    assert sizes == [4, 2, 2, 2, 2]
+    assert (maker.pictures.batch_size, maker.reader.batch_size) == (4, 2)
 
 
 def test_a_sample_that_breaks_its_batch_fails_alone(maker, monkeypatch):
     planned = plan_of(["one", "two", "three"])
-    original = maker._images.generate
+    original = maker.pictures._images.generate
 
     def generate(embeddings, seeds):
         if planned[1].seed in seeds:
             raise RuntimeError("broken in the middle")
         return original(embeddings, seeds)
 
-    monkeypatch.setattr(maker._images, "generate", generate)
+    monkeypatch.setattr(maker.pictures._images, "generate", generate)
     results = maker.make(planned)
     assert [type(result) for result in results] == [Sample, Failure, Sample]
     assert (results[1].stage, results[1].message) == ("image", "broken in the middle")
@@ -100,7 +196,7 @@ def test_a_sample_that_breaks_its_batch_fails_alone(maker, monkeypatch):
 
 def test_out_of_memory_halves_the_batch_and_remembers(maker, monkeypatch):
     planned = plan_of([f"caption {i}" for i in range(6)])
-    original, sizes = maker._images.generate, []
+    original, sizes = maker.pictures._images.generate, []
 
     def generate(embeddings, seeds):
         sizes.append(len(seeds))
@@ -108,26 +204,26 @@ def test_out_of_memory_halves_the_batch_and_remembers(maker, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(embeddings, seeds)
 
-    monkeypatch.setattr(maker._images, "generate", generate)
-    monkeypatch.setattr(maker, "batch_size", 4)
+    monkeypatch.setattr(maker.pictures._images, "generate", generate)
+    monkeypatch.setattr(maker.pictures, "batch_size", 4)
     results = make_all(maker, planned)
     assert all(isinstance(result, Sample) for result in results)
     assert sizes == [4, 2, 1, 1, 2, 1, 1, 1, 1]
-    assert maker.batch_size == 1
+    assert maker.pictures.batch_size == 1
 
 
 def test_memory_that_does_not_do_for_one_is_a_failure(maker, monkeypatch):
     def generate(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(maker._images, "generate", generate)
+    monkeypatch.setattr(maker.pictures._images, "generate", generate)
     result = maker.make(PLANNED[:1])[0]
     assert (result.stage, result.error_class) == ("memory", "OutOfMemoryError")
 
 
 def test_pooled_tokens_average_each_kind_down(tiny_sources):
-    maker = PairMaker(tiny_sources, replace(SETTINGS, vl_tokens="pooled:8"))
-    whole = PairMaker(tiny_sources, SETTINGS).make(PLANNED[:1])[0]
+    maker = FusedMaker.load(tiny_sources, replace(SETTINGS, vl_tokens="pooled:8"))
+    whole = FusedMaker.load(tiny_sources, SETTINGS).make(PLANNED[:1])[0]
     pooled = maker.make(PLANNED[:1])[0]
     kinds = pooled.tensors["vl.caption.kind"]
     assert [int((kinds == kind).sum()) for kind in range(4)][1] == 8
@@ -145,14 +241,14 @@ def test_pooling_keeps_short_kinds_and_really_averages():
 
 
 def test_bfloat16_is_stored_bit_for_bit(tiny_sources):
-    sample = PairMaker(tiny_sources, replace(SETTINGS, dtype="bfloat16")).make(PLANNED[:1])[0]
+    sample = FusedMaker.load(tiny_sources, replace(SETTINGS, dtype="bfloat16")).make(PLANNED[:1])[0]
     assert {t.dtype for name, t in sample.tensors.items() if not name.endswith("kind")} == {
         np.dtype(ml_dtypes.bfloat16)
     }
 
 
 def test_guidance_and_default_settings_run(tiny_sources):
-    sample = PairMaker(tiny_sources, replace(SETTINGS, guidance=1.5)).make(PLANNED[:1])[0]
+    sample = FusedMaker.load(tiny_sources, replace(SETTINGS, guidance=1.5)).make(PLANNED[:1])[0]
     assert isinstance(sample, Sample)
 
 
@@ -161,7 +257,7 @@ def test_there_is_something_to_learn(tiny_sources):
     from shards.prompts import builtin_prompts
 
     torch.set_num_threads(2)
-    maker = PairMaker(
+    maker = FusedMaker.load(
         tiny_sources, replace(SETTINGS, height=128, width=128, steps=4, max_tokens=512, batch_size=8)
     )
     planned = make_plan(
@@ -187,3 +283,25 @@ def test_there_is_something_to_learn(tiny_sources):
 
     assert correlation(a[90:] @ weights, b[90:]) > 0.2
     assert abs(correlation(x[90:], y[90:])) < 0.15
+
+
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles(tiny_sources, monkeypatch):
+    maker = FusedMaker.load(tiny_sources, SETTINGS)
+    images, original = maker.pictures._images, maker.pictures._images.generate
+
+    def generate(embeddings, seeds):
+        if not images.decodes_in_tiles:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(embeddings, seeds)
+
+    monkeypatch.setattr(images, "generate", generate)
+    assert isinstance(maker.make(PLANNED[:1])[0], Sample)
+    assert images.decodes_in_tiles
+
+
+def test_a_batch_size_left_open_is_searched_for_and_compiling_is_asked_for(tiny_sources, monkeypatch):
+    monkeypatch.setattr(pairs, "find_batch_size", lambda *_: 3)
+    monkeypatch.setattr(pairs, "compile_checked", lambda _: "not used, for a reason")
+    maker = FusedMaker.load(tiny_sources, replace(SETTINGS, batch_size=None, compile=True))
+    assert (maker.pictures.batch_size, maker.notes) == (3, ("not used, for a reason",))
+    assert FusedMaker.load(tiny_sources, SETTINGS).notes == (), "on a CPU nothing is compiled unasked"

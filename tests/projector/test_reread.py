@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from projector.batches import InOneStage
 from projector.models import resolve_vision
-from projector.pairs import PairMaker, PairSettings, as_array
+from projector.pairs import FusedMaker, PairSettings, as_array
 from projector.reread import RereadMaker, RereadSettings
 from projector.vision import VisionLanguageEncoder
 from shards.dataset import Dataset
@@ -44,8 +45,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def commit_results(dataset, planned, maker, folder, expected):
     folder.mkdir(parents=True)
     with ShardWriter(planned, folder, dataset.fingerprint, expected) as writer:
-        for batch in maker.batches(planned.samples):
-            for result in maker.make(batch):
+        for step in maker.steps(planned.samples, (), {}):
+            for result in step.run():
                 writer.fail(result) if isinstance(result, Failure) else writer.add(result)
         built = writer.close()
     publish(dataset, built, Circumstances("test", 1.0, 1.0, "CPU"))
@@ -76,7 +77,7 @@ def source(one_thread, tiny_sources, tmp_path_factory):
     dataset.grow(len(plan), append=False)
     expected = Expected(("caption", "none"), (-8,), 64, 64)
     commit_results(
-        dataset, plan.shards[0], PairMaker(tiny_sources, BUILT), folder / "spool" / "shard", expected
+        dataset, plan.shards[0], FusedMaker.load(tiny_sources, BUILT), folder / "spool" / "shard", expected
     )
     return dataset, plan
 
@@ -91,7 +92,7 @@ def originals(source):
 
 
 def make_all(maker, planned):
-    return [result for batch in maker.batches(planned) for result in maker.make(batch)]
+    return [result for step in InOneStage(maker).steps(planned, (), {}) for result in step.run()]
 
 
 def same_bits(a, b):
@@ -139,7 +140,12 @@ def test_a_new_layer_is_that_of_the_encoder_run_by_hand(source, maker, tiny_sour
     images = [open_image(sample.image).convert("RGB") for sample in before]
     direct = encoder.encode(images, [sample.caption for sample in before])
     for states, after in zip(direct, maker.make(planned.samples[:2]), strict=True):
-        assert same_bits(as_array(states.states["none"][-6]), after.tensors["vl.none.-6"])
+        stored, found = (
+            array.astype(np.float32)
+            for array in (as_array(states.states["none"][-6]), after.tensors["vl.none.-6"])
+        )
+        # Alone in its row or beside the other text mode, a sum may round differently.
+        assert np.linalg.norm(found - stored) < 1e-2 * np.linalg.norm(stored)
 
 
 def test_a_shard_with_a_gap_is_sound_and_has_the_sources_keys(source, maker, tmp_path):
@@ -148,7 +154,7 @@ def test_a_shard_with_a_gap_is_sound_and_has_the_sources_keys(source, maker, tmp
     plan = read_plan(source[0])
     dataset.grow(len(plan), append=True)
     expected = Expected(("caption", "none"), (-8, -6), 64, 64)
-    commit_results(dataset, plan.shards[0], maker, tmp_path / "spool" / "shard", expected)
+    commit_results(dataset, plan.shards[0], InOneStage(maker), tmp_path / "spool" / "shard", expected)
     findings = verify(dataset.storage.root)
     assert (findings.problems, findings.samples, findings.complete) == ([], 5, True)
     keys = [sample.key for sample in read_samples(dataset, image=False, tensors=())]
@@ -166,8 +172,8 @@ def test_batches_may_be_taken_apart_and_asked_for_again(source, maker):
 def test_only_one_batch_of_a_shard_is_in_memory(source, tiny_sources):
     maker = RereadMaker(source[0].storage.root, tiny_sources.vl, AGAIN)
     (planned,) = read_plan(source[0]).shards
-    for batch in maker.batches(planned.samples):
-        maker.make(batch)
+    for step in InOneStage(maker).steps(planned.samples, (), {}):
+        step.run()
         assert len(maker._held) <= maker.batch_size
 
 

@@ -26,6 +26,22 @@ def encoder(tiny):
     return TextEncoder.from_pretrained(str(tiny / "image"), device="cpu", dtype=torch.float32)
 
 
+def test_captions_of_like_length_are_encoded_together(encoder):
+    """Long and short ones in turns, as a user's file may have them: in their own order half of it were padding."""
+    captions = ["a fox " * (1 + 30 * (index % 2)) for index in range(32)]
+    computed = []
+    hook = encoder.model.embed_tokens.register_forward_hook(
+        lambda _, given, __: computed.append(given[0].numel())
+    )
+    try:
+        encodings = encoder.encode(captions)
+    finally:
+        hook.remove()
+    assert sum(computed) == sum(len(encoding.kind) for encoding in encodings)
+    for caption, encoding in zip(captions[:2], encodings, strict=False):
+        assert close(encoding.embeddings, encoder.encode([caption])[0].embeddings)
+
+
 def close(found, expected):
     return found.shape == expected.shape and (found - expected).norm() < 1e-5 * expected.norm()
 

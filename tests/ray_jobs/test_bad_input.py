@@ -10,8 +10,8 @@ from projector.models import CACHE_VARIABLE
 from projector.options import TrainOptions
 from ray_jobs import cluster
 from ray_jobs.__main__ import main
-from ray_jobs.build import crew_for
 from ray_jobs.cluster import Cluster, check_shared
+from ray_jobs.crew import crew_for
 from ray_jobs.options import BuildOptions
 from ray_jobs.train import check_workers
 from shards.errors import UsageError

@@ -157,7 +157,7 @@ def test_four_declared_gpus_are_four_devices(environment, tmp_path):
     script = (
         "import ray; ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)\n"
         "from ray_jobs.__main__ import main\n"
-        f"raise SystemExit(main({build_command(output, samples=32)[3:]!r}))\n"
+        f"raise SystemExit(main({build_command(output, samples=96)[3:]!r}))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240
@@ -194,3 +194,52 @@ def test_what_a_build_says(undisturbed_build):
     assert any(line.startswith("build: 24/24 samples (100%)") for line in lines)
     assert lines[-1].startswith("complete: 24 samples, 0 failed")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("placement", ["offload", "staged"])
+def test_bytes_do_not_depend_on_the_placement(run_build, undisturbed, tmp_path, placement):
+    done = run_build(tmp_path / "data", placement=placement)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(tmp_path / "data", undisturbed)
+
+
+def test_a_killed_reader_needs_no_second_run(run_build, undisturbed, tmp_path):
+    once = tmp_path / "once"
+    done = run_build(
+        tmp_path / "data",
+        placement="staged",
+        extra={"SHARDS_CRASH_AT": "reading:3", "SHARDS_CRASH_ONCE": str(once)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert once.exists(), "the crash hook never fired"
+    assert_same(tmp_path / "data", undisturbed)
+
+
+def test_a_plan_is_calibrated_on_a_few_samples(head, tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "ray_jobs",
+        "plan",
+        "--plan.calibrate",
+        "true",
+        "--plan.output",
+        str(tmp_path),
+    ]
+    words += [
+        "--plan.price_gpu_hour",
+        "2.5",
+        "--plan.price_gb_month",
+        "0.02",
+        *build_command("x", samples=640)[6:],
+    ]
+    done = subprocess.run(words, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())["calibration"]
+    assert found["seconds_per_sample"] > 0
+    assert found["wall_seconds"] > 640 * found["seconds_per_sample"] / 2, "two builders on two CPUs"
+    assert found["gpu_hours"] == 0
+    assert found["bytes"] == 640 * found["bytes_per_sample"]
+    assert found["cost"] == {"gpus": 0.0, "storage_month": pytest.approx(found["bytes"] / 1e9 * 0.02)}
+    assert "s a sample on one builder" in done.stdout
+    assert not list(tmp_path.glob("_commit")), "nothing is built"

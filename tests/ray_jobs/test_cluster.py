@@ -64,7 +64,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from ray_jobs.__main__ import main
-from ray_jobs.build import start_monitor
+from ray_jobs.completion import start_monitor
 from ray_jobs.options import BuildOptions
 
 cluster, hanging = Cluster(), Path(sys.argv[1])
@@ -78,7 +78,7 @@ for name in hook:
 ray.init(cluster.address, log_to_driver=False)
 
 # Ray places an actor that needs nothing anywhere; several, so that chance cannot put all in the right place.
-monitors = [start_monitor(BuildOptions(), "build") for _ in range(4)]
+monitors = [start_monitor([], BuildOptions(), "build") for _ in range(4)]
 ray.get([monitor.snapshot.remote() for monitor in monitors])
 places = {actor["Address"]["NodeID"] for actor in ray._private.state.actors().values()}
 assert places == {ray.get_runtime_context().get_node_id()}, "a lost node would end the run"

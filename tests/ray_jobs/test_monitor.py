@@ -4,70 +4,24 @@ import pytest
 
 from ray_jobs import monitor as module
 from ray_jobs.monitor import FAILURE_GRACE, MAX_ATTEMPTS, Monitor
+from shards.plan import PlannedSample, PlannedShard
 
 
-def report(monitor, shard, made=0, failed=0, at_work=(), worker="w"):
-    return monitor.report(worker, shard, made=made, failed=failed, at_work=tuple(at_work))
+def a_shard(index, size=4):
+    samples = (PlannedSample(f"{index}-{i}", i, "", "", "", "", 0, "train", index, i) for i in range(size))
+    return PlannedShard("train", index, tuple(samples))
 
 
-def test_counts_add_up_over_shards_and_a_restarted_shard_starts_anew():
-    monitor = Monitor(1.0, 99)
-    monitor.begin("a", "train-000000")
-    monitor.begin("b", "train-000001")
-    report(monitor, "train-000000", made=3, failed=1)
-    report(monitor, "train-000001", made=2)
-    assert (monitor.snapshot().made, monitor.snapshot().failed) == (5, 1)
-    monitor.begin("b", "train-000000")
-    assert (monitor.snapshot().made, monitor.snapshot().failed) == (2, 0)
+def a_monitor(*sizes, failed=1.0, consecutive=99):
+    return Monitor([a_shard(index, size) for index, size in enumerate(sizes)], failed, consecutive)
 
 
-def test_a_shard_is_given_up_after_its_attempts():
-    monitor = Monitor(1.0, 99)
-    assert [monitor.begin("a", "s").go for _ in range(MAX_ATTEMPTS + 1)] == [True] * MAX_ATTEMPTS + [False]
+def report(monitor, ticket, made=0, failed=0, at_work=()):
+    return monitor.report(ticket, made=made, failed=failed, at_work=tuple(at_work))
 
 
-def test_deaths_are_counted_for_the_samples_at_work():
-    monitor = Monitor(1.0, 99)
-    assert monitor.begin("a", "s").deaths == {}
-    report(monitor, "s", at_work=["x", "y"])
-    assert monitor.begin("a", "s").deaths == {"x": 1, "y": 1}
-    report(monitor, "s", at_work=["x"])
-    assert monitor.begin("a", "s").deaths == {"x": 2, "y": 1}
-    report(monitor, "s", at_work=[])
-    assert monitor.begin("a", "s").deaths == {"x": 2, "y": 1}
-
-
-def test_failures_over_the_limit_stop_the_run_but_not_the_first_few():
-    monitor = Monitor(0.1, 99)
-    monitor.begin("a", "s")
-    assert report(monitor, "s", made=0, failed=FAILURE_GRACE - 1)
-    assert not report(monitor, "s", made=FAILURE_GRACE - 3, failed=3)
-    assert "3 of 20 samples failed" in monitor.snapshot().stopping
-    assert not monitor.begin("b", "t").go
-
-
-def test_failures_at_the_limit_do_not():
-    monitor = Monitor(0.1, 99)
-    monitor.begin("a", "s")
-    assert report(monitor, "s", made=90, failed=10)
-
-
-def test_failures_one_after_the_other_stop_the_run_and_a_success_between_them_does_not():
-    monitor = Monitor(1.0, 3)
-    monitor.begin("a", "s")
-    monitor.begin("b", "t")
-    assert report(monitor, "s", failed=2)
-    assert report(monitor, "t", made=1)
-    assert report(monitor, "s", failed=5)
-    assert not report(monitor, "t", made=1, failed=1)
-    assert "4 samples failed one after the other" in monitor.snapshot().stopping
-
-
-def test_the_first_reason_to_stop_stays():
-    monitor = Monitor(1.0, 99)
-    monitor.stop("first")
-    monitor.stop("second")
-    assert monitor.snapshot().stopping == "first"
+def counts(monitor):
+    return monitor.snapshot().made, monitor.snapshot().failed
 
 
 @pytest.fixture
@@ -77,24 +31,193 @@ def clock(monkeypatch):
     return now
 
 
+def test_each_ticket_gets_a_shard_until_none_is_left():
+    monitor = a_monitor(4, 4)
+    shards = [monitor.begin("w", ticket).shard for ticket in range(3)]
+    assert [shard and shard.name for shard in shards] == ["train-000000", "train-000001", None]
+
+
+def test_counts_add_up_over_shards_and_a_restarted_shard_starts_anew():
+    monitor = a_monitor(4, 4)
+    monitor.begin("a", 0)
+    monitor.begin("b", 1)
+    report(monitor, 0, made=3, failed=1)
+    report(monitor, 1, made=2)
+    assert counts(monitor) == (5, 1)
+    assert monitor.begin("c", 0).shard.name == "train-000000"
+    assert counts(monitor) == (2, 0)
+    monitor.end(1, done=True)
+    assert counts(monitor) == (2, 0)
+    monitor.end(0, done=False)
+    assert counts(monitor) == (2, 0)
+
+
+def test_a_shard_put_down_unfinished_counts_for_nothing():
+    monitor = a_monitor(4)
+    monitor.begin("a", 0)
+    report(monitor, 0, made=3)
+    monitor.end(0, done=False)
+    assert counts(monitor) == (0, 0)
+
+
+def test_a_shard_is_given_up_after_its_attempts():
+    monitor = a_monitor(4, 4)
+    monitor.begin("b", 1)
+    tries = [monitor.begin("a", 0).shard for _ in range(MAX_ATTEMPTS + 1)]
+    assert [shard is not None for shard in tries] == [True] * MAX_ATTEMPTS + [False]
+    assert monitor.snapshot().abandoned == ("train-000001",)
+
+
+def test_what_a_dead_worker_had_goes_to_whoever_asks_next():
+    monitor = a_monitor(4, 4)
+    monitor.begin("a", 0)
+    monitor.begin("b", 1)
+    monitor.begin("c", 0)
+    assert monitor.begin("b", 2).shard is None
+    monitor.end(1, done=True)
+    assert monitor.begin("b", 0).shard.name == "train-000000"
+
+
+def test_deaths_are_counted_for_the_samples_at_work():
+    monitor = a_monitor(4)
+    assert monitor.begin("a", 0).deaths == {}
+    report(monitor, 0, at_work=["x", "y"])
+    assert monitor.begin("a", 0).deaths == {"x": 1, "y": 1}
+    report(monitor, 0, at_work=["x"])
+    assert monitor.begin("a", 0).deaths == {"x": 2, "y": 1}
+    report(monitor, 0, at_work=[])
+    assert monitor.begin("a", 0).deaths == {"x": 2, "y": 1}
+
+
+def test_failures_over_the_limit_stop_the_run_but_not_the_first_few():
+    monitor = a_monitor(20, 4, failed=0.1)
+    monitor.begin("a", 0)
+    assert report(monitor, 0, made=0, failed=FAILURE_GRACE - 1)
+    assert not report(monitor, 0, made=FAILURE_GRACE - 3, failed=3)
+    assert "3 of 20 samples failed" in monitor.snapshot().stopping
+    assert monitor.begin("b", 1).shard is None
+
+
+def test_failures_at_the_limit_do_not():
+    monitor = a_monitor(100, failed=0.1)
+    monitor.begin("a", 0)
+    assert report(monitor, 0, made=90, failed=10)
+
+
+def test_failures_one_after_the_other_stop_the_run_and_a_success_between_them_does_not():
+    monitor = a_monitor(9, 9, consecutive=3)
+    monitor.begin("a", 0)
+    monitor.begin("b", 1)
+    assert report(monitor, 0, failed=2)
+    assert report(monitor, 1, made=1)
+    assert report(monitor, 0, failed=5)
+    assert not report(monitor, 1, made=1, failed=1)
+    assert "4 samples failed one after the other" in monitor.snapshot().stopping
+
+
+def test_the_first_reason_to_stop_stays():
+    monitor = a_monitor()
+    monitor.stop("first")
+    monitor.stop("second")
+    assert monitor.snapshot().stopping == "first"
+
+
 def test_a_silent_builder_is_named_once_with_what_it_was_making(clock):
-    monitor = Monitor(1.0, 99)
-    monitor.begin("a", "s", handle="actor a")
-    monitor.begin("b", "t", handle="actor b")
-    report(monitor, "s", at_work=["x"], worker="a")
+    monitor = a_monitor(4, 4)
+    monitor.begin("a", 0, handle="actor a")
+    monitor.begin("b", 1, handle="actor b")
+    report(monitor, 0, at_work=["x"])
     clock[0] += 50
-    report(monitor, "t", worker="b")
+    report(monitor, 1)
     clock[0] += 20
     assert monitor.stuck(100) == []
     (stuck,) = monitor.stuck(60)
-    assert (stuck.worker, stuck.shard, stuck.at_work, stuck.handle) == ("a", "s", ("x",), "actor a")
+    assert (stuck.worker, stuck.shard, stuck.at_work, stuck.handle) == (
+        "a",
+        "train-000000",
+        ("x",),
+        "actor a",
+    )
     assert stuck.seconds == 70
     assert monitor.stuck(60) == []
 
 
 def test_a_builder_without_a_shard_is_not_stuck(clock):
-    monitor = Monitor(1.0, 99)
-    monitor.begin("a", "s")
-    monitor.end("a")
+    monitor = a_monitor(4)
+    monitor.begin("a", 0)
+    monitor.end(0, done=True)
     clock[0] += 1000
     assert monitor.stuck(60) == []
+
+
+def test_large_shards_come_first_and_a_slow_builder_ends_with_small_ones(clock):
+    monitor = a_monitor(1, 8, 1, 8, 1)
+    assert len(monitor.begin("fast", 0).shard.samples) == 8
+    assert len(monitor.begin("slow", 1).shard.samples) == 8
+    clock[0] += 8
+    report(monitor, 0, made=8)
+    report(monitor, 1, made=1)
+    monitor.end(0, done=True)
+    assert len(monitor.begin("slow", 2).shard.samples) == 1
+    assert [len(monitor.begin("fast", ticket).shard.samples) for ticket in (3, 4)] == [1, 1]
+
+
+def slow_one(clock):
+    """Two shards; `fast` has made its own, `slow` an eighth of its own."""
+    monitor = a_monitor(8, 8)
+    monitor.begin("fast", 0)
+    monitor.begin("slow", 1)
+    clock[0] += 8
+    report(monitor, 0, made=8)
+    report(monitor, 1, made=1)
+    monitor.end(0, done=True)
+    return monitor
+
+
+def test_an_idle_builder_makes_a_slow_ones_shard_too_and_the_first_to_finish_commits(clock):
+    monitor = slow_one(clock)
+    assert monitor.begin("fast", 2).shard.name == "train-000001"
+    assert monitor.begin("fast", 3).shard is None, "not a third time"
+    clock[0] += 8
+    report(monitor, 2, made=8)
+    assert report(monitor, 1, made=2), "both go on"
+    assert counts(monitor) == (16, 0)
+    assert monitor.may_publish(2)
+    assert not monitor.may_publish(1)
+    monitor.end(2, done=True)
+    assert not report(monitor, 1, made=3), "the slow one stops"
+    monitor.end(1, done=False)
+    assert counts(monitor) == (16, 0)
+
+
+def test_the_one_that_may_publish_dies_and_the_other_one_may(clock):
+    monitor = slow_one(clock)
+    monitor.begin("fast", 2)
+    assert monitor.may_publish(2)
+    assert monitor.begin("new", 2).shard is None, "the slow one still has it"
+    assert monitor.may_publish(1)
+
+
+def test_a_builder_as_fast_as_the_others_is_left_alone(clock):
+    monitor = a_monitor(8, 8)
+    monitor.begin("a", 0)
+    monitor.begin("b", 1)
+    clock[0] += 8
+    report(monitor, 0, made=8)
+    report(monitor, 1, made=6)
+    monitor.end(0, done=True)
+    assert monitor.begin("a", 2).shard is None
+
+
+def test_a_builder_that_tells_of_samples_only_at_its_end_is_left_alone(clock):
+    """As where one model is on the device at a time."""
+    monitor = a_monitor(8, 8)
+    monitor.begin("a", 0)
+    clock[0] += 1
+    monitor.begin("b", 1)
+    clock[0] += 8
+    report(monitor, 0, made=8)
+    monitor.end(0, done=True)
+    assert monitor.begin("a", 2).shard is None
+    clock[0] += 12
+    assert monitor.begin("a", 3).shard is not None, "silent for so long, it hangs"

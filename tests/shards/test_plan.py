@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UsageError
-from shards.plan import coverage, is_held_out, make_plan, normalise_caption, sample_id, sample_seed
+from shards.plan import (
+    coverage,
+    is_held_out,
+    make_plan,
+    normalise_caption,
+    sample_id,
+    sample_seed,
+    shard_sizes,
+)
 from shards.prompts import Prompt
 
 PROMPTS = [Prompt(f"caption {i}", "photograph", "vintage", "people") for i in range(400)]
@@ -38,7 +46,8 @@ def test_every_sample_is_planned_once_and_shards_are_contiguous(total, per_shard
     for split in ("train", "val"):
         shards = [shard for shard in made.shards if shard.split == split]
         assert [shard.index for shard in shards] == list(range(len(shards)))
-        assert all(len(shard.samples) == per_shard for shard in shards[:-1])
+        sizes = [len(shard.samples) for shard in shards]
+        assert sizes == shard_sizes(sum(sizes), per_shard)
         for shard in shards:
             assert [sample.position for sample in shard.samples] == list(range(len(shard.samples)))
 
@@ -107,3 +116,16 @@ def test_a_shard_holds_what_its_keys_can_count(per_shard):
 
 def test_coverage_counts_cells():
     assert coverage(PROMPTS[:5]) == {("photograph", "vintage", "people"): 5}
+
+
+@given(samples=st.integers(0, 5000), full=st.integers(1, 128))
+def test_shard_sizes_add_up_and_only_the_end_of_eight_full_shards_is_small(samples, full):
+    sizes = shard_sizes(samples, full)
+    assert sum(sizes) == samples
+    assert all(0 < size <= full for size in sizes)
+    if samples < 8 * full:
+        assert sizes[:-1] == [full] * (len(sizes) - 1)
+    else:
+        large = sum(size for size in sizes if size == full)
+        assert samples * 7 / 8 - full < large <= samples
+        assert all(small < full for small in sizes[large // full :]) or full == 1

@@ -1,0 +1,190 @@
+"""One pass over what is missing: builders make it, the monitor watches, and the end is checked to be whole."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_jobs.builder import BuilderSpec, ShardBuilder
+from ray_jobs.cluster import StopRequest
+from ray_jobs.crew import BUILDER_CPUS, Crew, start_readers
+from ray_jobs.finish import Reader
+from ray_jobs.monitor import MAX_ATTEMPTS, Monitor, Snapshot
+from ray_jobs.options import BuildOptions, ExtractOptions
+from ray_jobs.progress import Progress, duration
+from shards.dataset import Dataset
+from shards.lease import HeldError, Lease
+from shards.plan import Plan, PlannedShard
+
+CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What may end a run early, or a builder.
+
+    Attributes:
+        stop: SIGTERM or Ctrl-C.
+        lease: on a root whose store cannot keep two writers apart; None elsewhere.
+        stuck_seconds: silence after which a builder is restarted.
+    """
+
+    stop: StopRequest
+    lease: Lease | None
+    stuck_seconds: float
+
+    def reason_to_stop(self) -> str:
+        """Why the run should stop; empty while it should not."""
+        if self.stop:
+            return "stopped by a signal"
+        try:
+            if self.lease is not None:
+                self.lease.check()
+        except HeldError as error:
+            return str(error)
+        return ""
+
+
+def complete(
+    job: str,
+    dataset: Dataset,
+    plan: Plan,
+    options: BuildOptions | ExtractOptions,
+    crew: Crew,
+    spec: BuilderSpec,
+    guard: Guard,
+    make_reader: Callable[[], Any] | None = None,
+) -> int:
+    """Make what is missing, then check that nothing is.
+
+    Args:
+        job: whose options they are.
+        dataset: opened for writing.
+        plan: all that it should hold.
+        options: how many failures are too many.
+        crew: who makes it.
+        spec: what each one is told.
+        guard: what may end the run early.
+        make_reader: loads what the crew's readers read pictures with.
+
+    Returns:
+        exit code.
+    """
+    todo = dataset.missing(plan)
+    todo_samples = sum(len(shard.samples) for shard in todo)
+    if len(todo) < len(plan.shards):
+        print(f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make", flush=True)
+    progress = Progress(job, len(plan), done=len(plan) - todo_samples)
+    # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
+    random.shuffle(todo)
+    monitor = start_monitor(todo, options, job)
+    there = 0
+    if todo:
+        readers = start_readers(crew, Reader, spec.finish, make_reader)
+        with _watched(monitor, progress, guard):
+            for row in _run(len(todo), crew, replace(spec, superseded=plan.superseded), monitor, readers):
+                there += row["outcome"] == "there"
+    if there:
+        print(f"{there} shards were committed by another build meanwhile", flush=True)
+    end: Snapshot = ray.get(monitor.snapshot.remote())
+    for name in end.abandoned:
+        print(f"{name}: given up, its worker died each of {MAX_ATTEMPTS} times", flush=True)
+    progress.show(end.made + end.failed, _failed_note(end), final=True)
+    dataset.write_manifest()
+    missing = dataset.missing(plan)
+    if not missing:
+        print(_summary(dataset), flush=True)
+        return 0
+    why = end.stopping or f"{len(missing)} shards could not be made"
+    print(f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.")
+    return guard.stop.exit_code or 1
+
+
+def start_monitor(todo: Sequence[PlannedShard], options: BuildOptions | ExtractOptions, job: str) -> Any:
+    """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Monitor)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote(
+        todo, options.max_failed_fraction, options.max_consecutive_failures, job
+    )
+
+
+def _run(
+    shards: int, crew: Crew, spec: BuilderSpec, monitor: Any, readers: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    """One pass of Ray Data: a row is a ticket for one shard, which the monitor chooses when a builder is free."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    actors = min(crew.actors, shards)
+    # A ticket may wait behind a slow builder's shard; one more for each builder, and no shard waits with it.
+    tickets = shards + actors
+    rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
+    return iter(
+        rows.map_batches(
+            ShardBuilder,
+            fn_constructor_args=(spec, monitor, readers),
+            batch_size=1,
+            num_cpus=BUILDER_CPUS,
+            num_gpus=crew.gpus,
+            compute=ActorPoolStrategy(
+                min_size=1,
+                max_size=actors,
+                initial_size=actors,
+                max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+                max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+        ).iter_rows()
+    )
+
+
+@contextmanager
+def _watched(monitor: Any, progress: Progress, guard: Guard) -> Iterator[None]:
+    """Show progress, pass a stop request on and restart stuck builders, from a thread beside the pass."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        passed_on, told = False, 0
+        while not finished.wait(0.5):
+            if not passed_on and (reason := guard.reason_to_stop()):
+                passed_on = True
+                print(f"{reason}: stopping at the next sample boundary", flush=True)
+                ray.get(monitor.stop.remote(reason))
+            for stuck in ray.get(monitor.stuck.remote(guard.stuck_seconds)):
+                print(
+                    f"{stuck.shard}: {stuck.worker} has finished nothing for {duration(stuck.seconds)} "
+                    f"(at work on {', '.join(stuck.at_work) or 'nothing it told of'}); restarting it",
+                    flush=True,
+                )
+                ray.kill(stuck.handle, no_restart=False)
+            now: Snapshot = ray.get(monitor.snapshot.remote())
+            for note in now.notes[told:]:
+                print(note, flush=True)
+            told = len(now.notes)
+            progress.show(now.made + now.failed, _failed_note(now))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _failed_note(now: Snapshot) -> str:
+    return f"{now.failed} failed" if now.failed else ""
+
+
+def _summary(dataset: Dataset) -> str:
+    commits = dataset.commits()
+    samples, failed = sum(commit.samples for commit in commits), sum(commit.failed for commit in commits)
+    size = sum(commit.bytes for commit in commits) / 1e6
+    return f"complete: {samples} samples, {failed} failed, {len(commits)} shards, {size:,.1f} MB"

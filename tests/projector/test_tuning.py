@@ -1,0 +1,102 @@
+"""Compiled blocks are kept only where they compute the same, and the batch size that pays is found and remembered."""
+
+import json
+
+import pytest
+import torch
+
+from projector import tuning
+from projector.generate import ImageGenerator
+from projector.models import CACHE_VARIABLE
+from projector.tuning import compile_checked, fastest, find_batch_size
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def images(tiny):
+    return ImageGenerator.from_pretrained(
+        str(tiny / "image"), device="cpu", dtype=torch.float32, height=64, width=64, steps=2
+    )
+
+
+def test_compiled_blocks_are_kept_where_a_step_comes_out_the_same(images, monkeypatch):
+    """With the back end that traces and generates no code: a compiler takes a minute here (docs/performance.md)."""
+    transformer, used = images.pipeline.transformer, []
+    compiling = transformer.compile_repeated_blocks
+    monkeypatch.setattr(
+        transformer,
+        "compile_repeated_blocks",
+        lambda **options: used.append(options) or compiling(backend="eager", **options),
+    )
+    eager = images.one_step(2)
+    assert compile_checked(images) == ""
+    assert used == [{"dynamic": False}]
+    assert any(module._compiled_call_impl is not None for module in transformer.modules())
+    assert (images.one_step(2) - eager).norm() < 1e-4 * eager.norm()
+
+
+def test_blocks_that_compute_something_else_are_given_up(images, monkeypatch):
+    transformer = images.pipeline.transformer
+    expected = images.one_step(1)
+
+    def compile_wrongly(**_options):
+        for block in transformer.layers:
+            block._compiled_call_impl = lambda x, *_, **__: 2 * x
+
+    monkeypatch.setattr(transformer, "compile_repeated_blocks", compile_wrongly)
+    assert "a step differs by" in compile_checked(images)
+    assert torch.equal(images.one_step(1), expected)
+
+
+def test_a_compiler_that_fails_is_told_of_and_done_without(images, monkeypatch):
+    def fail(**_options):
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(images.pipeline.transformer, "compile_repeated_blocks", fail)
+    assert compile_checked(images) == "compiled blocks are not used: RuntimeError: no compiler here"
+    images.one_step(1)
+
+
+def times(table):
+    def seconds(size):
+        if size not in table:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return table[size]
+
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 2.0, 8: 3.95, 16: 8.0}, 4),
+        ({1: 1.0, 2: 2.0, 4: 1.0}, 1),
+        ({1: 1.0, 2: 1.1}, 2),
+        ({}, 1),
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0, 32: 1.0}, 16),
+    ],
+)
+def test_the_last_doubling_that_was_worth_it(table, expected):
+    assert fastest(times(table)) == expected
+
+
+def test_a_batch_size_is_searched_for_once(images, tiny_sources, monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    searches = []
+    monkeypatch.setattr(tuning, "fastest", lambda _seconds: searches.append(1) or 8)
+    assert [find_batch_size(images, tiny_sources.image) for _ in range(2)] == [8, 8]
+    assert len(searches) == 1
+    (record,) = (tmp_path / "batch-sizes").glob("*.json")
+    assert json.loads(record.read_text()) == {"batch_size": 8, "device": "cpu", "height": 64, "width": 64}
+    images.height = 128
+    find_batch_size(images, tiny_sources.image)
+    assert len(searches) == 2, "another size is another question"
+    record.write_text("{broken")
+    images.height = 64
+    find_batch_size(images, tiny_sources.image)
+    assert len(searches) == 3
+
+
+def test_the_search_measures_real_steps(images):
+    assert fastest(lambda size: float(images.one_step(size).shape[0])) == 1

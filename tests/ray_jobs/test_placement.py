@@ -1,0 +1,83 @@
+"""What stands where, and why."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from projector.models import resolve_models
+from projector.pairs import PairSettings
+from ray_jobs.cluster import Cluster
+from ray_jobs.crew import Crew, crew_for, with_readers
+from ray_jobs.options import BuildOptions
+from ray_jobs.placement import Needs, choose_placement, needs, weights_in
+from shards.errors import UsageError
+
+GB = 1e9
+REAL = Needs(
+    text=8 * GB, image=12.5 * GB, vl=9 * GB, beside=4 * GB
+)  # about what the 4B models take in bfloat16
+SETTINGS = PairSettings(1024, 1024, 9, 0.0, (-8,), ("none",), "all", 512, "bfloat16", 1)
+
+
+def cluster(gpus, cpus=8):
+    return Cluster(("n",), cpus, gpus, ("n",) if gpus else ())
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected", "said"),
+    [
+        (80 * GB, "fused", "all models take 34 GB of 80 GB a builder"),
+        (24 * GB, "offload", "all models would take 34 GB of 24 GB a builder, one at a time 16 GB"),
+        (None, "fused", ""),
+    ],
+)
+def test_auto_takes_what_fits_and_says_why(memory, expected, said):
+    placement, why = choose_placement("auto", REAL, memory)
+    assert placement == expected
+    assert said in why
+
+
+@pytest.mark.parametrize("asked", ["fused", "staged", "offload"])
+def test_a_placement_asked_for_is_taken(asked):
+    assert choose_placement(asked, REAL, 8 * GB) == (asked, "")
+
+
+def test_needs_are_counted_from_the_weights_alone(environment):
+    from diffusers import ZImageTransformer2DModel
+
+    tiny_sources = resolve_models("tiny")
+    found = needs(tiny_sources, SETTINGS)
+    transformer = ZImageTransformer2DModel.from_pretrained(tiny_sources.image.path, subfolder="transformer")
+    folder = Path(tiny_sources.image.path)
+    assert weights_in(folder / "transformer") == sum(p.numel() for p in transformer.parameters())
+    assert found.image == 2 * (weights_in(folder / "transformer") + weights_in(folder / "vae"))
+    wide = needs(tiny_sources, replace(SETTINGS, dtype="float32"))
+    assert (wide.text, wide.vl) == (2 * found.text, 2 * found.vl)
+    assert found.of("fused") > found.of("staged") > found.of("offload") > found.beside
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "expected"),
+    [
+        (8, {}, Crew(7, 1.0, 1, 1.0)),
+        (40, {}, Crew(37, 1.0, 3, 1.0)),
+        (2, {"readers": 1, "gpus_per_reader": 0.4, "gpus_per_actor": 0.6}, Crew(2, 0.6, 1, 0.4)),
+        (0, {"actors": 3}, Crew(3, 0.0, 1, 0.0)),
+        (8, {"actors": 4, "readers": 2}, Crew(4, 1.0, 2, 1.0)),
+    ],
+)
+def test_some_gpus_go_to_readers(gpus, options, expected):
+    build = BuildOptions(**options)
+    assert with_readers(crew_for(build, cluster(gpus)), build, cluster(gpus)) == expected
+
+
+def test_one_gpu_is_not_enough_for_both():
+    with pytest.raises(UsageError, match=r"lower build\.actors"):
+        with_readers(crew_for(BuildOptions(), cluster(1)), BuildOptions(), cluster(1))
+
+
+def test_devices_held_for_a_builder_are_its_own_and_its_share_of_the_readers():
+    assert Crew(8, 1.0).devices_each == 1
+    assert Crew(8, 1.0, 2, 1.0).devices_each == 1.25
+    assert Crew(2, 0.0, 1, 0.0).devices_each == 1.5
