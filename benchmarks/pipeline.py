@@ -12,6 +12,7 @@ first builder finds nothing left to do, `whole` until the last commit. More buil
 import argparse
 import io
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -66,7 +67,8 @@ class Sleeping(BatchMaker[PlannedSample, Sample]):
         while len(list(folder.glob("*.log"))) < actors and time.monotonic() < deadline:
             time.sleep(0.05)
         buffer = io.BytesIO()
-        Image.new("RGB", (SIDE, SIDE), "teal").save(buffer, format="PNG")
+        noise = np.random.default_rng(0).integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(buffer, format="PNG")
         self._image = buffer.getvalue()
         rows = np.random.default_rng(0).normal(size=(12, WIDTH)).astype(ml_dtypes.bfloat16)
         kind = np.array([0, 0, *[2] * 10], np.uint8)
@@ -114,6 +116,8 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
             log_to_driver=False,
             object_store_memory=500_000_000,
         )
+        for noisy in ("ray", "ray.data"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
         begun = time.time()
         try:
             code = complete(

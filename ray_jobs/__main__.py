@@ -15,6 +15,7 @@ from ray_jobs.options import (
     DemoOptions,
     ExportOptions,
     ExtractOptions,
+    LadderOptions,
     PlanOptions,
     ReportOptions,
 )
@@ -48,6 +49,11 @@ JOBS = {
             "compare",
             "Make pictures with and without the projector and score them; resumes.",
             {"compare": CompareOptions},
+        ),
+        Job(
+            "ladder",
+            "Linear on few pairs, MLP on more, attention on most, a learning curve, a verdict; resumes.",
+            {"ladder": LadderOptions, "build": BuildOptions, "train": TrainOptions},
         ),
         Job("report", "Write one HTML page from a run's files.", {"report": ReportOptions}),
         Job("export", "Write a folder to publish: weights, config, card.", {"export": ExportOptions}),

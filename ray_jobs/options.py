@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from projector.options import VL_TOKENS, Models
+from projector.options import VL_TOKENS, Arch, Models
 
 PIXEL_MULTIPLE = 16  # ZImagePipeline: VAE factor 8 times the DiT's patch of 2
 
@@ -25,6 +25,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) != len(values):
         raise ValueError(f"names something twice: {values}; list each once")
+    return values
+
+
+def _rising(values: list[int]) -> list[int]:
+    if values[0] < 1 or sorted(set(values)) != values:
+        raise ValueError(f"must grow from step to step, not {values}")
     return values
 
 
@@ -239,6 +245,25 @@ class ExportOptions(Section):
     """Also as a torch.export program, projector.pt2."""
     onnx: bool = False
     """Also as projector.onnx; needs the extra `onnx`."""
+
+
+class LadderOptions(Section):
+    """Linear on few pairs, MLP on more, attention on most; `build` and `train` say how pairs are made and used."""
+
+    output: str = ""
+    """Root of the run, local or s3://: gets data/, a folder for each step, curve/ and ladder.json."""
+    samples: Annotated[list[int], AfterValidator(_rising)] = Field(
+        [1000, 5000, 10_000], min_length=1, max_length=3
+    )
+    """Planned samples of the dataset at each step: linear, mlp, attention."""
+    gates: Literal["stop", "report"] = "stop"
+    """When a step fails its gate: `stop` before the next one makes more pairs, or only `report` it."""
+    curve_arch: Arch = "linear"
+    """Network of the learning curve."""
+    curve_points: int = Field(4, ge=3, le=8)
+    """Numbers of pairs on the learning curve: all, half, a quarter and so on, the first in plan order."""
+    curve_seeds: int = Field(3, gt=0, le=20)
+    """Trainings at each point."""
 
 
 class DemoOptions(Section):

@@ -195,7 +195,12 @@ def _ladder(name: str, ladder: Ladder) -> Section:
         for rung in ladder.curve
         if (loss := rung.val_loss).mean is not None and rung.pairs > 0
     ]
-    section = Section(f"Learning curve: {name}", sentences=[ladder.verdict] if ladder.verdict else [])
+    sentences = [ladder.verdict] if ladder.verdict else []
+    sentences += [f"{step.arch}, {step.samples:,} samples: {step.sentence}" for step in ladder.steps]
+    if ladder.layers:
+        told = ", ".join(f"{row.layer} {row.text_mode} {short(row.val_loss)}" for row in ladder.layers)
+        sentences.append(f"Validation loss of ridge by layer and text mode: {told}.")
+    section = Section(f"Learning curve: {name}", sentences=sentences)
     if points:
         told = "; ".join(f"{short(mean)} with {pairs:,} pairs" for pairs, mean, *_ in points)
         title = f"Validation loss by number of training pairs: {told}"

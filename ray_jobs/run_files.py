@@ -19,6 +19,7 @@ COMPARISON = "compare.json"
 LADDER = "ladder.json"
 DEPTH = 2  # levels below the root in which files are looked for: deeper are checkpoints and pictures
 OF_DATASETS = ("_commit", "_plan", "failed", "train", "val")  # may hold as many objects as there are shards
+OF_LADDERS = ("curve", "layers")  # trainings that are points of a curve and rows of a table
 UNREADABLE = (UsageError, StorageError, CorruptShardError)
 
 
@@ -114,7 +115,8 @@ class _Finder:
         yield place, folder.objects
         if depth:
             for name in folder.folders:
-                if not (DATASET in folder.objects and name in OF_DATASETS):
+                of_dataset = DATASET in folder.objects and name in OF_DATASETS
+                if not of_dataset and not (LADDER in folder.objects and name in OF_LADDERS):
                     yield from self.places(join(place, name), depth - 1)
 
     def name(self, place: str) -> str:

@@ -143,10 +143,28 @@ class Rung(Record):
     val_loss: Score
 
 
+class Climb(Record):
+    """A step of the ladder and its judgement."""
+
+    arch: str = ""
+    samples: Count = 0
+    sentence: str = ""
+
+
+class LayerLoss(Record):
+    """Ridge at one layer and text mode."""
+
+    layer: int = 0
+    text_mode: str = ""
+    val_loss: Number = None
+
+
 class Ladder(Record):
     """ladder.json."""
 
+    steps: tuple[Climb, ...] = ()
     curve: tuple[Rung, ...] = ()
+    layers: tuple[LayerLoss, ...] = ()
     verdict: str = ""
 
 

@@ -1,0 +1,79 @@
+"""Whether a step was worth it, and whether more pairs are."""
+
+import pytest
+
+from projector.curve import fit_curve
+from ray_jobs.gates import judge, verdict
+
+IDENTITY = {"mse_standardized": 1.0, "outlier_dims": 30}
+
+
+def judged(arch="mlp", loss=0.20, ridge=0.22, **figures):
+    summary = {"best_val_loss": loss, "ridge_val_loss": ridge, "train_pairs": 950}
+    ours = {"mse_standardized": 0.2, "outlier_dims": 2} | figures
+    return judge(arch, summary, {"methods": {"projector": ours, "identity": IDENTITY}})
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "passed", "said"),
+    [
+        (
+            "mlp",
+            {},
+            True,
+            "passed: validation loss 0.2, 9.1% better than ridge; 2 dimensions too wide, 30 before",
+        ),
+        ("linear", {"loss": 0.22}, True, "0.0% better than ridge"),
+        ("linear", {"loss": 0.23}, False, "4.5% worse than ridge, where it began"),
+        (
+            "attention",
+            {"loss": 0.2199},
+            False,
+            "no gain over ridge (validation loss 0.2199, ridge 0.22); use ridge",
+        ),
+        (
+            "mlp",
+            {"outlier_dims": 16},
+            False,
+            "16 dimensions are more than twice as wide as the target's, 30 before",
+        ),
+        ("mlp", {"mse_standardized": 1.0}, False, "no better than doing nothing"),
+    ],
+)
+def test_a_step_passes_or_says_what_to_change(arch, changes, passed, said):
+    gate = judged(arch, **changes)
+    assert gate.passed == passed
+    assert said in gate.sentence
+
+
+def curve(exponent=0.4, scale=3.0, noise=(0.0, 0.0, 0.0)):
+    losses = {n: [0.2 + scale * n**-exponent + e for e in noise] for n in (125, 250, 500, 1000)}
+    return [{"pairs": n} for n in losses], fit_curve(losses)
+
+
+@pytest.mark.parametrize(
+    ("made", "answer"),
+    [
+        (curve(), "more data pays"),
+        (curve(scale=0.0), "more data does not pay"),
+        (
+            curve(scale=0.1, noise=(-0.05, 0.0, 0.05)),
+            "whether more data pays cannot be told from these points",
+        ),
+    ],
+)
+def test_is_more_data_worth_it(made, answer):
+    said = verdict(*made, seconds_per_sample=3.6, steps=[], planned=[1000])
+    assert said.startswith("From 1,000 to 2,000 pairs the validation loss is expected to fall by ")
+    assert said.endswith(f"for 1.00 device-hours: {answer}.")
+
+
+def test_a_climb_that_ended_early_says_so_first():
+    step = {"arch": "mlp", **judged(loss=0.22).as_json()}
+    said = verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000, 5000])
+    assert said.startswith("The climb ended at mlp with 950 pairs: no gain over ridge")
+    assert "climb ended" not in verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000])
+
+
+def test_without_a_curve_nothing_is_promised():
+    assert "Too few pairs" in verdict([], None, seconds_per_sample=1, steps=[], planned=[10])
