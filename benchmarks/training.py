@@ -27,14 +27,14 @@ import numpy as np
 import steps
 import swap
 import torch
-from quality import Bench, guide_ridge, of_guide, of_projector, trained, untrained
+from quality import Apply, Bench, guide_ridge, of_guide, of_projector, trained, untrained
 from torch import nn
 
 from projector.options import Arch, TrainOptions
 from projector.projector import Projector
 from projector.synthetic import Synthetic
 
-PARTS = ("quality", "steps", "ridge", "swap", "shortcuts")
+PARTS = ("quality", "closed", "steps", "ridge", "swap", "shortcuts")
 ARCHES: tuple[Arch, ...] = ("linear", "mlp", "attention")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by number of seeds
 TARGETS = {
@@ -152,9 +152,9 @@ def at_least(figure: str, point: dict[str, float], target: dict[str, float]) -> 
     return point[figure] >= target[figure]
 
 
-def quality(bench: Bench, words: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The table's rows for one seed, and the races."""
-    methods, seconds, races = untrained(bench), {}, {}
+def closed_forms(bench: Bench) -> tuple[dict[str, Apply], dict[str, float]]:
+    """Every method that takes no epochs, and the seconds of those that are fitted."""
+    methods, seconds = untrained(bench), {}
     for name, options in RIDGES.items():
         projector, _, seconds[name] = trained(bench, options)
         methods[name] = of_projector(projector, 0.0)
@@ -162,6 +162,13 @@ def quality(bench: Bench, words: argparse.Namespace, seed: int) -> dict[str, Any
     begun = time.perf_counter()
     methods["guide pooling + ridge"] = guide_ridge(bench)
     seconds["guide pooling + ridge"] = time.perf_counter() - begun
+    return methods, seconds
+
+
+def quality(bench: Bench, words: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The table's rows for one seed, and the races."""
+    methods, seconds = closed_forms(bench)
+    races = {}
     for arch in words.arches:
         raced = race(bench, words, arch, seed)
         races[arch] = raced["found"]
@@ -260,6 +267,9 @@ def main(words: list[str]) -> None:
             bench = Bench(Path(folder), world, options.pairs, options.val, options.test)
             if "quality" in options.parts:
                 seeds.append(quality(bench, options, seed))
+                keep(by_seed=seeds, table=with_intervals([found["table"] for found in seeds]))
+            if "closed" in options.parts:
+                seeds.append({"table": bench.measure(closed_forms(bench)[0])})
                 keep(by_seed=seeds, table=with_intervals([found["table"] for found in seeds]))
             if "swap" in options.parts:
                 found = swap.caption_swap(bench, lambda arch, s=seed: options_of(options, arch, s))

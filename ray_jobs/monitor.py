@@ -184,7 +184,7 @@ class Monitor:
         pace = self._paces.get(worker)
         own = pace.seconds / pace.samples if pace else None
         while self._waiting:
-            size = choose(self._waiting, own, self._seconds_left())
+            size = choose(self._waiting, own, self._seconds_left(worker))
             shard = self._waiting[size].popleft()
             if not self._waiting[size]:
                 del self._waiting[size]
@@ -215,14 +215,14 @@ class Monitor:
         # A builder may finish a shard's samples all at its end, so silence tells something only after that long.
         return size - sum(shard.counted), max(usual, (time.monotonic() - hold.counted) / size)
 
-    def _seconds_left(self) -> float:
+    def _seconds_left(self, asking: str) -> float:
         """Until all builders together would have made what is not made yet; those not heard of are like the others."""
-        at_work = {hold.worker for shard in self._held.values() for hold in shard.holds.values()}
+        at_work = {hold.worker for shard in self._held.values() for hold in shard.holds.values()} | {asking}
         paces = [pace for worker, pace in self._paces.items() if worker in at_work]
         if not paces:
             return 0.0
         mean = sum(pace.samples / pace.seconds for pace in paces) / len(paces)
-        return self._left / (mean * max(1, len(at_work)))
+        return self._left / (mean * len(at_work))
 
     def report(self, ticket: int, *, made: int, failed: int, at_work: tuple[str, ...]) -> bool:
         """Progress within a shard.
@@ -239,7 +239,7 @@ class Monitor:
         shard = self._held[ticket]
         hold, now = shard.holds[ticket], time.monotonic()
         finished = made + failed - hold.made - hold.failed
-        if finished > 0:
+        if finished > 0 and hold.at_work:  # samples of a shard that was adopted were made by nobody here
             pace = self._paces.setdefault(hold.worker, _Pace())
             pace.samples += finished
             pace.seconds += max(now - hold.counted, 1e-6)
@@ -266,7 +266,9 @@ class Monitor:
         """
         shard = self._held.pop(ticket)
         self._recount(shard)
-        shard.done = shard.done or done
+        if done and not shard.done:
+            self._left -= len(shard.planned.samples) - sum(shard.counted)  # another build may have made it
+            shard.done = True
         del shard.holds[ticket]
         self._recount(shard)
         if shard.publisher == ticket:

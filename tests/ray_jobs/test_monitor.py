@@ -154,6 +154,8 @@ def test_large_shards_come_first_and_a_slow_builder_ends_with_small_ones(clock):
     monitor = a_monitor(1, 8, 1, 8, 1)
     assert len(monitor.begin("fast", 0).shard.samples) == 8
     assert len(monitor.begin("slow", 1).shard.samples) == 8
+    for ticket in (0, 1):
+        report(monitor, ticket, at_work=["x"])
     clock[0] += 8
     report(monitor, 0, made=8)
     report(monitor, 1, made=1)
@@ -162,11 +164,32 @@ def test_large_shards_come_first_and_a_slow_builder_ends_with_small_ones(clock):
     assert [len(monitor.begin("fast", ticket).shard.samples) for ticket in (3, 4)] == [1, 1]
 
 
+def test_what_another_build_made_is_not_waited_for(clock):
+    monitor = a_monitor(8, 8, 2, 4)
+    monitor.begin("a", 0)
+    report(monitor, 0, at_work=["x"])
+    clock[0] += 8
+    report(monitor, 0, made=8)
+    monitor.end(0, done=True)
+    monitor.begin("a", 1)
+    monitor.end(1, done=True)  # it was there
+    assert monitor._seconds_left("a") == 6.0
+
+
+def test_an_adopted_shard_tells_nothing_of_a_builders_pace(clock):
+    monitor = a_monitor(8, 8)
+    monitor.begin("a", 0)
+    report(monitor, 0, made=8)
+    assert monitor._paces == {}
+
+
 def slow_one(clock):
     """Two shards; `fast` has made its own, `slow` an eighth of its own."""
     monitor = a_monitor(8, 8)
     monitor.begin("fast", 0)
     monitor.begin("slow", 1)
+    for ticket in (0, 1):
+        report(monitor, ticket, at_work=["x"])
     clock[0] += 8
     report(monitor, 0, made=8)
     report(monitor, 1, made=1)
@@ -202,6 +225,8 @@ def test_a_builder_as_fast_as_the_others_is_left_alone(clock):
     monitor = a_monitor(8, 8)
     monitor.begin("a", 0)
     monitor.begin("b", 1)
+    for ticket in (0, 1):
+        report(monitor, ticket, at_work=["x"])
     clock[0] += 8
     report(monitor, 0, made=8)
     report(monitor, 1, made=6)
@@ -215,6 +240,8 @@ def test_a_builder_that_tells_of_samples_only_at_its_end_is_left_alone(clock):
     monitor.begin("a", 0)
     clock[0] += 1
     monitor.begin("b", 1)
+    for ticket in (0, 1):
+        report(monitor, ticket, at_work=["x"])
     clock[0] += 8
     report(monitor, 0, made=8)
     monitor.end(0, done=True)

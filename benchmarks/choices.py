@@ -1,0 +1,89 @@
+"""Losses, weight decay, averaging, batch sizes and starts: how much each moves what an MLP reaches, over seeds.
+
+    python benchmarks/choices.py --output benchmarks/results/choices-512.json
+
+Every row changes one thing of the defaults, for a network that starts at ridge and for one that starts at random.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from quality import Bench, of_projector, trained
+from training import T_95, hardware
+
+from projector.options import TrainOptions
+from projector.synthetic import Synthetic
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "loss huber": {"loss": "huber"},
+    "loss cosine": {"loss": "cosine"},
+    "raw squared error": {"loss": "raw_mse"},
+    "weight decay 0": {"weight_decay": 0.0},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "average 0.99": {"ema": 0.99},
+    "batches of 8": {"batch_size": 8},
+    "batches of 128": {"batch_size": 128},
+    "a third of the rate": {"learning_rate": 5e-4},
+    "three times the rate": {"learning_rate": 4.5e-3},
+}
+FIGURES = ("content_probe", "mse_standardized", "sliced_wasserstein")
+
+
+def main(words: list[str]) -> None:
+    """Train all, and print or write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--output", type=Path, help="JSON file, rewritten after each seed; default: stdout")
+    options = parser.parse_args(words)
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder), Synthetic.realistic(options.width, seed), options.pairs, 100, 200)
+            for start in ("ridge", "random"):
+                for name, changes in CHOICES.items():
+                    given = {"arch": "mlp", "start": start, "seed": seed, "epochs": options.epochs} | changes
+                    projector, summary, _ = trained(bench, TrainOptions(**given))
+                    figures = bench.measure({"": of_projector(projector, 0.0)})[""]
+                    row = {figure: figures[figure] for figure in FIGURES} | {
+                        "best_epoch": summary["best_epoch"]
+                    }
+                    found.setdefault(f"{start}, {name}", []).append(row)
+                    print(f"seed {seed}, {start}, {name}: {json.dumps(row)}", file=sys.stderr, flush=True)
+        result = {
+            "hardware": hardware(),
+            "options": {key: value for key, value in vars(options).items() if key != "output"},
+            "learning_rate": TrainOptions(arch="mlp").peak_learning_rate(options.width),
+            "rows": {name: over_seeds(runs) for name, runs in found.items()},
+        }
+        if options.output:
+            options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if not options.output:
+        print(json.dumps(result, indent=1))
+
+
+def over_seeds(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean and half a 95% t interval of each figure."""
+    rows: dict[str, Any] = {}
+    for figure in FIGURES:
+        values = [run[figure] for run in runs]
+        half = (
+            T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in T_95 else None
+        )
+        rows[figure] = {
+            "mean": round(statistics.mean(values), 4),
+            "interval": half if half is None else round(half, 4),
+        }
+    return rows | {"best_epochs": [run["best_epoch"] for run in runs]}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
