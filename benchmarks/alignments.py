@@ -12,11 +12,10 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from steps import ALONE
-from training import T_95, hardware
+from training import hardware, over_seeds
 
 from projector.data import Pair, in_memory
 from projector.networks import ProjectorNetwork
@@ -41,7 +40,9 @@ def main(words: list[str]) -> None:
     for pairs in options.pairs:
         found = [one(options.width, pairs, seed) for seed in range(options.seeds)]
         for align in ALIGNMENTS:
-            rows.append({"pairs": pairs, "align": align, **with_interval([each[align] for each in found])})
+            of_align = [each[align] for each in found]
+            figures = {name: over_seeds([run[name] for run in of_align]) for name in of_align[0]}
+            rows.append({"pairs": pairs, "align": align, **figures})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     result = {"hardware": hardware(), "width": options.width, "seeds": options.seeds, "rows": rows}
     text = json.dumps(result, indent=1) + "\n"
@@ -88,21 +89,6 @@ def measured(
         "token_global": float(correlation[: world.latent].mean()),
         "token_concept": float(correlation[world.latent :].mean()),
     }
-
-
-def with_interval(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean over seeds and half a 95% t interval."""
-    rows = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        half = (
-            T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in T_95 else None
-        )
-        rows[name] = {
-            "mean": round(statistics.mean(values), 4),
-            "interval": half if half is None else round(half, 4),
-        }
-    return rows
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ Every row changes one thing of the defaults, for a network that starts at ridge 
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from quality import Bench, of_projector, trained
-from training import T_95, hardware
+from training import hardware, over_seeds
 
 from projector.options import TrainOptions
 from projector.synthetic import Synthetic
@@ -62,27 +61,17 @@ def main(words: list[str]) -> None:
             "hardware": hardware(),
             "options": {key: value for key, value in vars(options).items() if key != "output"},
             "learning_rate": TrainOptions(arch="mlp").peak_learning_rate(options.width),
-            "rows": {name: over_seeds(runs) for name, runs in found.items()},
+            "rows": {
+                name: {
+                    figure: over_seeds([run[figure] for run in runs]) for figure in (*FIGURES, "best_epoch")
+                }
+                for name, runs in found.items()
+            },
         }
         if options.output:
             options.output.write_text(json.dumps(result, indent=1) + "\n")
     if not options.output:
         print(json.dumps(result, indent=1))
-
-
-def over_seeds(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean and half a 95% t interval of each figure."""
-    rows: dict[str, Any] = {}
-    for figure in FIGURES:
-        values = [run[figure] for run in runs]
-        half = (
-            T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in T_95 else None
-        )
-        rows[figure] = {
-            "mean": round(statistics.mean(values), 4),
-            "interval": half if half is None else round(half, 4),
-        }
-    return rows | {"best_epochs": [run["best_epoch"] for run in runs]}
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from timeline import Clock, draw
 from torch.utils.flop_counter import FlopCounterMode
 from training import hardware
 
-from projector.pairs import FusedMaker, PictureMaker, PictureReader
+from projector.pairs import PictureMaker, PictureReader
 from projector.residence import Residence
+from projector.steps import FusedMaker
 from projector.text import TextEncoding
 from shards.plan import PlannedShard, make_plan
 from shards.prompts import builtin_prompts

@@ -29,7 +29,8 @@ import ray
 from PIL import Image
 from training import hardware
 
-from projector.batches import BatchMaker, InOneStage
+from projector.batches import BatchMaker
+from projector.steps import InOneStage
 from ray_jobs.builder import BuilderSpec
 from ray_jobs.cluster import StopRequest
 from ray_jobs.completion import Guard, complete

@@ -187,17 +187,20 @@ def quality(bench: Bench, words: argparse.Namespace, seed: int) -> dict[str, Any
     return {"table": table, "time_to_quality": races}
 
 
+def over_seeds(values: list[float]) -> dict[str, float | None]:
+    """Mean and half a 95% t interval, None where there are too few or too many seeds."""
+    known = len(values) in T_95
+    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if known else None
+    return {"mean": round(statistics.mean(values), 4), "interval": half if half is None else round(half, 4)}
+
+
 def with_intervals(tables: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
     """Mean over seeds and half a 95% t interval, per method and figure."""
     rows: dict[str, dict[str, Any]] = {}
     for name in tables[0]:
         rows[name] = {}
         for figure in tables[0][name]:
-            values = [table[name][figure] for table in tables if name in table]
-            half = None
-            if len(values) in T_95:
-                half = round(T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5, 4)
-            rows[name][figure] = {"mean": round(statistics.mean(values), 4), "interval": half}
+            rows[name][figure] = over_seeds([table[name][figure] for table in tables if name in table])
     return rows
 
 

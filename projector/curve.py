@@ -4,7 +4,6 @@ loss(n) = floor + scale * n ** -exponent, as it is commonly found for networks a
 (Hestness et al. 2017, https://arxiv.org/abs/1712.00409).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +46,8 @@ class PowerLaw:
 
     def at(self, pairs: float) -> float:
         """The loss expected with so many pairs."""
-        return self.floor.value + self.scale.value * math.exp(-self.exponent.value * math.log(pairs))
+        parameters = np.array([self.floor.value, self.scale.value, self.exponent.value])
+        return float(_curve(parameters, np.array([pairs], dtype=np.float64))[0])
 
 
 def fit_curve(losses: Mapping[int, Sequence[float]], *, seed: int = 0) -> PowerLaw:

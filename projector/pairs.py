@@ -4,20 +4,19 @@ The caption is encoded once, and the stored tensor is the tensor that conditions
 """
 
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
 from PIL import Image
 
-from projector.batches import BatchMaker, ShardMaker, Stage, Step, batches, make_sound, make_wanted, wanted
+from projector.batches import BatchMaker, Stage
 from projector.generate import ImageGenerator
-from projector.models import ModelSource, ModelSources, read_ahead
+from projector.models import ModelSource
 from projector.residence import Residence
 from projector.text import SampleError, TextEncoder, TextEncoding
 from projector.tuning import compile_checked, find_batch_size
@@ -28,8 +27,6 @@ from shards.sample import Array, Failure, Sample, make_sample, open_image
 READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
 PNG_THREADS = 4  # a batch's pictures side by side
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-Placement = Literal["fused", "staged", "offload"]
 
 
 @dataclass(frozen=True)
@@ -201,8 +198,11 @@ class PictureReader(BatchMaker[Pictured, Sample]):
         self._residence = residence
 
     @classmethod
-    def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureReader":
-        """Load the model for a run's settings."""
+    def load(
+        cls, source: ModelSource, settings: PairSettings, residence: Residence | None = None
+    ) -> "PictureReader":
+        """Load the model for a run's settings; alone on this process's device unless a residence is given."""
+        residence = residence or Residence()
         vision = VisionLanguageEncoder.from_pretrained(
             source.path,
             device=residence.loading_device,
@@ -232,110 +232,6 @@ class PictureReader(BatchMaker[Pictured, Sample]):
                 )
             results.append(sample)
         return results
-
-
-class FusedMaker(ShardMaker):
-    """All models on one device.
-
-    Args:
-        pictures, reader: the two halves.
-        in_turn: lead a whole shard through one and then the other; otherwise each batch goes through both.
-    """
-
-    def __init__(self, pictures: PictureMaker, reader: PictureReader, *, in_turn: bool = False) -> None:
-        super().__init__(pictures.notes)
-        self.pictures, self.reader = pictures, reader
-        self._in_turn = in_turn
-
-    @classmethod
-    def load(
-        cls, sources: ModelSources, settings: PairSettings, *, one_at_a_time: bool = False
-    ) -> "FusedMaker":
-        """Load all models; with `one_at_a_time` only the one at work is on the device, and they work in turn."""
-        residence = Residence(one_at_a_time=one_at_a_time)
-        for source in (sources.image, sources.vl):
-            read_ahead(source.path)
-        return cls(
-            PictureMaker.load(sources.image, settings, residence),
-            PictureReader.load(sources.vl, settings, residence),
-            in_turn=one_at_a_time,
-        )
-
-    def steps(
-        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
-    ) -> Iterator[Step]:
-        """Captions first; then each batch through both models, or all batches through one and then the other."""
-        yield from text_steps(self.pictures, planned, apart)
-        waiting: list[tuple[Sequence[PlannedSample], list[Any]]] = []
-        for batch in batches(self.pictures, planned, {*apart, *given_up}):
-            if self._in_turn:
-                yield Step(
-                    wanted(batch, given_up), partial(self._picture_for_later, waiting, batch, given_up)
-                )
-            else:
-                yield Step(wanted(batch, given_up), partial(self.make, batch, given_up))
-        for batch, pictured in waiting:
-            yield Step(wanted(batch, given_up), partial(make_sound, self.reader, pictured))
-            pictured.clear()
-
-    def make(
-        self, batch: Sequence[PlannedSample], given_up: Mapping[str, Failure] | None = None
-    ) -> list[Sample | Failure]:
-        """Samples of a batch, or why there are none (`BatchMaker.make`)."""
-        pictured = make_wanted(self.pictures, batch, given_up or {})
-        return make_sound(self.reader, pictured)
-
-    def _picture_for_later(
-        self,
-        waiting: list[tuple[Sequence[PlannedSample], list[Any]]],
-        batch: Sequence[PlannedSample],
-        given_up: Mapping[str, Failure],
-    ) -> list[Sample]:
-        pictured = make_wanted(self.pictures, batch, given_up)
-        waiting.append((batch, pictured))
-        return []
-
-
-class StagedMaker(ShardMaker):
-    """The half that makes pictures; what it finishes is read elsewhere.
-
-    Args:
-        pictures: that half.
-    """
-
-    def __init__(self, pictures: PictureMaker) -> None:
-        super().__init__(pictures.notes)
-        self.pictures = pictures
-
-    @classmethod
-    def load(cls, source: ModelSource, settings: PairSettings) -> "StagedMaker":
-        """Load a Z-Image pipeline for a run's settings."""
-        read_ahead(source.path)
-        return cls(PictureMaker.load(source, settings, Residence()))
-
-    def steps(
-        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
-    ) -> Iterator[Step]:
-        """Captions first, then pictures batch by batch."""
-        yield from text_steps(self.pictures, planned, apart)
-        for batch in batches(self.pictures, planned, {*apart, *given_up}):
-            yield Step(wanted(batch, given_up), partial(make_wanted, self.pictures, batch, given_up))
-
-
-def text_steps(
-    pictures: PictureMaker, planned: Sequence[PlannedSample], apart: Collection[str]
-) -> Iterator[Step]:
-    """All captions of a shard at once, where none of them is suspected of killing workers."""
-    if not apart:
-        yield Step(planned, partial(_encode_ahead, pictures, planned))
-
-
-def _encode_ahead(pictures: PictureMaker, planned: Sequence[PlannedSample]) -> list[Sample]:
-    try:
-        pictures.encode_ahead(planned)
-    except Exception:  # batch by batch it fails again, and there it is one sample's failure
-        torch.cuda.empty_cache()
-    return []
 
 
 def as_png(image: Image.Image) -> bytes:

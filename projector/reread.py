@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from projector.batches import BatchMaker, InOneStage, Stage
+from projector.batches import BatchMaker, Stage
 from projector.models import ModelSource
 from projector.pairs import vision_tensors
+from projector.steps import InOneStage
 from projector.text import SampleError
 from projector.vision import VisionLanguageEncoder
 from shards.commit import Commit

@@ -229,7 +229,9 @@ class VisionLanguageEncoder:
         for index, row in enumerate(packed):
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
             for mode, where in row.places.items():
-                mask[index, 0, where[:, None], where[None]] = torch.ones(len(where), len(where)).tril().bool()
+                mask[index, 0, where[:, None], where[None]] = torch.ones(
+                    len(where), len(where), dtype=torch.bool
+                ).tril()
                 positions[:, index, where] = self._positions(tokens[index][mode], grid[index])
         device = grid.device
         ids = ids.to(device)

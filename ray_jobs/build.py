@@ -6,18 +6,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from projector.batches import ShardMaker
 from projector.models import ModelSources, resolve_models
-from projector.pairs import FusedMaker, PairSettings, PictureReader, Placement, StagedMaker
-from projector.residence import Residence
+from projector.pairs import PairSettings, PictureReader
+from projector.steps import FusedMaker, ShardMaker, StagedMaker
 from ray_jobs.builder import BuilderSpec
-from ray_jobs.cluster import StopRequest, check_shared, connected
+from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected
 from ray_jobs.completion import Guard, complete
-from ray_jobs.crew import crew_for, with_readers
+from ray_jobs.crew import Crew, crew_for, with_readers
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
 from ray_jobs.options import BuildOptions
-from ray_jobs.placement import choose_placement, device_memory, needs
+from ray_jobs.placement import Placement, choose_placement, device_memory, needs
 from shards.dataset import Dataset, is_new
 from shards.errors import UsageError
 from shards.lease import sole_writer
@@ -65,12 +64,7 @@ def build(options: BuildOptions) -> int:
     stop = StopRequest()
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
         check_shared(storage.root, cluster)
-        crew = crew_for(options, cluster)
-        settings = pair_settings(options, on_gpu=crew.gpus > 0)
-        wanted = needs(sources, settings)
-        placement, why = choose_placement(options.placement, wanted, device_memory(cluster, crew.gpus))
-        if placement == "staged":
-            crew = with_readers(crew, options, cluster)
+        settings, crew, placement, why = arranged(options, cluster, sources)
         dataset = Dataset.create_or_open(
             storage, dataset_settings(options, prompts, sources, settings), recorded_packages()
         )
@@ -83,10 +77,30 @@ def build(options: BuildOptions) -> int:
         finish = finish_spec(storage.root, options, sources)
         Spool(Path(finish.spool)).check_room(finish.shard_bytes)
         spec = BuilderSpec(finish, maker_of(placement, sources, settings), devices=crew.devices_each)
-        read = partial(PictureReader.load, sources.vl, settings, Residence())
+        read = partial(PictureReader.load, sources.vl, settings)
         return complete(
             "build", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds), read
         )
+
+
+def arranged(
+    options: BuildOptions, cluster: Cluster, sources: ModelSources
+) -> tuple[PairSettings, Crew, Placement, str]:
+    """How the models of a run are spread over a cluster.
+
+    Returns:
+        settings with `auto` resolved, who builds, where the models stand, and why, as a line for people.
+
+    Raises:
+        UsageError: the cluster has not what was asked for, or the models do not fit its devices.
+    """
+    crew = crew_for(options, cluster)
+    settings = pair_settings(options, on_gpu=crew.gpus > 0)
+    memory = device_memory(cluster, crew.gpus)
+    placement, why = choose_placement(options.placement, needs(sources, settings), memory)
+    if placement == "staged":
+        crew = with_readers(crew, options, cluster)
+    return settings, crew, placement, why
 
 
 def prompts_of(options: BuildOptions) -> PromptSource:

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 import torch
 
-from projector.batches import ShardMaker
+from projector.steps import ShardMaker
 from ray_jobs.finish import Finisher, FinishSpec, Remote, ShardLostError
 from ray_jobs.monitor import DEATHS_ALONE, DEATHS_FATAL, Orders
 from ray_jobs.stopwatch import Stopwatch

@@ -9,13 +9,12 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from projector.batches import ShardMaker
 from projector.models import resolve_models
-from ray_jobs.build import maker_of, pair_settings
+from projector.steps import ShardMaker
+from ray_jobs.build import arranged, maker_of
 from ray_jobs.cluster import connected
-from ray_jobs.crew import BUILDER_CPUS, crew_for, with_readers
+from ray_jobs.crew import BUILDER_CPUS
 from ray_jobs.options import BuildOptions, PlanOptions
-from ray_jobs.placement import choose_placement, device_memory, needs
 from ray_jobs.progress import duration
 from ray_jobs.schedule import simulate
 from ray_jobs.workers import plain_error
@@ -83,13 +82,7 @@ def calibrate(
     sources = resolve_models(build.models)
     sources.check_layers(build.layers)
     with connected() as cluster:
-        crew = crew_for(build, cluster)
-        settings = pair_settings(build, on_gpu=crew.gpus > 0)
-        placement, _ = choose_placement(
-            build.placement, needs(sources, settings), device_memory(cluster, crew.gpus)
-        )
-        if placement == "staged":
-            crew = with_readers(crew, build, cluster)
+        settings, crew, placement, _ = arranged(build, cluster, sources)
         # Both halves of a staged build are timed one after the other on one device, which has room for one of them.
         make = maker_of("offload" if placement == "staged" else placement, sources, settings)
         work = ray.remote(num_cpus=BUILDER_CPUS, num_gpus=crew.gpus, max_retries=0)(time_samples)

@@ -33,16 +33,8 @@ from shards.storage import open_storage
 
 STEPS: tuple[Arch, ...] = ("linear", "mlp", "attention")
 FEWEST_PAIRS = 8  # of a point on the learning curve
-OWN = (
-    "output",
-    "data",
-    "samples",
-    "append",
-    "arch",
-    "layer",
-    "text_mode",
-    "max_samples",
-)  # what the ladder decides
+OWN = ("output", "data", "samples", "append", "arch", "max_samples")  # what the ladder decides
+FREE = ("actors", "gpus_per_actor", "spool", "workers", "log", "cache")  # what attempts may differ in
 
 
 def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> int:
@@ -61,6 +53,12 @@ def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> 
     """
     if not options.output:
         raise UsageError("ladder.output is needed: the run's root, a local folder or s3://bucket/prefix")
+    for section, given in (("build", build), ("train", train)):
+        for name in sorted(given.model_fields_set & set(OWN)):
+            raise UsageError(
+                f"{section}.{name} = {getattr(given, name)!r}: the ladder decides it; use ladder.output and "
+                "ladder.samples, and leave it out"
+            )
     root = options.output.rstrip("/")
     storage = open_storage(root)
     record = record_of(storage, options, build, train)
@@ -114,7 +112,7 @@ def record_of(
     for section, values in given.items():
         for name, value in values.items():
             before = earlier.get(section, {}).get(name, value)
-            if before != value and name not in ("actors", "gpus_per_actor", "spool", "workers", "log"):
+            if before != value and name not in FREE:
                 raise UsageError(
                     f"{section}.{name} = {value!r}: the ladder in {storage.root} was begun with {before!r}; "
                     "use that, or give another ladder.output"
@@ -153,7 +151,7 @@ def learning_curve(
         train.model_copy(
             update={
                 "data": data,
-                "output": f"{root}/curve/{pairs}-{seed}",
+                "output": f"{root}/curve/{options.curve_arch}-{pairs}-{seed}",
                 "arch": options.curve_arch,
                 "max_samples": pairs,
                 "seed": seed,

@@ -199,7 +199,7 @@ class Monitor:
         if own is None or not alone:
             return None
         remaining = {number: self._remaining(shard) for number, shard in enumerate(alone)}
-        sizes = {number: len(shard.planned.samples) for number, shard in enumerate(alone)}
+        sizes = [len(shard.planned.samples) for shard in alone]
         found = to_copy(remaining, sizes, own)
         return None if found is None else alone[found]
 

@@ -6,20 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from projector.models import ModelSources
-from projector.pairs import PairSettings, Placement
+from projector.pairs import PairSettings
 from ray_jobs.cluster import Cluster
+from shards.errors import UsageError
+
+Placement = Literal["fused", "staged", "offload"]
 
 BYTES = {"bfloat16": 2, "float32": 4}
 # What lies on the device beside the weights, by pixel of a batch: the decoder's widest layer, four float32 maps of
 # 128 channels at full size; and for each process, CUDA's context and the allocator's slack.
 ACTIVATION_BYTES_PER_PIXEL = 4 * 4 * 128
 PROCESS_BYTES = 1.5e9
+ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,14 +91,25 @@ def choose_placement(asked: str, wanted: Needs, memory: float | None) -> tuple[P
 
     Returns:
         the placement, and why, as a line for people.
+
+    Raises:
+        UsageError: the weights alone do not fit.
     """
-    if asked != "auto":
-        return asked, ""  # type: ignore[return-value]
     if memory is None:
-        return "fused", ""
+        return ("fused" if asked == "auto" else asked), ""  # type: ignore[return-value]
     told = f"{memory / 1e9:.0f} GB a builder"
-    if wanted.of("fused") <= memory:
+    if asked == "auto" and wanted.of("fused") <= memory:
         return "fused", f"placement fused: all models take {wanted.of('fused') / 1e9:.0f} GB of {told}"
+    placement: Placement = "offload" if asked == "auto" else asked  # type: ignore[assignment]
+    weights = wanted.of(placement) - wanted.beside
+    if weights > memory:
+        raise UsageError(
+            f"build.placement = {asked!r}: the weights on a device take {weights / 1e9:.1f} GB, it has {told}; "
+            f"{'' if placement == 'offload' else 'take build.placement = offload, '}"
+            "give each builder more of a GPU (build.gpus_per_actor), or use larger GPUs"
+        )
+    if asked != "auto":
+        return placement, ""
     return (
         "offload",
         f"placement offload: all models would take {wanted.of('fused') / 1e9:.0f} GB of {told}, "
@@ -109,7 +125,7 @@ def device_memory(cluster: Cluster, gpus: float) -> float | None:
         gpus: that each builder reserves.
 
     Returns:
-        None where there is none, or none can be asked (declared GPUs without a device).
+        None where there is none, or none can be asked (declared without a device, or held by another job).
     """
     if not gpus:
         return None
@@ -118,7 +134,11 @@ def device_memory(cluster: Cluster, gpus: float) -> float | None:
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
         for node in cluster.gpu_nodes
     ]
-    found = [memory for memory in ray.get(asked) if memory]
+    # GPUs that another job holds cannot be asked; the build then goes by those that could.
+    answered, busy = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for task in busy:
+        ray.cancel(task)
+    found = [memory for memory in ray.get(answered) if memory]
     return min(found) * min(gpus, 1.0) if found else None
 
 

@@ -32,7 +32,7 @@ def choose(sizes: Collection[int], seconds_per_sample: float | None, seconds_lef
 
 
 def to_copy(
-    remaining: Mapping[int, tuple[int, float]], sizes: Mapping[int, int], seconds_per_sample: float
+    remaining: Mapping[int, tuple[int, float]], sizes: Sequence[int], seconds_per_sample: float
 ) -> int | None:
     """Which shard under way an idle builder makes as well; the first to finish commits it.
 
@@ -121,7 +121,7 @@ def simulate(sizes: Sequence[int], seconds_per_sample: Sequence[float]) -> Forec
                     for shard, job in jobs.items()
                     if shard not in done and not copies[shard]
                 }
-                again = to_copy(remaining, dict(enumerate(sizes)), seconds_per_sample[builder])
+                again = to_copy(remaining, sizes, seconds_per_sample[builder])
                 if again is not None:
                     copies[again] += 1
                     begin(again, builder)

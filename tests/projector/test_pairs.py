@@ -10,8 +10,9 @@ import torch
 
 from projector import generate, pairs, text, vision
 from projector.batches import make_sound
-from projector.pairs import FusedMaker, PairSettings, Pictured, PictureReader, StagedMaker
+from projector.pairs import PairSettings, Pictured, PictureReader
 from projector.residence import Residence
+from projector.steps import FusedMaker, StagedMaker
 from projector.vision import pool_by_kind
 from shards.plan import make_plan
 from shards.prompts import Prompt

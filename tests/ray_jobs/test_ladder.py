@@ -112,6 +112,7 @@ def test_a_ladder_of_other_options_is_refused(climbed, capsys):
     output, *_ = climbed
     assert main(ladder_words(output, **{"train.epochs": 4})) == 2
     assert "train.epochs = 4: the ladder in" in capsys.readouterr().err
+    assert main(ladder_words(output, **{"train.layer": -6})) == 2
     assert main(ladder_words(output, **{"ladder.samples": "64,128"})) == 2
     assert Dataset.open(open_storage(str(output / "data"))).segments()[-1] == 256
 
@@ -121,6 +122,11 @@ def test_a_ladder_of_other_options_is_refused(climbed, capsys):
     [
         ({"ladder.output": ""}, "ladder.output is needed"),
         ({"ladder.samples": "128,64"}, "must grow from step to step"),
+        (
+            {"build.samples": 9},
+            "build.samples = 9: the ladder decides it; use ladder.output and ladder.samples",
+        ),
+        ({"train.arch": "mlp"}, "train.arch = 'mlp': the ladder decides it"),
         ({"ladder.curve_points": "2"}, "greater than or equal to 3"),
     ],
 )

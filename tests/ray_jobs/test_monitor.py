@@ -20,6 +20,13 @@ def report(monitor, ticket, made=0, failed=0, at_work=()):
     return monitor.report(ticket, made=made, failed=failed, at_work=tuple(at_work))
 
 
+def eight_seconds_at_work(monitor, clock):
+    """Two builders, under tickets 0 and 1."""
+    for ticket in (0, 1):
+        report(monitor, ticket, at_work=["x"])
+    clock[0] += 8
+
+
 def counts(monitor):
     return monitor.snapshot().made, monitor.snapshot().failed
 
@@ -154,9 +161,7 @@ def test_large_shards_come_first_and_a_slow_builder_ends_with_small_ones(clock):
     monitor = a_monitor(1, 8, 1, 8, 1)
     assert len(monitor.begin("fast", 0).shard.samples) == 8
     assert len(monitor.begin("slow", 1).shard.samples) == 8
-    for ticket in (0, 1):
-        report(monitor, ticket, at_work=["x"])
-    clock[0] += 8
+    eight_seconds_at_work(monitor, clock)
     report(monitor, 0, made=8)
     report(monitor, 1, made=1)
     monitor.end(0, done=True)
@@ -188,9 +193,7 @@ def slow_one(clock):
     monitor = a_monitor(8, 8)
     monitor.begin("fast", 0)
     monitor.begin("slow", 1)
-    for ticket in (0, 1):
-        report(monitor, ticket, at_work=["x"])
-    clock[0] += 8
+    eight_seconds_at_work(monitor, clock)
     report(monitor, 0, made=8)
     report(monitor, 1, made=1)
     monitor.end(0, done=True)
@@ -225,9 +228,7 @@ def test_a_builder_as_fast_as_the_others_is_left_alone(clock):
     monitor = a_monitor(8, 8)
     monitor.begin("a", 0)
     monitor.begin("b", 1)
-    for ticket in (0, 1):
-        report(monitor, ticket, at_work=["x"])
-    clock[0] += 8
+    eight_seconds_at_work(monitor, clock)
     report(monitor, 0, made=8)
     report(monitor, 1, made=6)
     monitor.end(0, done=True)
@@ -240,9 +241,7 @@ def test_a_builder_that_tells_of_samples_only_at_its_end_is_left_alone(clock):
     monitor.begin("a", 0)
     clock[0] += 1
     monitor.begin("b", 1)
-    for ticket in (0, 1):
-        report(monitor, ticket, at_work=["x"])
-    clock[0] += 8
+    eight_seconds_at_work(monitor, clock)
     report(monitor, 0, made=8)
     monitor.end(0, done=True)
     assert monitor.begin("a", 2).shard is None

@@ -1,12 +1,16 @@
 """What stands where, and why."""
 
+import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from projector import residence
 from projector.models import resolve_models
-from projector.pairs import PairSettings
+from projector.pairs import PairSettings, PictureReader
+from ray_jobs.build import maker_of
 from ray_jobs.cluster import Cluster
 from ray_jobs.crew import Crew, crew_for, with_readers
 from ray_jobs.options import BuildOptions
@@ -40,7 +44,47 @@ def test_auto_takes_what_fits_and_says_why(memory, expected, said):
 
 @pytest.mark.parametrize("asked", ["fused", "staged", "offload"])
 def test_a_placement_asked_for_is_taken(asked):
-    assert choose_placement(asked, REAL, 8 * GB) == (asked, "")
+    assert choose_placement(asked, REAL, 80 * GB) == (asked, "")
+    assert choose_placement(asked, REAL, None) == (asked, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory", "said"),
+    [
+        (
+            "fused",
+            24,
+            "weights on a device take 29.5 GB, it has 24 GB a builder; take build.placement = offload",
+        ),
+        (
+            "staged",
+            16,
+            "weights on a device take 20.5 GB, it has 16 GB a builder; take build.placement = offload",
+        ),
+        (
+            "offload",
+            8,
+            "weights on a device take 12.5 GB, it has 8 GB a builder; give each builder more of a GPU",
+        ),
+        ("auto", 8, "build.placement = 'auto': the weights on a device take 12.5 GB"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_a_model_loads(asked, memory, said):
+    with pytest.raises(UsageError) as refusal:
+        choose_placement(asked, REAL, memory * GB)
+    assert said in str(refusal.value)
+
+
+def test_makers_find_their_device_where_they_run(environment, monkeypatch):
+    """A driver without a GPU hands them to builders and readers that have one."""
+    sources, found = resolve_models("tiny"), []
+    makers = [maker_of(placement, sources, SETTINGS) for placement in ("fused", "staged", "offload")]
+    sent = pickle.dumps([*makers, partial(PictureReader.load, sources.vl, SETTINGS)])
+    monkeypatch.setattr(residence.torch.cuda, "is_available", lambda: found.append(1) or False)
+    for make in pickle.loads(sent):
+        found.clear()
+        make()
+        assert found
 
 
 def test_needs_are_counted_from_the_weights_alone(environment):

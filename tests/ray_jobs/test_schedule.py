@@ -55,8 +55,8 @@ def test_the_largest_shard_that_ends_in_time():
 
 
 def test_a_second_try_only_where_it_ends_sooner_by_half():
-    sizes = {7: 64, 9: 64}
-    assert to_copy({7: (64, 1.0), 9: (64, 1.4)}, sizes, 1.0) is None
-    assert to_copy({7: (64, 2.0), 9: (64, 4.0)}, sizes, 1.0) == 9
-    assert to_copy({9: (10, 4.0)}, sizes, 1.0) is None
+    sizes = [64, 64, 64]
+    assert to_copy({0: (64, 1.0), 2: (64, 1.4)}, sizes, 1.0) is None
+    assert to_copy({0: (64, 2.0), 2: (64, 4.0)}, sizes, 1.0) == 2
+    assert to_copy({2: (10, 4.0)}, sizes, 1.0) is None
     assert to_copy({}, sizes, 1.0) is None
