@@ -42,10 +42,20 @@ class Categorised(Protocol):
 
 
 class Captioned(Categorised, Protocol):
-    """Anything with a caption."""
+    """Anything with a caption.
+
+    Attributes:
+        caption: as the user gave it.
+        identity: the sample's id, 16 hex digits, one of its kind in the dataset.
+        group: what stands with others of the same group in one split.
+    """
 
     @property
     def caption(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def group(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class PlannedSample:
     """One sample to make.
 
     Attributes:
-        id: first 16 hex digits of the caption's SHA-256.
+        id: 16 hex digits; of a prompt, the first of its caption's SHA-256.
         index: its place in the plan.
         caption: as the user gave it.
         content, style, subject: categories, empty where unknown.
@@ -147,9 +157,9 @@ def sample_seed(run_seed: int, identity: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def is_held_out(caption: str, val_fraction: float) -> bool:
-    """Whether a caption belongs to `val`: decided by its normalised text alone."""
-    digest = hashlib.sha256(b"split:" + normalise_caption(caption).encode()).digest()
+def is_held_out(group: str, val_fraction: float) -> bool:
+    """Whether a group, a prompt's normalised caption, belongs to `val`: decided by its text alone."""
+    digest = hashlib.sha256(b"split:" + group.encode()).digest()
     return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
 
 
@@ -192,7 +202,7 @@ def make_plan(
     for segment in segments:
         if isinstance(segment, int):
             indices: Sequence[int] = range(len(place_of), segment)
-            place_of |= {sample_id(prompts[index].caption): index for index in indices}
+            place_of |= {prompts[index].identity: index for index in indices}
         else:
             indices = [place_of[identity] for identity in segment]
         _fill(shards, prompts, indices, seed, val_fraction, samples_per_shard)
@@ -220,7 +230,7 @@ def _fill(
     """Add one segment's samples, in new shards: those of earlier segments may be committed."""
     of_split: dict[str, list[int]] = {split: [] for split in SPLITS}
     for index in indices:
-        of_split["val" if is_held_out(prompts[index].caption, val_fraction) else "train"].append(index)
+        of_split["val" if is_held_out(prompts[index].group, val_fraction) else "train"].append(index)
     for split, members in of_split.items():
         following = iter(members)
         for size in shard_sizes(len(members), samples_per_shard):
@@ -259,15 +269,14 @@ def shard_sizes(samples: int, full: int) -> list[int]:
 def _planned(
     prompt: Captioned, index: int, run_seed: int, split: str, shard: int, position: int
 ) -> PlannedSample:
-    identity = sample_id(prompt.caption)
     return PlannedSample(
-        id=identity,
+        id=prompt.identity,
         index=index,
         caption=prompt.caption,
         content=prompt.content,
         style=prompt.style,
         subject=prompt.subject,
-        seed=sample_seed(run_seed, identity),
+        seed=sample_seed(run_seed, prompt.identity),
         split=split,
         shard=shard,
         position=position,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
-from shards.plan import normalise_caption
+from shards.plan import normalise_caption, sample_id
 
 CONTENT_TYPES = ("photograph", "illustration", "abstract art", "text-heavy image", "complex scene")
 STYLES = ("photorealistic", "painterly", "flat graphic", "vintage", "minimalist")
@@ -140,6 +140,16 @@ class Prompt:
     content: str = ""
     style: str = ""
     subject: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The sample's id: the same caption is the same sample, whatever its categories."""
+        return sample_id(self.caption)
+
+    @property
+    def group(self) -> str:
+        """The same words never stand in both splits."""
+        return normalise_caption(self.caption)
 
 
 @dataclass(frozen=True)

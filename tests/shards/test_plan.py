@@ -58,11 +58,11 @@ def test_the_last_shard_of_each_split_is_closed_where_the_plan_ended():
 
 
 def test_the_split_follows_the_normalised_caption():
-    assert is_held_out("A  Red\tFox ", 0.5) == is_held_out("a red fox", 0.5)
-    held_out = sum(is_held_out(prompt.caption, 0.2) for prompt in PROMPTS)
+    assert Prompt("A  Red\tFox ").group == Prompt("a red fox").group
+    held_out = sum(is_held_out(prompt.group, 0.2) for prompt in PROMPTS)
     assert 50 < held_out < 110
     for prompt in PROMPTS:  # what was held out stays held out as the fraction grows
-        assert is_held_out(prompt.caption, 0.3) or not is_held_out(prompt.caption, 0.2)
+        assert is_held_out(prompt.group, 0.3) or not is_held_out(prompt.group, 0.2)
 
 
 def test_ids_and_seeds_depend_on_caption_and_run_seed_alone():
