@@ -122,9 +122,11 @@ def _run(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    actors = min(crew.actors, shards)
+    # A builder has two tickets, one of which waits: with both taken, all are busy and another GPU is of use.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    actors, most = min(crew.actors, shards), min(crew.most, shards)
     # A ticket may wait behind a slow builder's shard; one more for each builder, and no shard waits with it.
-    tickets = shards + actors
+    tickets = shards + most
     rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
     return iter(
         rows.map_batches(
@@ -135,7 +137,7 @@ def _run(
             num_gpus=crew.gpus,
             compute=ActorPoolStrategy(
                 min_size=1,
-                max_size=actors,
+                max_size=most,
                 initial_size=actors,
                 max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
                 max_concurrent_calls_per_actor=CALLS_AT_ONCE,
