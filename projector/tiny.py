@@ -98,7 +98,7 @@ def tiny_tokenizer() -> Any:
     """A byte-level BPE trained on the spot, with Qwen's special tokens and chat template."""
     from transformers import Qwen2TokenizerFast
 
-    from shards.prompts import builtin_prompts
+    from shards.grammar import builtin_prompts
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -66,6 +66,12 @@ class BuildOptions(Section):
     """Prompt file (.txt .tsv .csv .jsonl .parquet); absent means the built-in prompt space."""
     prompt_column: str | None = None
     """Column of the captions in a .tsv .csv .jsonl or .parquet prompt file."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the built-in prompts: English or Chinese."""
+    duplicates: Literal["refuse", "drop"] = "refuse"
+    """Prompts of a file that say the same as an earlier one: an error, or left out."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """Prompts of a file that share nearly all runs of three words with an earlier one: left out, or kept."""
     models: Models = "tiny"
     """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
     samples_per_shard: int = Field(64, gt=0, le=9999)

@@ -255,7 +255,7 @@ def test_guidance_and_default_settings_run(tiny_sources):
 
 def test_there_is_something_to_learn(tiny_sources):
     """A closed-form ridge from mean image token to mean caption token beats identity by far on held-out pairs."""
-    from shards.prompts import builtin_prompts
+    from shards.grammar import builtin_prompts
 
     torch.set_num_threads(2)
     maker = FusedMaker.load(
