@@ -25,7 +25,7 @@ VOCABULARY = 1024
 OUTLIER_DIMENSIONS = (4, 19)  # blown up like dims 4 and 396 of the 4B models
 GAIN = 6.0  # of the last convolution, so that pictures use the range of colours without clipping too much
 SINK_SCALE = 40.0  # of the first token's residual, so that it is an attention sink like the real one
-RECIPE = 2  # counted up whenever the bytes made here change; part of the cache folder's name
+RECIPE = 3  # counted up whenever the bytes made here change; part of the cache folder's name
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -18,6 +18,7 @@ from ray_jobs.options import (
     LadderOptions,
     PlanOptions,
     ReportOptions,
+    RewriteOptions,
 )
 from shards.errors import CorruptShardError, StorageError, UsageError
 
@@ -28,6 +29,11 @@ JOBS = {
             "plan",
             "Print what a build would make: samples, shards, coverage, bytes, requests.",
             {"plan": PlanOptions, "build": BuildOptions},
+        ),
+        Job(
+            "rewrite",
+            "Make the short prompts of a file long with a local language model; resumes.",
+            {"rewrite": RewriteOptions},
         ),
         Job(
             "build",

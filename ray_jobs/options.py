@@ -227,6 +227,23 @@ class PlanOptions(Section):
     """Price of a thousand put requests."""
 
 
+class RewriteOptions(Section):
+    """Short prompts made long by a local language model, before they are built."""
+
+    prompts: str = ""
+    """Prompt file, as for `build`."""
+    prompt_column: str | None = None
+    """Column of the prompts in a .tsv .csv .jsonl or .parquet prompt file."""
+    model: str = ""
+    """An instruction-tuned causal language model: a folder or a hub id (`id@revision`)."""
+    output: str = ""
+    """The .jsonl file to write; give it to `build.prompts`. What it holds already is not made again."""
+    words: int = Field(40, ge=5, le=300)
+    """Prompts of fewer words are rewritten to at least so many; others stay as they are."""
+    batch_size: int = Field(8, gt=0)
+    """Prompts rewritten together."""
+
+
 class ReportOptions(Section):
     """One HTML page from a run's files."""
 
