@@ -101,8 +101,8 @@ def test_the_same_number_gives_the_same_prompt_in_another_process():
     [
         (
             "en",
-            "86df213ec860a0fa506b515f9e1939a578960676ca168f021f6ac95f7968e4ac",
-            "3074b47fea0c7b3e79cf9f8588fb56513b37f83ca13d01bdbf032692b3a4999d",
+            "c7433c76fdf3567e062689ae6113d09edf83e6281cd35c0cfd2a0aae9bfe35ae",
+            "8b0aa9cb6c903498367b055e0e3bf25b5dd1984b447dda6dccf337430ec4676b",
         ),
     ],
 )
