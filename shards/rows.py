@@ -1,0 +1,82 @@
+"""Pictures out of parquet files, row by row: a whole row group of them may not fit in memory."""
+
+import threading
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import StorageError
+from shards.from_parquet import bytes_column, image_column
+from shards.items import Place
+from shards.objects import Storage
+from shards.picture import ImageError
+from shards.ranges import open_seekable
+
+ROWS = 16  # decoded at a time
+
+
+class ParquetRows:
+    """A place in one file after the other, since shards ask for rows in their order.
+
+    Args:
+        storage: under whose root the files lie.
+        image_column: of the pictures; None for the usual ones.
+    """
+
+    def __init__(self, storage: Storage, image_column: str | None) -> None:
+        self._storage, self._column = storage, image_column
+        self._lock = threading.Lock()
+        self._at = ("", 0)  # the next row of the stream
+        self._stream: Iterator[Any] = iter(())
+
+    def read(self, place: Place) -> bytes:
+        """The bytes in a row; see `Originals.read`."""
+        try:
+            with self._lock:
+                value = self._value(place)
+        except (pa.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
+            raise StorageError(
+                f"{self._storage.url(place.file)}, row {place.row}: cannot be read as parquet: "
+                f"{' '.join(str(error).split()) or 'there is no such row'}"
+            ) from None
+        if not isinstance(value, bytes):
+            raise ImageError(f"{place}: there are no bytes in it")
+        return value
+
+    def _value(self, place: Place) -> Any:
+        file, at = self._at
+        if file != place.file or not at <= place.row < at + ROWS * ROWS:
+            at = self._open(place)
+        for _ in range(at, place.row):
+            next(self._stream)
+        self._at = (place.file, place.row + 1)
+        return next(self._stream)
+
+    def _open(self, place: Place) -> int:
+        """Begin a stream at the row group of a row; returns the stream's first row."""
+        raw = open_seekable(self._storage, place.file)
+        # Without pre_buffer and with a buffer the group comes in pieces, not at once.
+        file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
+        ends = list(
+            accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        )
+        group = next((group for group, end in enumerate(ends) if place.row < end), None)
+        if group is None:
+            raise StopIteration
+        schema = file.schema_arrow
+        path = bytes_column(schema, image_column(schema, self._column))
+        self._stream = _values(file, range(group, file.num_row_groups), path)
+        return ends[group - 1] if group else 0
+
+
+def _values(file: pq.ParquetFile, groups: range, path: str) -> Iterator[Any]:
+    """What stands in a column, or in a field of a struct, row by row from some row groups on."""
+    name, _, inner = path.partition(".")
+    with file:
+        for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=[path]):
+            for row in batch.to_pylist():
+                value = row[name]
+                yield value.get(inner) if inner and isinstance(value, dict) else value
