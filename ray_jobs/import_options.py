@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from projector.options import Models
 from ray_jobs.options import ReadingOptions
-from shards.sieve import Rules
+from shards.filters import Rules
 from shards.source import Kind
 
 

@@ -49,8 +49,8 @@ def importing(options: ImportOptions) -> int:
     is_new(storage)
     models = resolve_readers(options.models, "import.models")
     models.vl.check_layers(options.layers, "import.layers")
-    spool = spool_folder(options.spool)
-    with Spool(Path(spool)).workspace("catalogue") as folder:
+    spool = Spool(Path(spool_folder(options.spool)))
+    with spool.workspace("catalogue") as folder:
         catalogue = catalogued(storage, open_source(spec), spec.kind, options.rules, folder)
         samples = samples_of(options, catalogue)
         print(told(catalogue), flush=True)
@@ -73,10 +73,10 @@ def importing(options: ImportOptions) -> int:
             finish = FinishSpec(
                 root=storage.root,
                 expected=expected_of(dataset),
-                spool=spool,
+                spool=str(spool.folder),
                 shard_bytes=options.samples_per_shard * sample_bytes(options, models.vl.hidden_size),
             )
-            Spool(Path(spool)).check_room(finish.shard_bytes)
+            spool.check_room(finish.shard_bytes)
             load = partial(load_import, storage.root, spec, models.text, models.vl.model, settings)
             guard = Guard(stop, lease, options.stuck_seconds)
             return complete("import", dataset, plan, options, crew, BuilderSpec(finish, load), guard)

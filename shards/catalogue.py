@@ -22,9 +22,10 @@ from shards.errors import (
     NotFoundError,
     UsageError,
 )
+from shards.filters import Rules, filters_of
 from shards.items import Item
 from shards.objects import Storage, json_object, read_json_object
-from shards.sieve import Filters, Rules, taken
+from shards.sieve import taken
 from shards.source import Source
 from shards.storage import open_storage
 from shards.tables import read_table, write_table
@@ -187,9 +188,10 @@ def catalogued(storage: Storage, source: Source, kind: str, rules: Rules, folder
 
 def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
     """Read a source through and write its catalogue to a local folder."""
-    filters = Filters(rules, source.columns())
+    filters = filters_of(rules, source.columns())
+    columns = {column for each in filters for column in each.columns}
     left_out: Counter[str] = Counter()
-    items = taken(source.found(filters.columns), rules, filters, left_out)
+    items = taken(source.found(columns), rules, filters, left_out)
     storage = open_storage(str(folder))
     digest, count = hashlib.sha256(), 0
     pieces: list[str] = []

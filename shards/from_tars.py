@@ -105,6 +105,9 @@ class TarSource:
                         if member.isreg() and not member.issparse():
                             _note(group, tar, member, entry.key, suffix)
                         tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                    # Cut off between two members it would look like a shorter one: tarfile does not mind.
+                    if entry.size < tar.offset + tarfile.BLOCKSIZE:
+                        raise tarfile.ReadError(f"{entry.size:,} bytes and no end mark")
             except (tarfile.TarError, EOFError) as error:
                 raise UsageError(
                     f"import.source: {self._storage.url(entry.key)} is no whole tar: {error}; "

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from shards.storage import open_storage
 
 
 class Originals(Protocol):
-    """Where pictures are read from; several threads may ask at once."""
+    """Where pictures are read from; several threads may ask at once. A file is kept open for the next picture."""
 
     def read(self, place: Place) -> bytes:
         """The bytes of a picture.
@@ -24,6 +25,9 @@ class Originals(Protocol):
             ImageError: there are none, or they are broken where they lie.
             StorageError: they cannot be had now.
         """
+
+    def close(self) -> None:
+        """Close what is open."""
 
 
 def open_originals(spec: SourceSpec) -> Originals:
@@ -59,6 +63,9 @@ class _Files:
                 raise  # a tar that is gone is no fault of the picture
             raise ImageError(f"{place}: is not there any more") from None
 
+    def close(self) -> None:
+        """Nothing is kept open."""
+
 
 class _RowsOrFiles:
     """Pictures in parquet files, or files beside them.
@@ -74,6 +81,9 @@ class _RowsOrFiles:
     def read(self, place: Place) -> bytes:
         return (self._rows if place.row >= 0 else self._files).read(place)
 
+    def close(self) -> None:
+        self._rows.close()
+
 
 class _Zip:
     """Pictures in a zip; members are read by name, never unpacked.
@@ -84,11 +94,12 @@ class _Zip:
 
     def __init__(self, storage: Storage, key: str) -> None:
         self._storage, self._key = storage, key
+        self._open = ExitStack()
 
     @cached_property
     def _archive(self) -> zipfile.ZipFile:
         try:
-            return zipfile.ZipFile(open_seekable(self._storage, self._key))  # stays open with its reader
+            return zipfile.ZipFile(self._open.enter_context(open_seekable(self._storage, self._key)))
         except zipfile.BadZipFile as error:
             raise StorageError(f"{self._storage.url(self._key)} is no whole zip any more: {error}") from None
 
@@ -109,6 +120,9 @@ class _Zip:
         if len(data) != place.size:
             raise ImageError(f"{place}: is not of the {place.size:,} bytes that the zip's directory tells")
         return data
+
+    def close(self) -> None:
+        self._open.close()
 
 
 def check(place: Place) -> None:

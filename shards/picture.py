@@ -11,7 +11,8 @@ from shards.sample import MAX_PIXELS, ImageFormat, as_png
 FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 MAX_BYTES = 256 << 20  # of an encoded picture; 8192² pixels of noise as PNG have 200 MB
 MOST_OBLONG = 100  # long side over short side; Qwen3-VL's processor refuses 200, which shrinking could reach
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+ORIENTATION = 0x0112  # EXIF tag
+TURNED = range(2, 9)  # its values that are not upright
 
 
 class ImageError(ValueError):
@@ -60,7 +61,7 @@ def kept(data: bytes, max_side: int) -> Kept:
         picture.mode == "RGB"
         and picture.format in FORMATS
         and "transparency" not in picture.info
-        and _orientation(picture) in (0, 1)
+        and _orientation(picture) not in TURNED
         and max(size) <= max_side
     )
     if verbatim:
@@ -109,7 +110,7 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture) if _orientation(picture) in range(2, 9) else picture
+    return ImageOps.exif_transpose(picture) if _orientation(picture) in TURNED else picture
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
