@@ -81,6 +81,8 @@ class Catalogue:
             content = read_json_object(storage, RECORD)
         except NotFoundError:
             return None
+        except CorruptShardError as error:
+            raise _broken(storage, RECORD, error) from None
         try:
             record = Record(**{**content, "pieces": tuple(content["pieces"])})
             if record.items < 0 or len(record.pieces) != -(-record.items // PIECE):
@@ -126,6 +128,10 @@ class Catalogue:
         with suppress(AlreadyExistsError):
             storage.put_bytes(RECORD, json_object(asdict(self.record)), create_only=True)
 
+    def keys(self) -> set[str]:
+        """Everything that it has under its root."""
+        return {RECORD, *(piece_key(number) for number in range(len(self.record.pieces)))}
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Keys of its pieces that are not what the record says, and what is wrong."""
         for number in range(len(self.record.pieces)):
@@ -138,13 +144,6 @@ class Catalogue:
 def piece_key(number: int) -> str:
     """Where a piece lies."""
     return f"{FOLDER}catalogue-{number:06d}.parquet"
-
-
-def keys_of(catalogue: Catalogue | None) -> set[str]:
-    """Everything that a catalogue has under its root."""
-    if catalogue is None:
-        return set()
-    return {RECORD, *(piece_key(number) for number in range(len(catalogue.record.pieces)))}
 
 
 def catalogued(storage: Storage, source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:

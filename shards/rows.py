@@ -18,6 +18,7 @@ from shards.picture import ImageError
 from shards.ranges import open_seekable
 
 ROWS = 16  # decoded at a time
+PASSED_OVER = 256  # rows that are read on to reach one; farther ahead a stream is begun anew
 
 
 class ParquetRows:
@@ -56,7 +57,7 @@ class ParquetRows:
 
     def _value(self, place: Place) -> Any:
         file, at = self._at
-        if file != place.file or not at <= place.row < at + ROWS * ROWS:
+        if file != place.file or not at <= place.row < at + PASSED_OVER:
             at = self._begin(place)
         for _ in range(at, place.row):
             next(self._stream)

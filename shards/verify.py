@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from shards.card import CARD
-from shards.catalogue import RECORD, Catalogue, keys_of
+from shards.catalogue import FOLDER, RECORD, Catalogue
 from shards.commit import COMMIT_NAME, Commit, failed_key, tar_key
 from shards.dataset import DATASET, GROWTH_NAME, MANIFEST, Dataset
 from shards.errors import CorruptShardError
@@ -74,7 +74,7 @@ def verify(root: str, *, workers: int = 1) -> Findings:
                     Problem(commit.name, key, f"its caption stands in both splits, in {other} too")
                 )
     catalogue, problems = _catalogue(dataset)
-    findings.problems += [*problems, *_foreign(dataset, commits, keys_of(catalogue))]
+    findings.problems += [*problems, *_foreign(dataset, commits, catalogue)]
     findings.accounted = sum(commit.samples + commit.failed for commit in commits)
     findings.planned = planned_count(dataset.segments())
     return findings
@@ -122,14 +122,15 @@ def _examine_at(root: str, commit: Commit, expected: Expected) -> Examined:
     return examine(open_storage(root), commit, expected)
 
 
-def _catalogue(dataset: Dataset) -> tuple[Catalogue | None, list[Problem]]:
-    """The catalogue of an imported dataset, and what is wrong with it."""
+def _catalogue(dataset: Dataset) -> tuple[set[str], list[Problem]]:
+    """Keys of an imported dataset's catalogue, and what is wrong with it."""
     try:
         catalogue = Catalogue.open(dataset.storage)
     except CorruptShardError as error:
-        return None, [Problem(RECORD, "", str(error))]
-    problems = catalogue.problems() if catalogue else ()
-    return catalogue, [Problem(key, "", what) for key, what in problems]
+        return {entry.key for entry in dataset.storage.list(FOLDER)}, [Problem(RECORD, "", str(error))]
+    if catalogue is None:
+        return set(), []
+    return catalogue.keys(), [Problem(key, "", what) for key, what in catalogue.problems()]
 
 
 def _foreign(dataset: Dataset, commits: Iterable[Commit], catalogue: set[str]) -> list[Problem]:
