@@ -26,7 +26,7 @@ from shards.errors import UsageError
 from shards.lease import sole_writer
 from shards.plan import Plan, Segment, make_plan
 from shards.retry import plan_retries
-from shards.source import Kind, SourceSpec, open_source
+from shards.source import Kind, SourceSpec
 from shards.spool import Spool
 from shards.storage import open_storage
 from shards.verify import expected_of
@@ -51,7 +51,7 @@ def importing(options: ImportOptions) -> int:
     models.vl.check_layers(options.layers, "import.layers")
     spool = Spool(Path(spool_folder(options.spool)))
     with spool.workspace("catalogue") as folder:
-        catalogue = catalogued(storage, open_source(spec), spec.kind, options.rules, folder)
+        catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
         print(told(catalogue), flush=True)
         stop = StopRequest()

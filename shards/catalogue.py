@@ -26,7 +26,7 @@ from shards.filters import Rules, filters_of
 from shards.items import Item
 from shards.objects import Storage, json_object, read_json_object
 from shards.sieve import taken
-from shards.source import Source
+from shards.source import Source, SourceSpec
 from shards.storage import open_storage
 from shards.tables import read_table, write_table
 
@@ -146,13 +146,12 @@ def piece_key(number: int) -> str:
     return f"{FOLDER}catalogue-{number:06d}.parquet"
 
 
-def catalogued(storage: Storage, source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
+def catalogued(storage: Storage, spec: SourceSpec, rules: Rules, folder: Path) -> Catalogue:
     """The catalogue of a source, as the dataset has it, or made now.
 
     Args:
         storage: the dataset's root; it is only read.
-        source: what is catalogued.
-        kind: of the source.
+        spec: the source.
         rules: what is taken of it.
         folder: empty and local, for a catalogue under construction.
 
@@ -163,17 +162,17 @@ def catalogued(storage: Storage, source: Source, kind: str, rules: Rules, folder
         DatasetMismatchError: the dataset's was made by other rules; names each with both values.
         UsageError: the source has changed, lacks a column, or holds nothing to take.
     """
-    there = Catalogue.open(storage)
+    there, source = Catalogue.open(storage), open_source(spec)
     as_stored = json.loads(json.dumps(asdict(rules)))
     if there is not None:
         theirs = {**there.record.rules, "kind": there.record.kind}
-        if differences := list(setting_differences(theirs, {**as_stored, "kind": kind}, "import")):
+        if differences := list(setting_differences(theirs, {**as_stored, "kind": spec.kind}, "import")):
             raise DatasetMismatchError(
                 f"{storage.root} was made with other settings: {'; '.join(differences)}. Use those, or another root"
             )
         if there.record.tag == source.tag():
             return there
-    made = _made(source, kind, rules, folder)
+    made = _made(source, spec.kind, rules, folder)
     if there is not None:
         # Other times of modification, as a copy has, do not matter where the same is found.
         if made.record.sha256 != there.record.sha256:
@@ -183,6 +182,30 @@ def catalogued(storage: Storage, source: Source, kind: str, rules: Rules, folder
             )
         return there
     return made
+
+
+def open_source(spec: SourceSpec) -> Source:
+    """The source behind a specification.
+
+    Raises:
+        UsageError: it is not there, not of its kind, or lacks what is named.
+    """
+    # Each kind's own libraries are imported with it.
+    if spec.kind == "coco":
+        from shards.from_coco import CocoSource
+
+        return CocoSource(spec)
+    if spec.images and spec.kind == "webdataset":
+        raise UsageError(
+            f"import.images = {spec.images!r}: tars hold their pictures themselves; leave it out"
+        )
+    if spec.kind == "webdataset":
+        from shards.from_tars import TarSource
+
+        return TarSource(spec)
+    from shards.from_parquet import ParquetSource
+
+    return ParquetSource(spec)
 
 
 def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:

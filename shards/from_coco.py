@@ -24,7 +24,7 @@ class CocoSource:
     """Annotations of the shape of https://cocodataset.org/#format-data, captions.
 
     Args:
-        spec: where they are. The whole file is held in memory, about nine times its size.
+        spec: where they are. The whole file is held in memory, about five times its size.
 
     Raises:
         UsageError: not there, or not of that shape.

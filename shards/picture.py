@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from shards.sample import MAX_PIXELS, ImageFormat, as_png
 
@@ -12,7 +12,17 @@ FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 MAX_BYTES = 256 << 20  # of an encoded picture; 8192² pixels of noise as PNG have 200 MB
 MOST_OBLONG = 100  # long side over short side; Qwen3-VL's processor refuses 200, which shrinking could reach
 ORIENTATION = 0x0112  # EXIF tag
-TURNED = range(2, 9)  # its values that are not upright
+# What makes each of its values upright, as in Pillow's ImageOps.exif_transpose, which also writes EXIF anew and fails
+# where that is broken.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -61,7 +71,7 @@ def kept(data: bytes, max_side: int) -> Kept:
         picture.mode == "RGB"
         and picture.format in FORMATS
         and "transparency" not in picture.info
-        and _orientation(picture) not in TURNED
+        and _turn(picture) is None
         and max(size) <= max_side
     )
     if verbatim:
@@ -95,22 +105,24 @@ def _opened(data: bytes) -> Image.Image:
         if picture.format != "MPO" and getattr(picture, "is_animated", False):
             raise ImageError(f"picture moves: {getattr(picture, 'n_frames', 2)} frames")
         picture.load()
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Warning) as error:
+    except Exception as error:  # what a broken file makes Pillow's decoders raise is not documented
         raise ImageError(f"picture does not decode: {error}") from None
     return picture
 
 
-def _orientation(picture: Image.Image) -> int:
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What makes a picture upright; None where it is."""
     try:
-        return int(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF of whatever kind says nothing, as for every viewer
-        return 1
+        return TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF of whatever kind says nothing
+        return None
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture) if _orientation(picture) in TURNED else picture
+    turn = _turn(picture)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _rgb(picture: Image.Image) -> Image.Image:

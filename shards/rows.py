@@ -41,11 +41,10 @@ class ParquetRows:
         try:
             with self._lock:
                 value = self._value(place)
-        except (pa.ArrowException, OSError, UnicodeDecodeError, IndexError) as error:
-            self._at = ("", 0)
+        except (pa.ArrowException, OSError, UnicodeDecodeError, LookupError, StopIteration) as error:
             raise StorageError(
                 f"{self._storage.url(place.file)}, row {place.row}: cannot be read as parquet: "
-                f"{' '.join(str(error).split())}"
+                f"{' '.join(str(error).split()) or 'it ends early'}"
             ) from None
         if not isinstance(value, bytes):
             raise ImageError(f"{place}: there are no bytes in it")
@@ -57,12 +56,14 @@ class ParquetRows:
 
     def _value(self, place: Place) -> Any:
         file, at = self._at
+        self._at = ("", 0)  # until it is reached: a stream that fails is over
         if file != place.file or not at <= place.row < at + PASSED_OVER:
             at = self._begin(place)
         for _ in range(at, place.row):
             next(self._stream)
+        value = next(self._stream)
         self._at = (place.file, place.row + 1)
-        return next(self._stream)
+        return value
 
     def _begin(self, place: Place) -> int:
         """Begin a stream at the row group of a row; returns the stream's first row."""

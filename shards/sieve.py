@@ -1,4 +1,4 @@
-"""Which of what a source holds becomes samples, and why the rest is left out. Memory: two hashes a sample."""
+"""Which of what a source holds becomes samples, and why the rest is left out; takes 190 bytes of memory a sample."""
 
 import hashlib
 import unicodedata

@@ -83,30 +83,6 @@ class Source(Protocol):
         """
 
 
-def open_source(spec: SourceSpec) -> Source:
-    """The source behind a specification.
-
-    Raises:
-        UsageError: it is not there, not of its kind, or lacks what is named.
-    """
-    # Each kind's own libraries are imported with it.
-    if spec.kind == "coco":
-        from shards.from_coco import CocoSource
-
-        return CocoSource(spec)
-    if spec.images and spec.kind == "webdataset":
-        raise UsageError(
-            f"import.images = {spec.images!r}: tars hold their pictures themselves; leave it out"
-        )
-    if spec.kind == "webdataset":
-        from shards.from_tars import TarSource
-
-        return TarSource(spec)
-    from shards.from_parquet import ParquetSource
-
-    return ParquetSource(spec)
-
-
 def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
     """The files that a source names, in the order of their names.
 
@@ -158,7 +134,7 @@ def _expanded(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
     try:
-        names = list(islice(braceexpand(pattern), MOST_PATTERNS + 1))
+        names = list(islice(braceexpand(pattern, escape=False), MOST_PATTERNS + 1))
     except ValueError as error:
         raise UsageError(f"import.source: {error}; close each brace") from None
     if len(names) > MOST_PATTERNS:

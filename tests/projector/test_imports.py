@@ -21,7 +21,7 @@ from shards.filters import Rules
 from shards.plan import make_plan
 from shards.retry import HOPELESS
 from shards.sample import Expected, Failure, check_sample, open_image
-from shards.source import SourceSpec, open_source
+from shards.source import SourceSpec
 from shards.storage import open_storage
 
 SETTINGS = ImportSettings(
@@ -71,9 +71,7 @@ def planned_of(tmp_path):
         spec = SourceSpec("coco", **write_coco(tmp_path / "set", content, files | (changes or {})))
         (tmp_path / "work").mkdir()
         rules = Rules(val_fraction=0.0)
-        made = catalogued(
-            open_storage(str(tmp_path / "data")), open_source(spec), "coco", rules, tmp_path / "work"
-        )
+        made = catalogued(open_storage(str(tmp_path / "data")), spec, rules, tmp_path / "work")
         made.put(open_storage(str(tmp_path / "data")))
         laid_out = make_plan(made.items(6), seed=0, val_fraction=0.0, samples_per_shard=6, segments=(6,))
         return spec, laid_out.shards[0].samples

@@ -17,7 +17,7 @@ from shards.filters import Rules
 from shards.maintain import collect_garbage
 from shards.plan import make_plan
 from shards.sample import Sample
-from shards.source import SourceSpec, open_source
+from shards.source import SourceSpec
 from shards.storage import open_storage
 from shards.verify import expected_of, verify
 from shards.write import ShardWriter
@@ -46,9 +46,7 @@ def catalogue_of(tmp_path, root):
         count += 1
         workspace = tmp_path / f"workspace-{count}"
         workspace.mkdir()
-        return catalogued(
-            root, open_source(SourceSpec("webdataset", str(folder))), "webdataset", rules, workspace
-        )
+        return catalogued(root, SourceSpec("webdataset", str(folder)), rules, workspace)
 
     return make
 
@@ -113,11 +111,9 @@ def test_a_picture_that_was_replaced_in_its_folder_is_a_change(tmp_path, root):
         if number:
             Path(options["images"], "000000000003.jpg").write_bytes(b"another")
             with pytest.raises(UsageError, match="has changed"):
-                catalogued(root, open_source(SourceSpec("coco", **options)), "coco", RULES, tmp_path / name)
+                catalogued(root, SourceSpec("coco", **options), RULES, tmp_path / name)
         else:
-            catalogued(root, open_source(SourceSpec("coco", **options)), "coco", RULES, tmp_path / name).put(
-                root
-            )
+            catalogued(root, SourceSpec("coco", **options), RULES, tmp_path / name).put(root)
 
 
 def test_other_rules_are_named(catalogue_of, laion, root):

@@ -69,6 +69,7 @@ def test_what_the_format_keeps_is_kept_byte_for_byte(data, suffix):
         encoded(14, mode="1", format="PNG"),
         encoded(15, mode="LA", format="PNG"),
         encoded(16, format="PNG", transparency=(0, 0, 0)),
+        encoded(17, format="MPO", save_all=True, append_images=[Image.new("RGB", (20, 20), "red")]),
     ],
 )
 def test_any_other_is_what_it_shows_without_loss(data):
@@ -164,6 +165,30 @@ def claiming(width, height):
 def test_what_can_never_be_used(data, message):
     with pytest.raises(ImageError, match=message):
         kept(data, 1024)
+
+
+@given(
+    data=st.sampled_from(
+        [
+            turned(1, 6),
+            encoded(2, format="PNG", mode="P"),
+            encoded(3, format="WEBP"),
+            turned(4, 3, format="PNG"),
+        ]
+    ),
+    places=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=6),
+    length=st.integers(0, 3000),
+)
+def test_whatever_is_broken_is_a_failure_or_a_picture(data, places, length):
+    broken = bytearray(data[:length] if length < len(data) else data)
+    for place, value in places:
+        if place < len(broken):
+            broken[place] = value
+    try:
+        found = kept(bytes(broken), 64)
+    except ImageError:
+        return
+    assert open_image(found.data).convert("RGB").tobytes() == found.pixels.tobytes()
 
 
 def test_too_many_bytes(monkeypatch):

@@ -11,13 +11,14 @@ import pytest
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
 from s3_support import use
+from shards.catalogue import open_source
 from shards.errors import StorageError, UsageError
 from shards.filters import Rules, filters_of
 from shards.items import Item, Place
 from shards.originals import open_originals
 from shards.picture import MAX_BYTES, ImageError
 from shards.sieve import taken
-from shards.source import SourceSpec, open_source
+from shards.source import SourceSpec
 
 
 def items_of(spec, **rules):
