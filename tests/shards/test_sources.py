@@ -1,6 +1,7 @@
 """What each kind of source says of itself: every caption with where its picture lies, and nothing outside of it."""
 
 import tarfile
+import zipfile
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
 from s3_support import use
+from shards import rows
 from shards.catalogue import open_source
 from shards.errors import StorageError, UsageError
 from shards.filters import Rules, filters_of
@@ -133,6 +135,10 @@ def test_a_zip_is_read_by_name_and_not_believed(tmp_path):
         read(spec, Place(found[0].place.file, found[0].place.member, size=10))
     with pytest.raises(ImageError, match="cannot be read"):
         read(spec, Place(found[0].place.file, "none", size=10))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"../../{found[0].picture}", files[found[0].picture])
+    with pytest.raises(ImageError, match="no such picture"):
+        read(spec, items_of(spec)[0][0].place)
     path.write_bytes(b"PK")
     with pytest.raises(UsageError, match="no whole zip"):
         open_source(spec)
@@ -268,6 +274,8 @@ def test_hostile_members_are_names_and_nothing_else(tmp_path):
         ("hard.txt", b"a hard link"),
         ("binary.jpg", encoded(2)),
         ("binary.txt", b"\xff\xfe\x00"),
+        ("latin.jpg", encoded(2)),
+        ("latin.txt", "café".encode("latin-1")),
         ("huge.jpg", encoded(3)),
         ("huge.txt", b"word " * 300_000),
         ("broken.jpg", encoded(4)),
@@ -286,6 +294,7 @@ def test_hostile_members_are_names_and_nothing_else(tmp_path):
     assert left_out == {
         "no picture, or an unsafe name": 3,
         "caption with control characters": 1,
+        "caption with lone surrogates": 1,
         "caption too long": 1,
         "caption missing": 1,
     }
@@ -300,6 +309,14 @@ def test_a_tar_that_is_cut_off_is_named(tmp_path):
     (tmp_path / "00001.tar").write_bytes(data[:3000])
     with pytest.raises(UsageError, match=r"00001.tar is no whole tar: .*download it again"):
         items_of(SourceSpec("webdataset", str(tmp_path)))
+
+
+def test_a_tar_that_is_gone_is_no_picture_s_fault(tmp_path):
+    spec = SourceSpec("webdataset", str(write_laion(tmp_path)))
+    found, _ = items_of(spec)
+    (tmp_path / "00000.tar").unlink()
+    with pytest.raises(StorageError, match=r"00000.tar does not exist"):
+        read(spec, found[0].place)
 
 
 @pytest.mark.parametrize(
@@ -365,6 +382,18 @@ def test_parquet_with_bytes(tmp_path, column, as_struct):
     assert read_all(spec, found) == pictures
     order = [7, 2, 3, 9, 0, 9]  # a repaired shard or a retry asks for rows out of their order
     assert read_all(spec, [found[n] for n in order]) == [pictures[n] for n in order]
+
+
+def test_near_rows_are_read_on_to_and_far_ones_begun_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "PASSED_OVER", 4)
+    spec = write_parquet(tmp_path, "image", [encoded(number) for number in range(20)])
+    begun, begin = [], rows.ParquetRows._begin
+    monkeypatch.setattr(
+        rows.ParquetRows, "_begin", lambda self, place: begun.append(place.row) or begin(self, place)
+    )
+    places = [Place("00000.parquet", row=row) for row in (0, 1, 4, 18, 19, 2)]
+    assert read(spec, *places) == [encoded(place.row) for place in places]
+    assert begun == [0, 18, 2]
 
 
 def test_parquet_with_paths(tmp_path):
