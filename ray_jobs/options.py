@@ -126,15 +126,9 @@ class BuildOptions(Section):
     """Local folder for shards under construction; absent: the system's temporary folder."""
 
 
-class ExtractOptions(Section):
-    """Which pictures to read again, how, and where to."""
+class ReadingOptions(Section):
+    """How pictures that are there already are read; `extract` and `import` share it."""
 
-    data: str = ""
-    """Root of the dataset whose pictures, captions and text embeddings are taken over."""
-    output: str = ""
-    """Root of the new dataset: a local folder or s3://bucket/prefix."""
-    vl: str | None = None
-    """The vision-language model: `tiny`, a folder or a hub id; may be absent where the source was made with `tiny`."""
     layers: Layers = Field([-8, -6], min_length=1)
     """Layers to keep, counted from the end (-1 is after the final norm)."""
     text_modes: TextModes = Field(["caption", "none"], min_length=1)
@@ -142,7 +136,7 @@ class ExtractOptions(Section):
     vl_tokens: str = Field("all", pattern=VL_TOKENS)
     """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of the model: auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
     batch_size: int = Field(4, gt=0)
     """Pictures read together on one device; halved when memory runs out."""
     actors: int | None = Field(None, gt=0)
@@ -157,6 +151,17 @@ class ExtractOptions(Section):
     """A builder that finishes no batch for so long is named and restarted."""
     spool: str | None = None
     """Local folder for shards under construction; absent: the system's temporary folder."""
+
+
+class ExtractOptions(ReadingOptions):
+    """Which pictures to read again, how, and where to."""
+
+    data: str = ""
+    """Root of the dataset whose pictures, captions and text embeddings are taken over."""
+    output: str = ""
+    """Root of the new dataset: a local folder or s3://bucket/prefix."""
+    vl: str | None = None
+    """The vision-language model: `tiny`, a folder or a hub id; may be absent where the source was made with `tiny`."""
 
 
 class CompareOptions(Section):
