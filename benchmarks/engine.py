@@ -31,8 +31,8 @@ from projector.pairs import PictureMaker, PictureReader
 from projector.residence import Residence
 from projector.steps import FusedMaker
 from projector.text import TextEncoding
+from shards.grammar import builtin_prompts
 from shards.plan import PlannedShard, make_plan
-from shards.prompts import builtin_prompts
 from shards.sample import Expected, Failure
 from shards.write import ShardWriter
 

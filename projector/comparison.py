@@ -17,14 +17,13 @@ from projector.extractor import VLEmbeddingExtractor
 from projector.generate import ImageGenerator
 from projector.grid import comparison_grid
 from projector.models import ModelSource, ModelSources
-from projector.pairs import as_png
 from projector.projector import Projector
 from projector.scores import SiglipScorer, load_scorers, score_pictures
 from projector.text import SampleError, TextEncoder, special_token_in, templated
 from shards.cases import Case
 from shards.errors import StorageError, UsageError
 from shards.objects import Storage
-from shards.sample import open_image
+from shards.sample import as_png, open_image
 from shards.storage import open_storage
 
 TEXT_ONLY = "text"

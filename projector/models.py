@@ -164,8 +164,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or default)
 
 
-def locate(option: str, name: str) -> tuple[str, Path, str]:
+def locate(option: str, name: str, parts: Sequence[str] = ()) -> tuple[str, Path, str]:
     """Name, folder and revision of a model; a hub id is fetched into the hub's cache first.
+
+    Args:
+        option: what errors call it.
+        name: a local folder or a hub id (`id@revision`).
+        parts: folders of it that are fetched from the hub; none for all.
 
     Raises:
         UsageError: neither a folder nor to be had from the hub.
@@ -187,6 +192,7 @@ def locate(option: str, name: str) -> tuple[str, Path, str]:
             snapshot_download(
                 identity,
                 revision=revision or None,
+                allow_patterns=[f"{part}/*" for part in parts] or None,
                 ignore_patterns=[f"*{suffix}" for suffix in PICKLED_SUFFIXES],
             )
         )

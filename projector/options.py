@@ -22,7 +22,9 @@ LEARNING_RATES: dict[Arch, float] = {
     "linear": 1e-3,
     "mlp": 3e-4,
     "attention": 3e-4,
-}  # at the reference width
+}  # at the reference width, from a random start or the targets' mean: the best of benchmarks/rates.py at width 512
+# From a ridge start, whatever the network: at five to ten times as much it only gets worse (same benchmark).
+RIDGE_START_RATE = 6e-5
 HIGHEST_DEFAULT_RATE = 1e-2
 LONGEST_DEFAULT_WARMUP = 500  # optimizer steps, the guide's figure
 # The guide's section on training, to the letter: its hyperparameters, its pooling, no standardisation, no clipping.
@@ -107,7 +109,7 @@ class TrainOptions(BaseModel):
     micro_batch: Annotated[int, Field(gt=0)] | None = None
     """Pairs per forward pass on a worker; gradients add up. Absent: the worker's whole share of a batch."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; absent: 1e-3 for linear, 3e-4 for mlp and attention at width 2560, more below."""
+    """Peak learning rate; absent: 6e-5 at width 2560 from ridge, else 1e-3 (linear) or 3e-4; more at smaller widths."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
@@ -191,10 +193,11 @@ class TrainOptions(BaseModel):
         return int(fewest), int(most or fewest)
 
     def peak_learning_rate(self, width: int) -> float:
-        """The learning rate given, or the architecture's own, which grows as the width shrinks."""
+        """The learning rate given, or that of start and architecture, which grows as the width shrinks."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return min(HIGHEST_DEFAULT_RATE, LEARNING_RATES[self.arch] * REFERENCE_WIDTH / width)
+        rate = RIDGE_START_RATE if self.start == "ridge" else LEARNING_RATES[self.arch]
+        return min(HIGHEST_DEFAULT_RATE, rate * REFERENCE_WIDTH / width)
 
     def warmup(self, total_steps: int) -> int:
         """Optimizer steps of warm-up out of `total_steps`."""

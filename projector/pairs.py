@@ -3,7 +3,7 @@
 The caption is encoded once, and the stored tensor is the tensor that conditions the picture.
 """
 
-import io
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from projector.text import SampleError, TextEncoder, TextEncoding
 from projector.tuning import compile_checked, find_batch_size
 from projector.vision import VisionEncoding, VisionLanguageEncoder, pooled
 from shards.plan import PlannedSample
-from shards.sample import Array, Failure, Sample, make_sample, open_image
+from shards.sample import Array, Failure, ImageFormat, Sample, as_png, make_sample, open_image
 
 READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
 PNG_THREADS = 4  # a batch's pictures side by side
@@ -57,33 +57,107 @@ class Pictured:
         planned: the sample.
         text: `text` and `text.kind` as they are stored.
         picture: RGB.
-        png: the same, being encoded.
+        image: the same, encoded, or being encoded.
+        image_format: of `image`.
+        source: of an imported picture, what the sample says of where it is from.
     """
 
     planned: PlannedSample
     text: Mapping[str, Array]
     picture: Image.Image
-    png: Future[bytes]
+    image: Future[bytes]
+    image_format: ImageFormat = "png"
+    source: Mapping[str, Any] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Pictured"], tuple[Any, ...]]:
-        """Another process is sent the PNG alone, which holds the picture whole."""
-        return _received, (self.planned, self.text, self.png.result())
+        """Another process is sent the encoded picture alone, which holds it whole."""
+        return _received, (self.planned, self.text, self.image.result(), self.image_format, self.source)
 
 
-def _received(planned: PlannedSample, text: Mapping[str, Array], png: bytes) -> Pictured:
+def _received(
+    planned: PlannedSample,
+    text: Mapping[str, Array],
+    image: bytes,
+    image_format: ImageFormat,
+    source: Mapping[str, Any] | None,
+) -> Pictured:
+    picture = open_image(image).convert("RGB")
+    return Pictured(planned, text, picture, finished(image), image_format, source)
+
+
+def finished(image: bytes) -> Future[bytes]:
+    """A picture that is encoded already."""
     done: Future[bytes] = Future()
-    done.set_result(png)
-    return Pictured(planned, text, open_image(png).convert("RGB"), done)
+    done.set_result(image)
+    return done
 
 
-class PictureMaker(BatchMaker[PlannedSample, Pictured]):
+class PictureSource(BatchMaker[PlannedSample, Pictured]):
+    """What gives each planned sample its conditioning and its picture; its kinds say where pictures are from.
+
+    Args:
+        text: the pipeline's text encoder.
+        batch_size: pictures made together at first.
+        residence: what lets models onto the device.
+        notes: what people should know of how it works.
+    """
+
+    def __init__(
+        self, text: TextEncoder, batch_size: int, residence: Residence, notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(batch_size)
+        self.notes = tuple(notes)
+        self._text = text
+        self._residence = residence
+        self._ahead: dict[str, TextEncoding | SampleError] = {}
+
+    def encode_ahead(self, planned: Sequence[PlannedSample]) -> None:
+        """Encode a whole shard's captions, in batches of like length; `make` then finds them."""
+        encodings = self._encode([sample.caption for sample in planned])
+        self._ahead = {sample.id: found for sample, found in zip(planned, encodings, strict=True)}
+
+    @abstractmethod
+    def _picture(
+        self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]
+    ) -> Iterator[Pictured | Failure]:
+        """Their pictures, in order."""
+
+    def _make(self, batch: Sequence[PlannedSample]) -> list[Pictured | Failure]:
+        results: dict[str, Pictured | Failure] = {}
+        conditioned: list[tuple[PlannedSample, TextEncoding]] = []
+        for planned, encoding in zip(batch, self._encodings(batch), strict=True):
+            if isinstance(encoding, SampleError):
+                results[planned.id] = Failure.from_exception("text", encoding)
+            else:
+                conditioned.append((planned, encoding))
+        if conditioned:
+            pictured = zip(conditioned, self._picture(conditioned), strict=True)
+            results |= {planned.id: result for (planned, _), result in pictured}
+        return [results[sample.id] for sample in batch]
+
+    def _encodings(self, batch: Sequence[PlannedSample]) -> list[TextEncoding | SampleError]:
+        if all(sample.id in self._ahead for sample in batch):
+            return [self._ahead[sample.id] for sample in batch]
+        return self._encode([sample.caption for sample in batch])
+
+    def _encode(self, captions: Sequence[str]) -> list[TextEncoding | SampleError]:
+        """Conditioning as it is stored: rounded to bfloat16 before it is used, so that both are the same tensor."""
+        self._residence.let_in(self._text)
+        with Stage("text"):
+            return [
+                item
+                if isinstance(item, SampleError)
+                else TextEncoding(item.embeddings.to(torch.bfloat16).to(item.embeddings.dtype), item.kind)
+                for item in self._text.encode(captions)
+            ]
+
+
+class PictureMaker(PictureSource):
     """The Z-Image pipeline on one device: captions to conditioning to pictures.
 
     Args:
         text, images: its models.
-        batch_size: pictures made together at first.
-        residence: what lets models onto the device.
-        notes: what people should know of how it works.
+        batch_size, residence, notes: see `PictureSource`.
     """
 
     def __init__(
@@ -94,13 +168,10 @@ class PictureMaker(BatchMaker[PlannedSample, Pictured]):
         residence: Residence,
         notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(batch_size)
-        self.notes = tuple(notes)
+        super().__init__(text, batch_size, residence, notes)
         # A 1024² PNG takes a tenth of a second, most of it in zlib, which lets other threads run.
         self._encoders = ThreadPoolExecutor(PNG_THREADS, thread_name_prefix="png")
-        self._residence = residence
-        self._ahead: dict[str, TextEncoding | SampleError] = {}
-        self._text, self._images = text, images
+        self._images = images
 
     @classmethod
     def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureMaker":
@@ -129,39 +200,6 @@ class PictureMaker(BatchMaker[PlannedSample, Pictured]):
         batch_size = settings.batch_size or find_batch_size(images, source)
         return cls(text, images, batch_size, residence, notes)
 
-    def encode_ahead(self, planned: Sequence[PlannedSample]) -> None:
-        """Encode a whole shard's captions, in batches of like length; `make` then finds them."""
-        encodings = self._encode([sample.caption for sample in planned])
-        self._ahead = {sample.id: found for sample, found in zip(planned, encodings, strict=True)}
-
-    def _make(self, batch: Sequence[PlannedSample]) -> list[Pictured | Failure]:
-        results: dict[str, Pictured | Failure] = {}
-        conditioned: list[tuple[PlannedSample, TextEncoding]] = []
-        for planned, encoding in zip(batch, self._encodings(batch), strict=True):
-            if isinstance(encoding, SampleError):
-                results[planned.id] = Failure.from_exception("text", encoding)
-            else:
-                conditioned.append((planned, encoding))
-        if conditioned:
-            results |= {pictured.planned.id: pictured for pictured in self._picture(conditioned)}
-        return [results[sample.id] for sample in batch]
-
-    def _encodings(self, batch: Sequence[PlannedSample]) -> list[TextEncoding | SampleError]:
-        if all(sample.id in self._ahead for sample in batch):
-            return [self._ahead[sample.id] for sample in batch]
-        return self._encode([sample.caption for sample in batch])
-
-    def _encode(self, captions: Sequence[str]) -> list[TextEncoding | SampleError]:
-        """Conditioning as it is stored: rounded to bfloat16 before it is used, so that both are the same tensor."""
-        self._residence.let_in(self._text)
-        with Stage("text"):
-            return [
-                item
-                if isinstance(item, SampleError)
-                else TextEncoding(item.embeddings.to(torch.bfloat16).to(item.embeddings.dtype), item.kind)
-                for item in self._text.encode(captions)
-            ]
-
     def _picture(self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]) -> Iterator[Pictured]:
         self._residence.let_in(self._images)
         embeddings = [encoding.embeddings for _, encoding in conditioned]
@@ -176,8 +214,7 @@ class PictureMaker(BatchMaker[PlannedSample, Pictured]):
                 images = self._images.generate(embeddings, seeds)
         for (planned, encoding), image in zip(conditioned, images, strict=True):
             png = self._encoders.submit(as_png, image)  # while the device goes on
-            text = {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
-            yield Pictured(planned, text, image, png)
+            yield Pictured(planned, text_tensors(encoding), image, png)
 
 
 class PictureReader(BatchMaker[Pictured, Sample]):
@@ -226,19 +263,18 @@ class PictureReader(BatchMaker[Pictured, Sample]):
             with Stage("check"):
                 sample = make_sample(
                     item.planned,
-                    image=item.png.result(),
-                    image_format="png",
+                    image=item.image.result(),
+                    image_format=item.image_format,
                     tensors=dict(item.text) | vision_tensors(states, self._vl_tokens),
+                    source=item.source,
                 )
             results.append(sample)
         return results
 
 
-def as_png(image: Image.Image) -> bytes:
-    """A picture as PNG, lossless; the same pixels give the same bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=4)
-    return buffer.getvalue()
+def text_tensors(encoding: TextEncoding) -> dict[str, Array]:
+    """The conditioning of a sample as it is stored."""
+    return {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
 
 
 def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:

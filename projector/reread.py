@@ -77,6 +77,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
                     image=original.image,
                     image_format=original.image_format,
                     tensors=dict(original.tensors) | vision_tensors(states, self.settings.vl_tokens),
+                    source=original.metadata.get("source"),
                 )
             results.append(sample)
         return results

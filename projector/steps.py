@@ -10,7 +10,7 @@ import torch
 
 from projector.batches import BatchMaker, make_sound
 from projector.models import ModelSource, ModelSources, read_ahead
-from projector.pairs import PairSettings, PictureMaker, PictureReader
+from projector.pairs import PairSettings, PictureMaker, PictureReader, PictureSource
 from projector.residence import Residence
 from shards.plan import PlannedSample
 from shards.sample import Failure, Sample
@@ -115,7 +115,7 @@ class FusedMaker(ShardMaker):
         in_turn: lead a whole shard through one and then the other; otherwise each batch goes through both.
     """
 
-    def __init__(self, pictures: PictureMaker, reader: PictureReader, *, in_turn: bool = False) -> None:
+    def __init__(self, pictures: PictureSource, reader: PictureReader, *, in_turn: bool = False) -> None:
         super().__init__(pictures.notes)
         self.pictures, self.reader = pictures, reader
         self._in_turn = in_turn
@@ -196,14 +196,14 @@ class StagedMaker(ShardMaker):
 
 
 def text_steps(
-    pictures: PictureMaker, planned: Sequence[PlannedSample], apart: Collection[str]
+    pictures: PictureSource, planned: Sequence[PlannedSample], apart: Collection[str]
 ) -> Iterator[Step]:
     """All captions of a shard at once, where none of them is suspected of killing workers."""
     if not apart:
         yield Step(planned, partial(_encode_ahead, pictures, planned))
 
 
-def _encode_ahead(pictures: PictureMaker, planned: Sequence[PlannedSample]) -> list[Sample]:
+def _encode_ahead(pictures: PictureSource, planned: Sequence[PlannedSample]) -> list[Sample]:
     try:
         pictures.encode_ahead(planned)
     except Exception:  # batch by batch it fails again, and there it is one sample's failure

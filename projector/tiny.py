@@ -25,7 +25,7 @@ VOCABULARY = 1024
 OUTLIER_DIMENSIONS = (4, 19)  # blown up like dims 4 and 396 of the 4B models
 GAIN = 6.0  # of the last convolution, so that pictures use the range of colours without clipping too much
 SINK_SCALE = 40.0  # of the first token's residual, so that it is an attention sink like the real one
-RECIPE = 2  # counted up whenever the bytes made here change; part of the cache folder's name
+RECIPE = 3  # counted up whenever the bytes made here change; part of the cache folder's name
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -98,7 +98,7 @@ def tiny_tokenizer() -> Any:
     """A byte-level BPE trained on the spot, with Qwen's special tokens and chat template."""
     from transformers import Qwen2TokenizerFast
 
-    from shards.prompts import builtin_prompts
+    from shards.grammar import builtin_prompts
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

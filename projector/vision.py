@@ -155,7 +155,7 @@ class VisionLanguageEncoder:
         """Read pictures.
 
         Args:
-            images: RGB, all of one size.
+            images: RGB, of any sizes.
             captions: one per picture; used in text mode `caption` only.
 
         Returns:

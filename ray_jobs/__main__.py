@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from projector.options import EvaluateOptions, TrainOptions
 from ray_jobs.command_line import Job, as_yaml, parse
+from ray_jobs.import_options import ImportOptions
 from ray_jobs.options import (
     BuildOptions,
     CompareOptions,
@@ -18,6 +19,7 @@ from ray_jobs.options import (
     LadderOptions,
     PlanOptions,
     ReportOptions,
+    RewriteOptions,
 )
 from shards.errors import CorruptShardError, StorageError, UsageError
 
@@ -30,6 +32,11 @@ JOBS = {
             {"plan": PlanOptions, "build": BuildOptions},
         ),
         Job(
+            "rewrite",
+            "Make the short prompts of a file long with a local language model; resumes.",
+            {"rewrite": RewriteOptions},
+        ),
+        Job(
             "build",
             "Generate images, extract paired embeddings, commit shards; resumes.",
             {"build": BuildOptions},
@@ -38,6 +45,12 @@ JOBS = {
             "extract",
             "Read an existing dataset's images again: other layers, text modes or VL model; resumes.",
             {"extract": ExtractOptions},
+        ),
+        Job(
+            "import",
+            "Take over an external captioned set (COCO, LAION tars, parquet) as a dataset; resumes.",
+            {"import": ImportOptions},
+            module="importing",  # `import` is a keyword
         ),
         Job("train", "Train a projector on the shards with Ray Train.", {"train": TrainOptions}),
         Job(
@@ -63,7 +76,7 @@ JOBS = {
 
 
 # Options that name where results are or go: they must mean the same place in every process and after the job.
-PLACES = ("pictures", "output", "data", "checkpoint", "run")
+PLACES = ("pictures", "output", "data", "checkpoint", "run", "source", "images")
 
 
 def with_lasting_paths(options: BaseModel) -> BaseModel:
@@ -75,7 +88,12 @@ def with_lasting_paths(options: BaseModel) -> BaseModel:
     lasting = {}
     for name in PLACES:
         place = getattr(options, name, "")
-        if place and "://" not in place and not Path(place).expanduser().is_absolute():
+        if (
+            isinstance(place, str)
+            and place
+            and "://" not in place
+            and not Path(place).expanduser().is_absolute()
+        ):
             submitted = (
                 "working_dir_files" in Path.cwd().parts
             )  # where Ray unpacks a submitted working folder
@@ -102,7 +120,8 @@ def main(argv: Sequence[str]) -> int:
             print(as_yaml(invocation.options), end="")
             return 0
         # Imported now: a usage error or --help should not wait for ray and torch.
-        job = getattr(import_module(f"ray_jobs.{invocation.job}"), invocation.job)
+        module = JOBS[invocation.job].module or invocation.job
+        job = getattr(import_module(f"ray_jobs.{module}"), module)
         return int(job(*map(with_lasting_paths, invocation.options.values())))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

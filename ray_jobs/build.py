@@ -19,9 +19,11 @@ from ray_jobs.options import BuildOptions
 from ray_jobs.placement import Placement, choose_placement, device_memory, needs
 from shards.dataset import Dataset, is_new
 from shards.errors import UsageError
+from shards.grammar import builtin_prompts
 from shards.lease import sole_writer
 from shards.plan import Plan, Segment, make_plan
-from shards.prompts import PromptSource, builtin_prompts, read_prompts
+from shards.prompt_files import read_prompts, without_near_duplicates
+from shards.prompts import PromptSource
 from shards.retry import plan_retries
 from shards.sample import Expected
 from shards.spool import Spool, default_spool
@@ -104,10 +106,17 @@ def arranged(
 
 
 def prompts_of(options: BuildOptions) -> PromptSource:
-    """The prompts a run draws on."""
-    return (
-        read_prompts(Path(options.prompts), options.prompt_column) if options.prompts else builtin_prompts()
+    """The prompts a run draws on; prints what was left out of the user's."""
+    if not options.prompts:
+        return builtin_prompts(options.language)
+    source = read_prompts(
+        Path(options.prompts), options.prompt_column, drop_duplicates=options.duplicates == "drop"
     )
+    if options.near_duplicates == "drop":
+        source = without_near_duplicates(source, options.samples)
+    for note in source.notes:
+        print(note, flush=True)
+    return source
 
 
 def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Segment]) -> Plan:
@@ -186,7 +195,11 @@ def dataset_settings(
         "val_fraction": options.val_fraction,
         "seed": options.seed,
         "seed_scheme": "sha256(run seed:sample id)",
-        "prompts": {"source": prompts.name, "sha256": prompts.sha256},
+        "prompts": {
+            "source": prompts.name,
+            "sha256": prompts.sha256,
+            "near_duplicates": options.near_duplicates,
+        },
     }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
@@ -87,7 +88,7 @@ def calibrate(
         make = maker_of("offload" if placement == "staged" else placement, sources, settings)
         work = ray.remote(num_cpus=BUILDER_CPUS, num_gpus=crew.gpus, max_retries=0)(time_samples)
         try:
-            timing: Timing = ray.get(work.remote(make, plan.samples[: 2 * SAMPLES]))
+            timing: Timing = ray.get(work.remote(make, list(islice(plan, 2 * SAMPLES))))
         except RayError as error:
             raise plain_error(error) from error
     forecast = simulate([len(shard.samples) for shard in plan.shards], [timing.sample] * crew.actors)

@@ -175,6 +175,25 @@ def histogram(before: Values, after: Values, *, x_label: str, title: str) -> Mar
     return _draw(paint, title)
 
 
+def bar_chart(counts: Mapping[str, int], *, x_label: str, y_label: str, title: str) -> Markup:
+    """A bar for each count.
+
+    Args:
+        counts: by what stands below the bar.
+        x_label, y_label: axis titles.
+        title: text alternative of the drawing.
+
+    Returns:
+        an `<svg>` element, see `line_chart`.
+    """
+
+    def paint(axes: Axes) -> None:
+        axes.bar(_plain(list(counts)), list(counts.values()), color=SERIES[0], alpha=0.65)
+        axes.set(xlabel=x_label, ylabel=y_label)
+
+    return _draw(paint, title)
+
+
 def heat_map(
     counts: Mapping[tuple[str, str], int],
     *,

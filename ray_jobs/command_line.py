@@ -27,11 +27,19 @@ from shards.errors import UsageError
 
 @dataclass(frozen=True)
 class Job:
-    """One word after `python -m ray_jobs`: what it does and which sections of options it reads."""
+    """One word after `python -m ray_jobs`.
+
+    Attributes:
+        name: the word.
+        does: in one line.
+        sections: of options that it reads.
+        module: in `ray_jobs`, with a function of the same name; absent: the word, unless that is one of Python's own.
+    """
 
     name: str
     does: str
     sections: Mapping[str, type[BaseModel]]
+    module: str = ""
 
 
 @dataclass(frozen=True)

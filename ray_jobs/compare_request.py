@@ -16,7 +16,7 @@ from shards.cases import Case, held_out_pictures, name_of, paired, user_pictures
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.plan import sample_seed
-from shards.prompts import read_prompts
+from shards.prompt_files import read_prompts
 from shards.storage import open_storage
 
 STATISTICS_PAIRS = (

@@ -16,7 +16,7 @@ from ray_jobs.cluster import StopRequest
 from ray_jobs.crew import BUILDER_CPUS, Crew, start_readers
 from ray_jobs.finish import Reader
 from ray_jobs.monitor import MAX_ATTEMPTS, Monitor, Snapshot
-from ray_jobs.options import BuildOptions, ExtractOptions
+from ray_jobs.options import BuildOptions, ReadingOptions
 from ray_jobs.progress import Progress, duration
 from shards.dataset import Dataset
 from shards.lease import HeldError, Lease
@@ -55,7 +55,7 @@ def complete(
     job: str,
     dataset: Dataset,
     plan: Plan,
-    options: BuildOptions | ExtractOptions,
+    options: BuildOptions | ReadingOptions,
     crew: Crew,
     spec: BuilderSpec,
     guard: Guard,
@@ -106,7 +106,7 @@ def complete(
     return guard.stop.exit_code or 1
 
 
-def start_monitor(todo: Sequence[PlannedShard], options: BuildOptions | ExtractOptions, job: str) -> Any:
+def start_monitor(todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str) -> Any:
     """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Monitor)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from ray_jobs.charts import heat_map
+from ray_jobs.charts import bar_chart, heat_map
 from ray_jobs.report_tables import Table, failures_table
 from ray_jobs.run_files import UNREADABLE, reason
 from shards.dataset import Dataset
-from shards.info import details
+from shards.info import details, prompts
+from shards.prompt_figures import BIN, PromptFigures
 
 MAPS = 8  # one per content type; captions of imported sets may name thousands
 LINES = 12  # rows or columns of one
@@ -23,11 +24,12 @@ Cells = Mapping[tuple[str, str, str], int]
 
 @dataclass(frozen=True)
 class Built:
-    """Facts by name, heat maps, a sentence on their cells, and failures."""
+    """Facts by name, heat maps, a sentence on their cells, prompts of each dataset, and failures."""
 
     facts: Mapping[str, str]
     maps: Sequence[tuple[str, Markup]] = ()
     filled: str = ""
+    prompts: Sequence[tuple[str, Markup, Sequence[str]]] = ()
     failures: Table | None = None
     devices: Sequence[str] = field(default_factory=list)
 
@@ -48,9 +50,10 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
         return Built({})
     cells: Counter[tuple[str, str, str]] = Counter()
     causes: Counter[tuple[str, str]] = Counter()
+    told: list[tuple[str, Markup, Sequence[str]]] = []
     for dataset in datasets:
         try:
-            found = details(dataset)
+            found, captions = details(dataset), prompts(dataset)
         except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
             notes.append(f"coverage of {dataset.storage.root} could not be read: {reason(error)}")
             continue
@@ -58,6 +61,7 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
             cells[str(cell["content"]), str(cell["style"]), str(cell["subject"])] += cell["samples"]
         for cause in found["failures"]:
             causes[str(cause["stage"]), str(cause["error_class"])] += cause["tries"]
+        told.append((dataset.storage.root, *varied(captions)))
     samples = sum(commit.samples for commit in commits)
     seconds = sum(commit.device_seconds for commit in commits)
     maps, filled = coverage(cells)
@@ -73,8 +77,24 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
         },
         maps,
         filled,
+        told,
         failures_table((stage, error, tries) for (stage, error), tries in causes.items()),
         sorted({commit.device for commit in commits if commit.device}),
+    )
+
+
+def varied(figures: PromptFigures) -> tuple[Markup, Sequence[str]]:
+    """A drawing of how long captions are, and sentences on how much they are alike."""
+    lengths = {f"{start}-{start + BIN - 1}": count for start, count in figures.lengths.items()}
+    title = f"number of captions by words; {max(figures.lengths.values(), default=0):,} at most"
+    among = "" if figures.compared == figures.prompts else f" (among the first {figures.compared:,})"
+    runs = ((figures.distinct[run], name) for run, name in ((1, "words"), (2, "pairs"), (3, "triples")))
+    return bar_chart(lengths, x_label="words", y_label="captions", title=title), (
+        f"{figures.near_duplicates:,} of {figures.prompts:,} captions are nearly the same as another, "
+        f"{figures.across_splits:,} of them as one in the other split{among}.",
+        "Different among all: "
+        + ", ".join(f"{different:,} of {total:,} {name}" for (different, total), name in runs)
+        + ".",
     )
 
 

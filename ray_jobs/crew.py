@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from ray_jobs.cluster import Cluster
-from ray_jobs.options import BuildOptions, CompareOptions, ExtractOptions
+from ray_jobs.options import BuildOptions, CompareOptions, ReadingOptions
 from shards.errors import UsageError
 
 BUILDER_CPUS = 0.01  # builders are placed by GPU; a whole CPU each would leave none for Ray Data's own tasks
@@ -49,7 +49,7 @@ class Crew:
 
 
 def crew_for(
-    options: BuildOptions | ExtractOptions | CompareOptions, cluster: Cluster, job: str = "build"
+    options: BuildOptions | ReadingOptions | CompareOptions, cluster: Cluster, job: str = "build"
 ) -> Crew:
     """How many builders, with how many GPUs each.
 

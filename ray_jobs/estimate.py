@@ -6,7 +6,7 @@ from shards.plan import Plan
 VL_PIXELS_PER_TOKEN = 32 * 32  # Qwen3-VL: patch 16, 2 x 2 patches merged into one token
 HIDDEN_SIZE = 2560  # Qwen3-4B and Qwen3-VL-4B
 TEMPLATE_TOKENS = 20  # chat template around image and caption, about
-CAPTION_TOKENS = 30  # the built-in prompts' average, about
+CAPTION_TOKENS = 55  # the built-in prompts have 42 words on average
 PNG_BYTES_PER_PIXEL = 1.5  # generated photographs; flat graphics take less
 REQUESTS_PER_SHARD = 3  # parquet, tar, commit; a multipart upload of the tar adds its parts
 
@@ -40,7 +40,7 @@ def estimated(made: Plan, build: BuildOptions) -> dict[str, int]:
         samples, train and val samples, shards, bytes (estimated for the 4B models), put requests.
     """
     per_sample = bytes_per_sample(build)
-    held_out = sum(sample.split == "val" for sample in made.samples)
+    held_out = sum(len(shard.samples) for shard in made.shards if shard.split == "val")
     return {
         "samples": len(made),
         "train_samples": len(made) - held_out,

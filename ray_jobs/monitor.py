@@ -156,7 +156,7 @@ class Monitor:
         shard.attempts += 1
         shard.holds[ticket] = _Hold(worker, handle, time.monotonic(), time.monotonic())
         self._held[ticket] = shard
-        return Orders(shard.planned, dict(shard.deaths))
+        return Orders(shard.planned.spelled_out(), dict(shard.deaths))
 
     def _lost(self, ticket: int) -> None:
         """What the dead worker had finished is forgotten; what it was at is remembered."""

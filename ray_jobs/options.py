@@ -66,6 +66,12 @@ class BuildOptions(Section):
     """Prompt file (.txt .tsv .csv .jsonl .parquet); absent means the built-in prompt space."""
     prompt_column: str | None = None
     """Column of the captions in a .tsv .csv .jsonl or .parquet prompt file."""
+    language: Literal["en", "zh"] = "en"
+    """Language of the built-in prompts: English or Chinese."""
+    duplicates: Literal["refuse", "drop"] = "refuse"
+    """Prompts of a file that say the same as an earlier one: an error, or left out."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """Prompts of a file that share nearly all runs of three words with an earlier one: left out, or kept."""
     models: Models = "tiny"
     """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
     samples_per_shard: int = Field(64, gt=0, le=9999)
@@ -120,15 +126,9 @@ class BuildOptions(Section):
     """Local folder for shards under construction; absent: the system's temporary folder."""
 
 
-class ExtractOptions(Section):
-    """Which pictures to read again, how, and where to."""
+class ReadingOptions(Section):
+    """How pictures that are there already are read; `extract` and `import` share it."""
 
-    data: str = ""
-    """Root of the dataset whose pictures, captions and text embeddings are taken over."""
-    output: str = ""
-    """Root of the new dataset: a local folder or s3://bucket/prefix."""
-    vl: str | None = None
-    """The vision-language model: `tiny`, a folder or a hub id; may be absent where the source was made with `tiny`."""
     layers: Layers = Field([-8, -6], min_length=1)
     """Layers to keep, counted from the end (-1 is after the final norm)."""
     text_modes: TextModes = Field(["caption", "none"], min_length=1)
@@ -136,7 +136,7 @@ class ExtractOptions(Section):
     vl_tokens: str = Field("all", pattern=VL_TOKENS)
     """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of the model: auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
     batch_size: int = Field(4, gt=0)
     """Pictures read together on one device; halved when memory runs out."""
     actors: int | None = Field(None, gt=0)
@@ -151,6 +151,17 @@ class ExtractOptions(Section):
     """A builder that finishes no batch for so long is named and restarted."""
     spool: str | None = None
     """Local folder for shards under construction; absent: the system's temporary folder."""
+
+
+class ExtractOptions(ReadingOptions):
+    """Which pictures to read again, how, and where to."""
+
+    data: str = ""
+    """Root of the dataset whose pictures, captions and text embeddings are taken over."""
+    output: str = ""
+    """Root of the new dataset: a local folder or s3://bucket/prefix."""
+    vl: str | None = None
+    """The vision-language model: `tiny`, a folder or a hub id; may be absent where the source was made with `tiny`."""
 
 
 class CompareOptions(Section):
@@ -219,6 +230,23 @@ class PlanOptions(Section):
     """Price of a gigabyte stored for a month."""
     price_1000_puts: float | None = Field(None, ge=0.0)
     """Price of a thousand put requests."""
+
+
+class RewriteOptions(Section):
+    """Short prompts made long by a local language model, before they are built."""
+
+    prompts: str = ""
+    """Prompt file, as for `build`."""
+    prompt_column: str | None = None
+    """Column of the prompts in a .tsv .csv .jsonl or .parquet prompt file."""
+    model: str = ""
+    """An instruction-tuned causal language model: a folder or a hub id (`id@revision`)."""
+    output: str = ""
+    """The .jsonl file to write; give it to `build.prompts`. What it holds already is not made again."""
+    words: int = Field(40, ge=5, le=300)
+    """Prompts of fewer words are rewritten to at least so many; others stay as they are."""
+    batch_size: int = Field(8, gt=0)
+    """Prompts rewritten together."""
 
 
 class ReportOptions(Section):

@@ -36,7 +36,7 @@ from safetensors.torch import load
 
 for sample in webdataset.WebDataset(sorted(glob("train/*.tar")), shardshuffle=False):
     caption, tensors = sample["txt"].decode(), load(sample["safetensors"])
-    text = tensors["text"]  # (T, D) what conditioned the picture
+    text = tensors["text"]  # (T, D) what conditions Z-Image on the caption
     image = tensors["vl.MODE.LAYER"]  # (V, D) what Qwen3-VL read in it
 ```"""
 
@@ -84,8 +84,8 @@ def dataset_card(
     parts = [
         front_matter(fields),
         "# Paired Qwen3-VL and Qwen3-4B hidden states\n",
-        "Pictures, their captions, the text embeddings that conditioned each picture in Z-Image, and the hidden states "
-        "that Qwen3-VL has when it looks at it. WebDataset shards; embeddings are bfloat16 safetensors.\n",
+        f"{_content(settings)}, and the hidden states that Qwen3-VL has when it looks at the picture. WebDataset "
+        "shards; embeddings are bfloat16 safetensors.\n",
         "" if license_id else "The licence is not filled in: add `license` to the head of this page.\n",
         f"## Counts\n\n{facts['samples']} samples, {state}; {facts['failed']} of {facts['planned']} planned ones could "
         "not be made.\n",
@@ -104,9 +104,26 @@ def dataset_card(
         "\nLeave out `.decode()`: some of WebDataset's decoders unpickle. `KEY.json` tells seed, sizes, token counts "
         "and categories; `text.kind` and `vl.MODE.kind` tell each token's kind (0 template, 1 image, 2 caption, "
         "3 marker).\n",
-        "## Limits\n\nThe pictures are one model's idea of the captions, flaws included; nobody looked through them.\n",
+        f"## Limits\n\n{_limits(settings)}; nobody looked through them.\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _content(settings: Mapping[str, Any]) -> str:
+    """What stands beside the hidden states."""
+    if "import" in settings:
+        return (
+            "Pictures and captions of another set, the text embeddings that condition Z-Image on each caption"
+        )
+    return "Pictures, their captions, the text embeddings that conditioned each picture in Z-Image"
+
+
+def _limits(settings: Mapping[str, Any]) -> str:
+    if "import" in settings:
+        return (
+            "Pictures and captions are other people's, under the terms of the set that they were taken from"
+        )
+    return "The pictures are one model's idea of the captions, flaws included"
 
 
 def _key(value: object) -> str:

@@ -11,15 +11,14 @@ from PIL import Image, ImageOps
 
 from shards.dataset import Dataset
 from shards.errors import UsageError
+from shards.picture import MAX_BYTES, MOST_OBLONG
 from shards.read import read_samples
 from shards.sample import MAX_PIXELS, open_image
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
-MAX_IMAGE_BYTES = 256 << 20
 # Qwen3-VL makes a token of 32 x 32 pixels: a photograph of 12 megapixels would be 12,000 of them, where the
 # projector was trained on about a thousand.
 LONGEST_SIDE = 2048
-MOST_OBLONG = 100  # long side over short side; Qwen3-VL's processor refuses 200
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def _opened(path: Path) -> Image.Image:
         raise UsageError(f"{where}: no such file; give image files, or folders of them")
     try:
         size = path.stat().st_size
-        if size > MAX_IMAGE_BYTES:
-            raise UsageError(f"{where}: {size:,} bytes; at most {MAX_IMAGE_BYTES:,}, make it smaller")
+        if size > MAX_BYTES:
+            raise UsageError(f"{where}: {size:,} bytes; at most {MAX_BYTES:,}, make it smaller")
         picture = ImageOps.exif_transpose(open_image(path.read_bytes())).convert("RGB")
     except OSError as error:
         raise UsageError(f"{where}: cannot be read: {error.strerror or error}") from None

@@ -130,12 +130,13 @@ class Dataset:
             )
         return dataset
 
-    def grow(self, samples: int, *, append: bool) -> tuple[Segment, ...]:
+    def grow(self, samples: int, *, append: bool, job: str = "build") -> tuple[Segment, ...]:
         """Record how many samples are planned.
 
         Args:
             samples: planned in all.
             append: whether more than before is meant.
+            job: whose options they are.
 
         Returns:
             all growth records.
@@ -149,17 +150,17 @@ class Dataset:
             return recorded
         if samples < total:
             raise UsageError(
-                f"build.samples = {samples}: {self.storage.root} is planned for {total}; "
+                f"{job}.samples = {samples}: {self.storage.root} is planned for {total}; "
                 f"a dataset only grows, use {total} or more"
             )
         if recorded and not append:
             raise UsageError(
-                f"build.samples = {samples}: {self.storage.root} is planned for {total}; "
-                "pass --build.append true to grow it"
+                f"{job}.samples = {samples}: {self.storage.root} is planned for {total}; "
+                f"pass --{job}.append true to grow it"
             )
         if not self.record(len(recorded), {"samples": samples}):
             # Another builder grew it meanwhile: judge again from what is there now.
-            return self.grow(samples, append=append)
+            return self.grow(samples, append=append, job=job)
         return (*recorded, samples)
 
     def record(self, number: int, content: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from shards.commit import Commit, failed_key
 from shards.errors import CorruptShardError, NotFoundError, StorageError
+from shards.items import imported_id
 from shards.objects import Storage
 from shards.plan import PlannedSample, PlannedShard, normalise_caption, sample_id
 from shards.sample import IMAGE_FORMATS, Expected, check_image, check_tensors, decode_tensors
@@ -209,6 +210,7 @@ def _checked_row(members: _Members, expected: Expected) -> Row:
         caption = content["txt"].decode("utf-8")
         metadata = json.loads(content["json"])
         told, identity = metadata["caption"], metadata["id"]
+        picture = str(metadata["source"]["picture"]) if expected.imported else ""
         check_image(content[images[0]], expected)
         check_tensors(decode_tensors(content["safetensors"]), expected)
         row = sample_row(members.key, metadata, members.places)
@@ -216,8 +218,9 @@ def _checked_row(members: _Members, expected: Expected) -> Row:
         raise ValueError(f"does not decode: {error}") from None
     if told != caption:
         raise ValueError("the captions of .txt and .json differ")
-    if identity != sample_id(caption):
-        raise ValueError(f"id {identity!r} is not that of its caption")
+    if identity != (imported_id(picture, caption) if expected.imported else sample_id(caption)):
+        of_what = "its picture and caption" if expected.imported else "its caption"
+        raise ValueError(f"id {identity!r} is not that of {of_what}")
     return row
 
 

@@ -1,15 +1,16 @@
 """What a dataset holds, as facts: counts, bytes, failures, coverage, what it took."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shards.commit import Commit
 from shards.dataset import READERS, Dataset
 from shards.plan import SPLITS, planned_count
+from shards.prompt_figures import PromptFigures, prompt_figures
 from shards.retry import failures
-from shards.tables import Row, read_table
+from shards.tables import Row, planned_sample, read_table
 
 CATEGORIES = ("content", "style", "subject")
 SHOWN_SETTINGS = ("height", "width", "layers", "text_modes", "dtype")
@@ -59,7 +60,7 @@ def details(dataset: Dataset) -> dict[str, Any]:
         `coverage`: samples made, by content, style and subject; `failures`: tries that failed, by stage and error.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(lambda commit: _categories(dataset, commit), dataset.commits())
+        tables = pool.map(lambda commit: _rows(dataset, commit, CATEGORIES), dataset.commits())
         cells = Counter(tuple(row[name] for name in CATEGORIES) for rows in tables for row in rows)
     causes = Counter((row["stage"], row["error_class"]) for row in failures(dataset))
     return {
@@ -74,16 +75,23 @@ def details(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def prompts(dataset: Dataset) -> PromptFigures:
+    """How varied the captions of the samples are that were made; takes a request for each shard.
+
+    Args:
+        dataset: opened dataset.
+    """
+    columns = ("key", "id", "caption", *CATEGORIES, "seed", "plan_index")
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(lambda commit: _rows(dataset, commit, columns), dataset.commits())
+        return prompt_figures(planned_sample(row) for rows in tables for row in rows)
+
+
 def _counts(commits: Iterable[Commit]) -> dict[str, int]:
     samples = [commit.samples for commit in commits]
     return {"shards": len(samples), "samples": sum(samples)}
 
 
-def _categories(dataset: Dataset, commit: Commit) -> Iterable[Row]:
-    return (
-        read_table(
-            dataset.storage, commit.parquet, CATEGORIES, sha256=commit.side_files.get(commit.parquet, "")
-        ).rows
-        if commit.samples
-        else ()
-    )
+def _rows(dataset: Dataset, commit: Commit, columns: Sequence[str]) -> Iterable[Row]:
+    sha256 = commit.side_files.get(commit.parquet, "")
+    return read_table(dataset.storage, commit.parquet, columns, sha256=sha256).rows if commit.samples else ()

@@ -1,6 +1,7 @@
 """The plan: which sample goes where, decided before anything runs and never changed by growth.
 
-Everything here is pure. Prompts are taken in order; a caption's split is a hash of its normalised text; each split
+Everything here is pure, and a sample is put together only when it is asked for, so that a plan of a million takes
+some megabytes. Prompts are taken in order; a caption's split is a hash of its normalised text; each split
 fills its shards one after the other. A plan is grown in segments: at the end of each one the last, partial shard of
 every split is closed, so that shards which may be committed already keep their samples.
 """
@@ -8,12 +9,13 @@ every split is closed, so that shards which may be committed already keep their 
 import hashlib
 import json
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
-from typing import Protocol
+from itertools import accumulate, chain, pairwise
+from typing import Protocol, overload
 
 from shards.errors import UsageError
 
@@ -96,12 +98,16 @@ class PlannedShard:
 
     split: str
     index: int
-    samples: tuple[PlannedSample, ...]
+    samples: Sequence[PlannedSample]
 
     @property
     def name(self) -> str:
         """`train-000003`."""
         return f"{self.split}-{self.index:06d}"
+
+    def spelled_out(self) -> "PlannedShard":
+        """The same with its samples in memory, to be sent to another process without all prompts."""
+        return replace(self, samples=tuple(self.samples))
 
     @cached_property
     def slice_hash(self) -> str:
@@ -110,19 +116,71 @@ class PlannedShard:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True, eq=False)
+class _Samples(Sequence[PlannedSample]):
+    """The samples of a shard, each put together when it is asked for."""
+
+    prompts: Sequence[Captioned]
+    indices: "array[int]"
+    run_seed: int
+    split: str
+    shard: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, position: int) -> PlannedSample: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[PlannedSample, ...]: ...
+    def __getitem__(self, position: int | slice) -> PlannedSample | tuple[PlannedSample, ...]:
+        if isinstance(position, slice):
+            return tuple(self[at] for at in range(*position.indices(len(self))))
+        index = self.indices[position]
+        prompt = self.prompts[index]
+        return PlannedSample(
+            id=prompt.identity,
+            index=index,
+            caption=prompt.caption,
+            content=prompt.content,
+            style=prompt.style,
+            subject=prompt.subject,
+            seed=sample_seed(self.run_seed, prompt.identity),
+            split=self.split,
+            shard=self.shard,
+            position=position % len(self),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+
 @dataclass(frozen=True)
 class Plan:
-    """All shards, train first; `len` counts samples."""
+    """All shards, train first; `len` counts samples.
+
+    Attributes:
+        shards: in order.
+        retried: ids of the samples that are tried again somewhere.
+    """
 
     shards: tuple[PlannedShard, ...]
+    retried: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return sum(len(shard.samples) for shard in self.shards)
 
+    def __iter__(self) -> Iterator[PlannedSample]:
+        """All samples, shard by shard."""
+        return (sample for shard in self.shards for sample in shard.samples)
+
     @property
     def samples(self) -> list[PlannedSample]:
-        """All samples in plan order."""
-        return sorted((s for shard in self.shards for s in shard.samples), key=lambda sample: sample.index)
+        """All samples in plan order, in memory."""
+        return sorted(self, key=lambda sample: sample.index)
 
     @cached_property
     def superseded(self) -> frozenset[str]:
@@ -131,8 +189,10 @@ class Plan:
         Their shards have it on record as failed. One that is made once more, say after `repair`, must not make it
         there now, since it would stand twice.
         """
+        if not self.retried:
+            return frozenset()
         # A split's shards stand in order, and each try is in a later one of the same split.
-        samples = [sample for shard in self.shards for sample in shard.samples]
+        samples = [sample for sample in self if sample.id in self.retried]
         last = {sample.id: sample.key for sample in samples}
         return frozenset(sample.key for sample in samples if last[sample.id] != sample.key)
 
@@ -197,50 +257,49 @@ def make_plan(
             f"build.samples = {totals[-1]}: the prompt source holds {len(prompts)}; "
             f"ask for at most {len(prompts)} or give more prompts"
         )
-    shards: dict[str, list[list[PlannedSample]]] = {split: [] for split in SPLITS}
-    place_of: dict[str, int] = {}
+    retried = frozenset(chain.from_iterable(segment for segment in segments if not isinstance(segment, int)))
+    held_out, place_of = _one_pass(prompts, totals[-1], val_fraction, retried)
+    shards: dict[str, list[_Samples]] = {split: [] for split in SPLITS}
+    done = 0
     for segment in segments:
         if isinstance(segment, int):
-            indices: Sequence[int] = range(len(place_of), segment)
-            place_of |= {prompts[index].identity: index for index in indices}
+            indices: Iterable[int] = range(done, segment)
+            done = segment
         else:
             indices = [place_of[identity] for identity in segment]
-        _fill(shards, prompts, indices, seed, val_fraction, samples_per_shard)
+        # In new shards: those of earlier segments may be committed.
+        of_split = {split: array("I") for split in SPLITS}
+        for index in indices:
+            of_split["val" if held_out[index] else "train"].append(index)
+        for split, members in of_split.items():
+            ends = [0, *accumulate(shard_sizes(len(members), samples_per_shard))]
+            for start, end in pairwise(ends):
+                shards[split].append(_Samples(prompts, members[start:end], seed, split, len(shards[split])))
     if any(len(filled) > MAX_SHARDS for filled in shards.values()):
         raise UsageError(
             f"build.samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it"
         )
     return Plan(
         tuple(
-            PlannedShard(split, index, tuple(samples))
+            PlannedShard(split, index, samples)
             for split in SPLITS
             for index, samples in enumerate(shards[split])
-        )
+        ),
+        retried,
     )
 
 
-def _fill(
-    shards: dict[str, list[list[PlannedSample]]],
-    prompts: Sequence[Captioned],
-    indices: Iterable[int],
-    seed: int,
-    val_fraction: float,
-    samples_per_shard: int,
-) -> None:
-    """Add one segment's samples, in new shards: those of earlier segments may be committed."""
-    of_split: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for index in indices:
-        of_split["val" if is_held_out(prompts[index].group, val_fraction) else "train"].append(index)
-    for split, members in of_split.items():
-        following = iter(members)
-        for size in shard_sizes(len(members), samples_per_shard):
-            shard = len(shards[split])
-            shards[split].append(
-                [
-                    _planned(prompts[index], index, seed, split, shard, position)
-                    for position, index in enumerate(islice(following, size))
-                ]
-            )
+def _one_pass(
+    prompts: Sequence[Captioned], count: int, val_fraction: float, wanted: Collection[str]
+) -> tuple[bytearray, dict[str, int]]:
+    """Which of the first prompts are held out, and the places of the wanted ids."""
+    held_out, place_of = bytearray(count), {}
+    for index in range(count):
+        prompt = prompts[index]
+        held_out[index] = is_held_out(prompt.group, val_fraction)
+        if wanted and prompt.identity in wanted:
+            place_of[prompt.identity] = index
+    return held_out, place_of
 
 
 def shard_sizes(samples: int, full: int) -> list[int]:
@@ -264,23 +323,6 @@ def shard_sizes(samples: int, full: int) -> list[int]:
         if not tail:
             break
     return [*sizes, left] if left else sizes
-
-
-def _planned(
-    prompt: Captioned, index: int, run_seed: int, split: str, shard: int, position: int
-) -> PlannedSample:
-    return PlannedSample(
-        id=prompt.identity,
-        index=index,
-        caption=prompt.caption,
-        content=prompt.content,
-        style=prompt.style,
-        subject=prompt.subject,
-        seed=sample_seed(run_seed, prompt.identity),
-        split=split,
-        shard=shard,
-        position=position,
-    )
 
 
 def planned_count(segments: Sequence[Segment]) -> int:

@@ -9,7 +9,8 @@ from shards.errors import NotFoundError
 from shards.plan import Segment
 from shards.tables import Row, read_table
 
-HOPELESS = ("SampleError",)  # a caption that is too long or holds markup fails alike every time
+# A caption that is too long or holds markup, and a picture that is broken where it came from, fail alike every time.
+HOPELESS = ("SampleError", "ImageError")
 
 
 def failures(dataset: Dataset) -> list[Row]:

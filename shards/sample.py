@@ -88,16 +88,23 @@ class Expected:
         text_modes: of the VL tensors.
         layers: of the VL tensors.
         width, height: of the image in pixels; 0 for any.
+        imported: whether a sample's id is that of its picture's name in a source and its caption, not of its caption.
     """
 
     text_modes: tuple[str, ...]
     layers: tuple[int, ...]
     width: int = 0
     height: int = 0
+    imported: bool = False
 
 
 def make_sample(
-    planned: PlannedSample, *, image: bytes, image_format: ImageFormat, tensors: Mapping[str, Array]
+    planned: PlannedSample,
+    *,
+    image: bytes,
+    image_format: ImageFormat,
+    tensors: Mapping[str, Array],
+    source: Mapping[str, Any] | None = None,
 ) -> Sample:
     """Put a sample together; its `.json` member follows from the plan, the picture's header and the tensors.
 
@@ -106,6 +113,7 @@ def make_sample(
         image: encoded picture.
         image_format: of the picture.
         tensors: see `Sample.tensors`.
+        source: of an imported picture, what it is called there and what became of it; None for a generated one.
 
     Returns:
         the sample.
@@ -131,6 +139,8 @@ def make_sample(
         "image_span": spans,
         "plan_index": planned.index,
     }
+    if source is not None:
+        metadata["source"] = dict(source)
     return Sample(planned.key, planned.caption, metadata, image, image_format, tensors)
 
 
@@ -224,6 +234,13 @@ def open_image(data: bytes) -> Image.Image:
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image does not decode: {error}") from None
     return picture
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as PNG, lossless; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
 
 
 def encode_tensors(tensors: Mapping[str, Array]) -> bytes:

@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from shards.card import CARD
+from shards.catalogue import FOLDER, RECORD, Catalogue
 from shards.commit import COMMIT_NAME, Commit, failed_key, tar_key
 from shards.dataset import DATASET, GROWTH_NAME, MANIFEST, Dataset
 from shards.errors import CorruptShardError
@@ -72,7 +73,8 @@ def verify(root: str, *, workers: int = 1) -> Findings:
                 findings.problems.append(
                     Problem(commit.name, key, f"its caption stands in both splits, in {other} too")
                 )
-    findings.problems += _foreign(dataset, commits)
+    catalogue, problems = _catalogue(dataset)
+    findings.problems += [*problems, *_foreign(dataset, commits, catalogue)]
     findings.accounted = sum(commit.samples + commit.failed for commit in commits)
     findings.planned = planned_count(dataset.segments())
     return findings
@@ -86,6 +88,7 @@ def expected_of(dataset: Dataset) -> Expected:
         layers=tuple(settings["layers"]),
         width=settings.get("width", 0),
         height=settings.get("height", 0),
+        imported="import" in settings,
     )
 
 
@@ -119,9 +122,20 @@ def _examine_at(root: str, commit: Commit, expected: Expected) -> Examined:
     return examine(open_storage(root), commit, expected)
 
 
-def _foreign(dataset: Dataset, commits: Iterable[Commit]) -> list[Problem]:
+def _catalogue(dataset: Dataset) -> tuple[set[str], list[Problem]]:
+    """Keys of an imported dataset's catalogue, and what is wrong with it."""
+    try:
+        catalogue = Catalogue.open(dataset.storage)
+    except CorruptShardError as error:
+        return {entry.key for entry in dataset.storage.list(FOLDER)}, [Problem(RECORD, "", str(error))]
+    if catalogue is None:
+        return set(), []
+    return catalogue.keys(), [Problem(key, "", what) for key, what in catalogue.problems()]
+
+
+def _foreign(dataset: Dataset, commits: Iterable[Commit], catalogue: set[str]) -> list[Problem]:
     """Files that belong to nothing; uncommitted leftovers are told apart, since gc removes them."""
-    own = {DATASET, MANIFEST, "_lease.json", CARD}
+    own = {DATASET, MANIFEST, "_lease.json", CARD, *catalogue}
     for commit in commits:
         own |= {commit.tar, commit.parquet, failed_key(commit.name)}
     problems = []

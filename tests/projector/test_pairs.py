@@ -157,10 +157,10 @@ def test_pictures_read_elsewhere_become_the_same_samples(maker, tiny_sources):
 def test_a_picture_is_sent_as_its_png(maker):
     (pictured,) = maker.pictures.make(PLANNED[:1])
     assert isinstance(pictured, Pictured)
-    assert len(pickle.dumps(pictured)) < len(pictured.png.result()) + pictured.text["text"].nbytes + 2000
+    assert len(pickle.dumps(pictured)) < len(pictured.image.result()) + pictured.text["text"].nbytes + 2000
     again = pickle.loads(pickle.dumps(pictured))
     assert again.picture.tobytes() == pictured.picture.tobytes()
-    assert again.png.result() == pictured.png.result()
+    assert again.image.result() == pictured.image.result()
 
 
 def test_reading_has_a_batch_size_of_its_own(maker, monkeypatch):
@@ -255,7 +255,7 @@ def test_guidance_and_default_settings_run(tiny_sources):
 
 def test_there_is_something_to_learn(tiny_sources):
     """A closed-form ridge from mean image token to mean caption token beats identity by far on held-out pairs."""
-    from shards.prompts import builtin_prompts
+    from shards.grammar import builtin_prompts
 
     torch.set_num_threads(2)
     maker = FusedMaker.load(

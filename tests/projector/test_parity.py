@@ -8,7 +8,7 @@ from PIL import Image
 from projector.generate import ImageGenerator
 from projector.text import SampleError, TextEncoder
 from projector.vision import VisionLanguageEncoder
-from shards.prompts import builtin_prompts
+from shards.grammar import builtin_prompts
 
 CAPTIONS = [
     "a red fox",

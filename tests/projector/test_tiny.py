@@ -12,7 +12,7 @@ from projector.generate import ImageGenerator
 from projector.models import file_hashes
 from projector.text import TextEncoder
 from projector.tiny import OUTLIER_DIMENSIONS, make_tiny_models
-from shards.prompts import builtin_prompts
+from shards.grammar import builtin_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PROMPTS = [prompt.caption for prompt in builtin_prompts().prompts[:12]]

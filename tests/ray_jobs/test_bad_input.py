@@ -65,7 +65,7 @@ def test_a_prompt_file_that_is_not_there(capsys, tmp_path):
         ("steps", "0", "greater than 0"),
         ("val_fraction", "1.5", "less than 1"),
         ("layers", "-99", "allowed are -12 to -1"),
-        ("samples", "1000000", "the prompt source holds 25200"),
+        ("samples", "9000000", "the prompt source holds 1272726"),
     ],
 )
 def test_numbers(capsys, tmp_path, flag, value, message):

@@ -14,10 +14,10 @@ from fault_proxy import FaultProxy
 from ray_support import ROOT, build_command, bytes_of
 from s3_support import running_moto, running_rclone, use
 from shards.dataset import Dataset
+from shards.grammar import builtin_prompts
 from shards.info import info
 from shards.maintain import uncommit
 from shards.plan import make_plan
-from shards.prompts import builtin_prompts
 from shards.storage import open_storage
 from shards.verify import verify
 

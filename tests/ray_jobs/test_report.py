@@ -83,6 +83,7 @@ def test_the_page_tells_what_the_run_holds(whole, page):
         "<b>9</b>pairs",
         "<b>1</b>failed",
         "cells of content, style and subject have samples",
+        "0 of 9 captions are nearly the same as another",
         "Failures by class",
         "RuntimeError",
         "dimension 396 from 43 to ",

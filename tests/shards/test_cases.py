@@ -85,7 +85,7 @@ def test_what_is_no_file_is_refused_unread(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"no .png, .webp, .jpg, .jpeg files in that folder"):
         user_pictures([str(tmp_path)])
     a_picture().save(tmp_path / "large.png")
-    monkeypatch.setattr(cases, "MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(cases, "MAX_BYTES", 1000)
     with pytest.raises(UsageError, match=r"large.png': .* bytes; at most 1,000"):
         user_pictures([str(tmp_path / "large.png")])
 

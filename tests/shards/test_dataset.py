@@ -74,6 +74,8 @@ def test_a_dataset_only_grows_and_only_when_told(make_dataset):
     assert dataset.grow(10, append=False) == (10,)
     with pytest.raises(UsageError, match=r"planned for 10; pass --build.append true"):
         dataset.grow(15, append=False)
+    with pytest.raises(UsageError, match=r"import.samples = 15: .*pass --import.append true"):
+        dataset.grow(15, append=False, job="import")
     assert dataset.grow(15, append=True) == (10, 15)
     assert dataset.grow(15, append=True) == (10, 15)
     with pytest.raises(UsageError, match="a dataset only grows, use 15 or more"):

@@ -4,7 +4,8 @@ import json
 from collections import Counter
 
 from shards.__main__ import main
-from shards.info import details
+from shards.info import details, prompts
+from shards.prompt_figures import prompt_figures
 from tests_support import a_plan, commit_shard
 
 
@@ -20,6 +21,14 @@ def test_coverage_and_failures(make_dataset, tmp_path, capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["coverage"] == told["coverage"]
     assert (shown["samples"], shown["failed"], shown["fingerprint"]) == (18, 2, dataset.fingerprint)
+
+
+def test_captions_that_were_made_are_measured(make_dataset, tmp_path):
+    dataset, plan = make_dataset(shards=a_plan().shards[1:])
+    commit_shard(dataset, plan.shards[0], tmp_path / "spool", failing=(1, 2))
+    made = [sample for sample in plan.samples if sample not in plan.shards[0].samples[1:3]]
+    assert prompts(dataset) == prompt_figures(made)
+    assert prompts(dataset).prompts == 18
 
 
 def test_a_shard_in_which_all_failed(make_dataset, tmp_path):

@@ -1,51 +1,18 @@
-"""The built-in prompt space and users' files."""
+"""Users' prompt files: captions kept exactly, categories taken or guessed, duplicates and near-duplicates."""
 
 import json
-from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards.errors import UsageError
-from shards.plan import coverage, normalise_caption
-from shards.prompts import CONTENT_TYPES, STYLES, SUBJECTS, builtin_prompts, read_prompts
-
-
-def test_the_built_in_space_is_large_and_without_repetition():
-    prompts = builtin_prompts().prompts
-    assert len(prompts) >= 24_000
-    assert len({normalise_caption(prompt.caption) for prompt in prompts}) == len(prompts)
-    assert (len(CONTENT_TYPES), len(STYLES), len(SUBJECTS)) == (5, 5, 6)
-
-
-@pytest.mark.parametrize("count", [1, 7, 96, 150, 1000, 5000, 20_000])
-def test_every_prefix_is_evenly_spread(count):
-    cells = coverage(builtin_prompts().prompts[:count])
-    counts = [cells.get((c, s, t), 0) for c in CONTENT_TYPES for s in STYLES for t in SUBJECTS]
-    assert max(counts) - min(counts) <= 1
-
-
-def test_early_prompts_mix_all_three_axes():
-    first = builtin_prompts().prompts[:30]
-    for axis in ("content", "style", "subject"):
-        counts = Counter(getattr(prompt, axis) for prompt in first)
-        assert len(counts) == {"content": 5, "style": 5, "subject": 6}[axis]
-        assert max(counts.values()) <= 7
-
-
-def test_prompts_read_as_sentences():
-    for prompt in builtin_prompts().prompts[::37]:
-        assert prompt.caption[0].isupper()
-        assert prompt.caption.endswith(".")
-        assert "  " not in prompt.caption
-        assert 30 < len(prompt.caption) < 250
-
-
-def test_the_built_in_space_never_changes_unnoticed():
-    """Its hash is in every fingerprint: a changed word makes old datasets impossible to grow."""
-    assert builtin_prompts().sha256 == "40319fc93d0b6d49faf9acb3e2e45f7893acced3f761d24158d23a7d986515fa"
-
+from shards.grammar import builtin_prompts
+from shards.plan import normalise_caption
+from shards.prompt_files import read_prompts, without_near_duplicates
+from shards.prompts import Prompt, PromptSource
 
 CAPTIONS = ["plain", " spaces  kept ", 'a "quoted", comma', "emoji 🦊", "עברית", "<script>alert(1)</script>"]
 
@@ -149,3 +116,91 @@ def test_errors_name_the_option_that_gave_the_file(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(UsageError, match=message):
             read_prompts(tmp_path / name, column, option="compare.prompts")
+
+
+def test_categories_of_the_file_win_and_others_are_guessed(tmp_path):
+    (tmp_path / "p.csv").write_text(
+        "prompt,Style\nA photo of a dog,vintage\nxyzzy,\nOil painting of a lighthouse,\n", encoding="utf-8"
+    )
+    assert [(p.content, p.style, p.subject) for p in read_prompts(tmp_path / "p.csv").prompts] == [
+        ("photograph", "vintage", "animals"),
+        ("uncategorised", "uncategorised", "uncategorised"),
+        ("illustration", "painterly", "architecture"),
+    ]
+
+
+def test_duplicates_are_dropped_where_that_is_asked(tmp_path):
+    (tmp_path / "p.txt").write_text("one\ntwo\nONE \nthree\ntwo\n")
+    source = read_prompts(tmp_path / "p.txt", drop_duplicates=True)
+    assert [prompt.caption for prompt in source.prompts] == ["one", "two", "three"]
+    assert "2 duplicates left out, the first in line 3, of line 1" in source.notes[0]
+
+
+def test_parti_prompts(tmp_path):
+    """The table that its authors published: Prompt, Category, Challenge, Note."""
+    (tmp_path / "PartiPrompts.tsv").write_text(
+        "Prompt\tCategory\tChallenge\tNote\n"
+        "a bowl of soup that looks like a monster made out of plasticine\tFood & Beverage\tImagination\t\n"
+        "infinity\tAbstract\tBasic\t\n"
+        "a tiger in the style of van gogh\tAnimals\tStyle & Format\t\n"
+        '"No" is "no" twice\tWorld Knowledge\tWriting\tquotes are characters here\n'
+        "Anubis wearing sunglasses\tWorld Knowledge\tSimple Detail\tan Egyptian god\n"
+    )
+    prompts = read_prompts(tmp_path / "PartiPrompts.tsv").prompts
+    assert [prompt.subject for prompt in prompts] == [
+        "objects",
+        "abstract concepts",
+        "animals",
+        "uncategorised",
+        "uncategorised",
+    ]
+    assert prompts[2].style == "painterly"
+    assert prompts[3].caption == '"No" is "no" twice'
+    assert prompts[0].caption == "a bowl of soup that looks like a monster made out of plasticine"
+
+
+def test_a_parquet_like_diffusion_db(tmp_path):
+    """Columns of DiffusionDB's metadata.parquet; its users sent the same and nearly the same again and again."""
+    long = "a highly detailed matte painting of a ruined castle on a cliff above the sea at dawn, " * 2
+    prompts = [f"{long} by artist {word}" for word in ("one", "two")] + ["a cat", "a dog", "a cat"]
+    table = pa.table(
+        {
+            "image_name": [f"{i}.png" for i in range(5)],
+            "prompt": prompts,
+            "seed": list(range(5)),
+            "cfg": [7.0] * 5,
+            "width": [512] * 5,
+            "user_name": ["hash"] * 5,
+            "prompt_nsfw": [0.0] * 5,
+        }
+    )
+    pq.write_table(table, tmp_path / "metadata.parquet")
+    with pytest.raises(UsageError, match=r"duplicate of line 3: 'a cat'.*build.duplicates drop"):
+        read_prompts(tmp_path / "metadata.parquet")
+    source = without_near_duplicates(read_prompts(tmp_path / "metadata.parquet", drop_duplicates=True), 5)
+    assert [prompt.caption for prompt in source.prompts] == [prompts[0], "a cat", "a dog"]
+    assert len(source.notes) == 2
+    assert "near-duplicates" in source.notes[1]
+
+
+def test_a_hundred_thousand_lines(tmp_path):
+    space = builtin_prompts().prompts
+    (tmp_path / "p.txt").write_text("".join(f"{i} {space[i % 500].caption}\n" for i in range(100_000)))
+    source = read_prompts(tmp_path / "p.txt")
+    assert len(source.prompts) == 100_000
+    kept = without_near_duplicates(source, 500).prompts
+    assert kept == source.prompts[:500]
+
+
+@given(st.lists(st.sampled_from(range(8)), min_size=1, max_size=40), st.integers(1, 40), st.integers(1, 40))
+def test_what_is_left_does_not_depend_on_how_much_is_wanted(numbers, fewer, more):
+    texts = [" ".join([f"word{n % 4}x{i}" for i in range(30)] + [f"end{n // 4}"]) for n in range(8)]
+    prompts = tuple(Prompt(f"{texts[n]} {'again' if i % 2 else 'once'}") for i, n in enumerate(numbers))
+    source = PromptSource("p", "", prompts)
+    short, long = (without_near_duplicates(source, count).prompts for count in sorted((fewer, more)))
+    assert short == long[: len(short)]
+    assert len(without_near_duplicates(source, 40).prompts) == len({n % 4 for n in numbers})
+
+
+def test_normalised_captions_are_what_duplicates_share():
+    assert normalise_caption("A  Red\tFox ") == normalise_caption("a red fox")

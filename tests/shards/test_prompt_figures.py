@@ -1,0 +1,38 @@
+"""Figures of prompts against counting by hand."""
+
+from shards.plan import make_plan
+from shards.prompt_figures import prompt_figures
+from shards.prompts import Prompt
+
+LONG = " ".join(f"word{i}" for i in range(40))
+CAPTIONS = ["a red fox", "a red fox in snow", LONG, f"{LONG} more", f"other {LONG}"]
+
+
+def test_figures_are_what_a_hand_counts():
+    prompts = [
+        Prompt(caption, "photograph", "vintage", "people" if i else "animals")
+        for i, caption in enumerate(CAPTIONS)
+    ]
+    plan = make_plan(prompts, seed=0, val_fraction=0.5, samples_per_shard=2, segments=(5,))
+    figures = prompt_figures(plan)
+    assert figures.prompts == figures.compared == 5
+    assert figures.cells == {("photograph", "vintage", "animals"): 1, ("photograph", "vintage", "people"): 4}
+    assert figures.lengths == {0: 2, 40: 3}
+    assert figures.distinct[1] == (3 + 2 + 40 + 2, 3 + 5 + 40 + 41 + 41)
+    assert figures.distinct[3] == (3 + 38 + 1 + 1, 1 + 3 + 38 + 39 + 39)
+    assert figures.near_duplicates == 2
+    split = {sample.caption: sample.split for sample in plan}
+    assert figures.across_splits == sum(split[caption] != split[LONG] for caption in CAPTIONS[3:])
+    told = "\n".join(figures.lines())
+    assert "2 of content, style and subject, 1 to 4 prompts each" in told
+    assert "0+: 2, 40+: 3" in told
+    assert figures.to_json()["cells"][0] == {
+        "content": "photograph",
+        "style": "vintage",
+        "subject": "animals",
+        "prompts": 1,
+    }
+
+
+def test_no_prompts_are_no_error():
+    assert prompt_figures([]).lines()[0].startswith("cells          0 ")

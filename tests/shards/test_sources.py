@@ -1,0 +1,495 @@
+"""What each kind of source says of itself: every caption with where its picture lies, and nothing outside of it."""
+
+import tarfile
+import zipfile
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
+from s3_support import use
+from shards import rows
+from shards.catalogue import open_source
+from shards.errors import StorageError, UsageError
+from shards.filters import Rules, filters_of
+from shards.items import Item, Place
+from shards.originals import open_originals
+from shards.picture import MAX_BYTES, ImageError
+from shards.sieve import taken
+from shards.source import SourceSpec
+
+
+def items_of(spec, **rules):
+    """What is taken of a source, and why the rest is not."""
+    opened, rules = open_source(spec), Rules(**{"val_fraction": 0.3} | rules)
+    filters, left_out = filters_of(rules, opened.columns()), Counter()
+    columns = {column for each in filters for column in each.columns}
+    return list(taken(opened.found(columns), rules, filters, left_out)), dict(left_out)
+
+
+def read_all(spec, items):
+    with closing(open_originals(spec)) as originals:
+        return [originals.read(item.place) for item in items]
+
+
+def read(spec, *places):
+    return read_all(spec, [Item("", "", place) for place in places])
+
+
+@pytest.fixture(params=["folder", "zip"])
+def coco(request, tmp_path):
+    """A small COCO: the specification and the pictures."""
+    content, files = coco_content()
+    return SourceSpec("coco", **write_coco(tmp_path, content, files, zipped=request.param == "zip")), files
+
+
+def test_coco_gives_the_first_caption_or_all(coco):
+    spec, files = coco
+    first, left_out = items_of(spec)
+    assert [item.caption for item in first] == [f"picture {number}, told 0" for number in range(6)]
+    assert [item.picture for item in first] == list(files)
+    assert left_out == {"further caption": 12}
+    every, left_out = items_of(spec, captions="all")
+    assert [item.caption for item in every] == [f"picture {n}, told {t}" for n in range(6) for t in range(3)]
+    assert len({item.identity for item in every}) == 18
+    assert len({item.group for item in every}) == 6
+    assert left_out == {}
+    assert read_all(spec, every[::3]) == list(files.values())
+
+
+def test_coco_filters_by_what_its_images_say(coco):
+    assert len(items_of(coco[0], min_side=40)[0]) == 2
+    assert items_of(coco[0], max_aspect=1.4)[1]["aspect"] == 12
+    with pytest.raises(
+        UsageError, match=r"min_aesthetic = 5.0: the source has no column aesthetic or .* it has"
+    ):
+        items_of(coco[0], min_aesthetic=5.0)
+
+
+OUTSIDE = (
+    "../secret.jpg",
+    "/etc/passwd",
+    "a/../../secret.jpg",
+    "..\\secret.jpg",
+    "a\0b.jpg",
+    "",
+    None,
+    7,
+    ["x"],
+)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_no_name_leads_out_of_the_pictures(tmp_path, zipped):
+    content, files = coco_content(count=len(OUTSIDE) + 2, captions=1)
+    for image, name in zip(content["images"], OUTSIDE, strict=False):
+        image["file_name"] = name
+    (tmp_path / "secret.jpg").write_bytes(encoded(1))
+    spec = SourceSpec("coco", **write_coco(tmp_path / "set", content, files, zipped=zipped))
+    found, left_out = items_of(spec)
+    assert [item.picture for item in found] == list(files)[-2:]
+    assert left_out == {"no picture, or an unsafe name": len(OUTSIDE)}
+
+
+def test_links_and_absent_pictures_fail_when_they_are_read(tmp_path):
+    content, files = coco_content(count=5, captions=1)
+    spec = SourceSpec("coco", **write_coco(tmp_path / "set", content, files))
+    folder, names = Path(spec.images), list(files)
+    (tmp_path / "secret.jpg").write_bytes(encoded(1))
+    (folder / names[0]).unlink()
+    (folder / names[0]).symlink_to(tmp_path / "secret.jpg")
+    (folder / names[1]).unlink()
+    found, _ = items_of(spec)
+    assert len(found) == 5
+    originals = open_originals(spec)
+    for item in found[:2]:
+        with pytest.raises(ImageError, match="the source has no such picture"):
+            originals.read(item.place)
+    assert originals.read(found[2].place) == files[names[2]]
+    (folder / names[2]).unlink()
+    with pytest.raises(ImageError, match="not there any more"):
+        originals.read(found[2].place)
+    (folder / names[3]).write_bytes(files[names[3]][:50])
+    with pytest.raises(StorageError, match="cut short"):
+        originals.read(found[3].place)
+    with pytest.raises(ImageError, match="at most"):
+        originals.read(Place(names[4], size=MAX_BYTES + 1))
+
+
+def test_a_zip_is_read_by_name_and_not_believed(tmp_path):
+    content, files = coco_content(count=3, captions=1)
+    spec = SourceSpec("coco", **write_coco(tmp_path, content, files, zipped=True))
+    found, _ = items_of(spec)
+    assert found[0].place.member == f"val2017/{found[0].picture}"
+    path = Path(spec.images)
+    data = bytearray(path.read_bytes())
+    data[data.find(files[found[1].picture]) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="CRC"):
+        read(spec, found[1].place)
+    with pytest.raises(ImageError, match="is not of the 10 bytes"):
+        read(spec, Place(found[0].place.file, found[0].place.member, size=10))
+    with pytest.raises(ImageError, match="cannot be read"):
+        read(spec, Place(found[0].place.file, "none", size=10))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"../../{found[0].picture}", files[found[0].picture])
+    with pytest.raises(ImageError, match="no such picture"):
+        read(spec, items_of(spec)[0][0].place)
+    path.write_bytes(b"PK")
+    with pytest.raises(UsageError, match="no whole zip"):
+        open_source(spec)
+    path.unlink()
+    with pytest.raises(UsageError, match="is not there"):
+        open_source(spec)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "no JSON object"),
+        ('{"images": []}', "no list 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": []}]}', "have no caption"),
+        ('{"images": {}, "annotations": []}', "no list 'images'"),
+    ],
+)
+def test_annotations_of_another_shape(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        open_source(SourceSpec("coco", str(tmp_path / "a.json"), str(tmp_path)))
+
+
+def test_coco_needs_pictures_and_annotations(tmp_path):
+    with pytest.raises(UsageError, match=r"import.images is needed"):
+        open_source(SourceSpec("coco", "a.json"))
+    with pytest.raises(UsageError, match="no such file"):
+        open_source(SourceSpec("coco", str(tmp_path / "a.json"), str(tmp_path)))
+    with pytest.raises(UsageError, match="leave it out"):
+        open_source(SourceSpec("coco", "a.json", "b", image_column="x"))
+
+
+def test_hostile_annotations_are_left_out_one_by_one(tmp_path):
+    content, files = coco_content(count=3, captions=1)
+    content["images"] += [7, {"id": [1], "file_name": "x.jpg"}, {"id": 0, "file_name": "other.jpg"}, {}]
+    content["annotations"] += [None, {"image_id": {}, "caption": "nobody's"}, {"image_id": 1, "caption": 5}]
+    found, left_out = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)), captions="all")
+    assert [item.picture for item in found] == list(files)
+    assert left_out == {"caption missing": 4}
+
+
+def test_tars_with_captions_facts_and_places(tmp_path):
+    spec = SourceSpec("webdataset", str(write_laion(tmp_path / "laion")))
+    found, left_out = items_of(spec)
+    assert [item.caption for item in found] == [f"picture {number}" for number in range(8)]
+    assert left_out == {}
+    assert read_all(spec, found) == [encoded(number) for number in range(8)]
+    assert [item.place.file for item in found[3:5]] == ["00000.tar", "00001.tar"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept", "reason"),
+    [
+        ({"min_side": 40}, {2, 5}, "side"),
+        ({"max_aspect": 1.2}, {2, 5}, "aspect"),
+        ({"language": ("EN",)}, {1, 3, 5, 7}, "language"),
+        ({"language": ("en", "de")}, set(range(8)), ""),
+        ({"min_aesthetic": 4.45}, {5, 6, 7}, "aesthetic"),
+        ({"min_similarity": 0.245}, {5, 6, 7}, "similarity"),
+        ({"min_similarity": 1000.0, "similarity_column": "width"}, set(), "similarity"),
+    ],
+)
+def test_filters_go_by_columns(tmp_path, rules, kept, reason):
+    found, left_out = items_of(SourceSpec("webdataset", str(write_laion(tmp_path))), **rules)
+    assert {int(item.caption.split()[-1]) for item in found} == kept
+    assert left_out == ({reason: 8 - len(kept)} if reason else {})
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {"min_similarity": 0.3, "similarity_column": "clip"},
+            r"similarity_column = 'clip': .* it has key, caption",
+        ),
+        ({"similarity_column": "similarity"}, "without import.min_similarity"),
+        ({"language_column": "LANGUAGE"}, "without import.language nothing"),
+    ],
+)
+def test_a_filter_needs_its_column_and_a_column_its_filter(tmp_path, rules, message):
+    with pytest.raises(UsageError, match=message):
+        items_of(SourceSpec("webdataset", str(write_laion(tmp_path))), **rules)
+
+
+def test_what_is_not_told_does_not_pass(tmp_path):
+    odd = [None, "x", "nan", [], True, 10**400, "0.9"]
+    members = [m for n, value in enumerate(odd) for m in laion_samples([n], similarity=value)]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    found, left_out = items_of(SourceSpec("webdataset", str(tmp_path)), min_similarity=0.5)
+    assert [item.caption for item in found] == ["picture 4", "picture 6"]  # True counts as 1
+    assert left_out == {"similarity not told": 5}
+
+
+def test_equal_hashes_are_one_picture(tmp_path):
+    same = [*laion_samples([1]), *laion_samples([2], sha256="ab" * 32), *laion_samples([3], sha256="ab" * 32)]
+    (tmp_path / "a.tar").write_bytes(tar_of(same))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    assert items_of(spec)[1] == {"further caption": 1}
+    found, _ = items_of(spec, captions="all")
+    assert [item.group for item in found[1:]] == ["ab" * 32] * 2
+
+
+def test_a_column_of_captions_may_be_named_and_hold_several(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of(laion_samples([1, 2], said=["one", "two"], caption="alt text")))
+    spec = SourceSpec("webdataset", str(tmp_path), caption_column="said")
+    found, left_out = items_of(spec, captions="all", val_fraction=0.0)
+    assert ([item.caption for item in found], left_out) == (["one", "two"] * 2, {})
+    with pytest.raises(
+        UsageError, match=r"import.caption_column = 'x': the source has no such column; it has key"
+    ):
+        open_source(SourceSpec("webdataset", str(tmp_path), caption_column="x"))
+    without_text = [member for member in laion_samples([1], caption="alt") if not member[0].endswith("txt")]
+    (tmp_path / "a.tar").write_bytes(tar_of(without_text))
+    assert [item.caption for item in items_of(SourceSpec("webdataset", str(tmp_path)))[0]] == ["alt"]
+
+
+def header(name, kind, link=""):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, link
+    return member
+
+
+def test_hostile_members_are_names_and_nothing_else(tmp_path):
+    members = [
+        *laion_samples([0]),
+        ("../../evil.jpg", encoded(1)),
+        ("../../evil.txt", b"climbs"),
+        (header("link.jpg", tarfile.SYMTYPE, "/etc/passwd"), b""),
+        ("link.txt", b"a link"),
+        (header("hard.jpg", tarfile.LNKTYPE, "000000000.jpg"), b""),
+        ("hard.txt", b"a hard link"),
+        ("binary.jpg", encoded(2)),
+        ("binary.txt", b"\xff\xfe\x00"),
+        ("latin.jpg", encoded(2)),
+        ("latin.txt", "café".encode("latin-1")),
+        ("huge.jpg", encoded(3)),
+        ("huge.txt", b"word " * 300_000),
+        ("broken.jpg", encoded(4)),
+        ("broken.json", b"{" * 5000),
+        ("broken.txt", b"sound all the same"),
+        ("only.txt", b"no picture"),
+        ("alone.jpg", encoded(5)),
+        ("\udcff\n.jpg", encoded(6)),
+        ("\udcff\n.txt", b"an odd name"),
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    before = sorted(tmp_path.rglob("*"))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec)
+    assert [item.caption for item in found] == ["picture 0", "climbs", "sound all the same", "an odd name"]
+    assert left_out == {
+        "no picture, or an unsafe name": 3,
+        "caption with control characters": 1,
+        "caption with lone surrogates": 1,
+        "caption too long": 1,
+        "caption missing": 1,
+    }
+    assert read_all(spec, found) == [encoded(number) for number in (0, 1, 4, 6)]
+    assert found[-1].picture.encode().isascii()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_tar_that_is_cut_off_is_named(tmp_path):
+    write_laion(tmp_path)
+    data = (tmp_path / "00001.tar").read_bytes()
+    (tmp_path / "00001.tar").write_bytes(data[:3000])
+    with pytest.raises(UsageError, match=r"00001.tar is no whole tar: .*download it again"):
+        items_of(SourceSpec("webdataset", str(tmp_path)))
+
+
+def test_a_tar_that_is_gone_is_no_picture_s_fault(tmp_path):
+    spec = SourceSpec("webdataset", str(write_laion(tmp_path)))
+    found, _ = items_of(spec)
+    (tmp_path / "00000.tar").unlink()
+    with pytest.raises(StorageError, match=r"00000.tar does not exist"):
+        read(spec, found[0].place)
+
+
+@pytest.mark.parametrize(
+    ("place", "tars"),
+    [
+        ("", "0123"),
+        ("/", "0123"),
+        ("/00002.tar", "2"),
+        ("/{00001..00002}.tar", "12"),
+        ("/0000[03].tar", "03"),
+        ("/*.tar", "0123"),
+        ("/0000{0,3}*", "03"),
+    ],
+)
+def test_tars_by_folder_name_brace_or_glob(tmp_path, place, tars):
+    write_laion(tmp_path, per_tar=1, tars=4)
+    (tmp_path / "00000.parquet").write_bytes(b"img2dataset puts one beside each tar")
+    found, _ = items_of(SourceSpec("webdataset", f"{tmp_path}{place}"))
+    assert "".join(item.caption[-1] for item in found) == tars
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("/none", "no .tar file there"),
+        ("/{00000..00002}.tar", r"00002.tar \(1 files\) is not there"),
+        ("/{00000.tar", "close each brace"),
+        ("/{0..9999999}.tar", "more than 1,000,000 files"),
+        ("/z*.tar", "no .tar file there"),
+    ],
+)
+def test_tars_that_are_not_there(tmp_path, place, message):
+    write_laion(tmp_path, per_tar=1)
+    with pytest.raises(UsageError, match=message):
+        open_source(SourceSpec("webdataset", f"{tmp_path}{place}"))
+
+
+def test_options_that_tars_have_no_use_for(tmp_path):
+    with pytest.raises(UsageError, match=r"import.images = 'x': tars hold"):
+        open_source(SourceSpec("webdataset", str(tmp_path), "x"))
+    with pytest.raises(UsageError, match="known by their suffix"):
+        open_source(SourceSpec("webdataset", str(tmp_path), image_column="x"))
+
+
+def write_parquet(folder, column, values, *, per_group=3, **columns):
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = {"TEXT": [f"picture {number}" for number in range(len(values))]}
+    table = pa.table({column: values} | captions | columns)
+    pq.write_table(table, folder / "00000.parquet", row_group_size=per_group)
+    return SourceSpec("parquet", str(folder))
+
+
+@pytest.mark.parametrize("column", ["image", "jpg"])
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_parquet_with_bytes(tmp_path, column, as_struct):
+    pictures = [encoded(number) for number in range(10)]
+    values = (
+        [{"bytes": data, "path": f"../{n}.jpg"} for n, data in enumerate(pictures)] if as_struct else pictures
+    )
+    spec = write_parquet(tmp_path, column, values)
+    found, _ = items_of(spec)
+    assert [item.caption for item in found] == [f"picture {number}" for number in range(10)]
+    assert read_all(spec, found) == pictures
+    order = [7, 2, 3, 9, 0, 9]  # a repaired shard or a retry asks for rows out of their order
+    assert read_all(spec, [found[n] for n in order]) == [pictures[n] for n in order]
+
+
+def test_near_rows_are_read_on_to_and_far_ones_begun_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "PASSED_OVER", 4)
+    spec = write_parquet(tmp_path, "image", [encoded(number) for number in range(20)])
+    begun, begin = [], rows.ParquetRows._begin
+    monkeypatch.setattr(
+        rows.ParquetRows, "_begin", lambda self, place: begun.append(place.row) or begin(self, place)
+    )
+    places = [Place("00000.parquet", row=row) for row in (0, 1, 4, 18, 19, 2)]
+    assert read(spec, *places) == [encoded(place.row) for place in places]
+    assert begun == [0, 18, 2]
+
+
+def test_parquet_with_paths(tmp_path):
+    names = ["a/0.jpg", "1.jpg", "../out.jpg", "/etc/passwd", "gone.jpg", None]
+    spec = write_parquet(tmp_path / "set", "file_name", names)
+    (tmp_path / "out.jpg").write_bytes(encoded(9))
+    for number, name in enumerate(names[:2]):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(encoded(number))
+    found, left_out = items_of(spec)
+    assert [item.picture for item in found] == ["a/0.jpg", "1.jpg", "gone.jpg"]
+    assert left_out == {"no picture, or an unsafe name": 3}
+    assert read_all(spec, found[:2]) == [encoded(0), encoded(1)]
+    with pytest.raises(ImageError, match="no such picture"):
+        read_all(spec, found[2:])
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "pictures" / "a" / "0.jpg").write_bytes(encoded(5))
+    elsewhere = SourceSpec("parquet", str(tmp_path / "set"), str(tmp_path / "pictures"))
+    assert read_all(elsewhere, items_of(elsewhere)[0][:1]) == [encoded(5)]
+
+
+def test_parquet_lists_of_captions_and_filters(tmp_path):
+    said = [["one", "two"], [], None, ["three"]]
+    spec = write_parquet(
+        tmp_path, "image", [encoded(n) for n in range(4)], said=said, HEIGHT=[50] * 4, WIDTH=[9, 60, 60, 60]
+    )
+    spec = SourceSpec("parquet", spec.source, caption_column="said")
+    found, left_out = items_of(spec, captions="all", min_side=40)
+    assert [item.caption for item in found] == ["three"]
+    assert left_out == {"side": 2, "caption missing": 2}
+
+
+def test_parquet_without_what_it_needs(tmp_path):
+    table = pa.table({"a": [1], "b": ["x"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(
+        UsageError, match=r"no column of captions .* among a, b; name it with import.caption_column"
+    ):
+        open_source(SourceSpec("parquet", str(tmp_path)))
+    with pytest.raises(
+        UsageError, match=r"no column of pictures .* among a, b; name it with import.image_column"
+    ):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="b"))
+    with pytest.raises(UsageError, match=r"image_column = 'z': .* no such column; it has a, b"):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="z"))
+    with pytest.raises(UsageError, match="holds int64; pictures are bytes"):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="a"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UsageError, match="cannot be read as parquet"):
+        open_source(SourceSpec("parquet", str(tmp_path)))
+    bytes_there = write_parquet(tmp_path / "set", "image", [encoded(1)])
+    with pytest.raises(UsageError, match="holds the pictures themselves"):
+        open_source(SourceSpec("parquet", bytes_there.source, str(tmp_path)))
+
+
+def test_a_parquet_file_that_lacks_a_column_of_the_first(tmp_path):
+    write_parquet(tmp_path, "image", [encoded(1)])
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "00001.parquet")
+    with pytest.raises(UsageError, match=r"00001.parquet lacks TEXT, which the first file has; it has image"):
+        items_of(SourceSpec("parquet", str(tmp_path)))
+
+
+def test_rows_without_bytes_and_files_that_are_gone(tmp_path):
+    spec = write_parquet(tmp_path, "image", [encoded(0), None])
+    found, _ = items_of(spec)
+    with pytest.raises(ImageError, match="no bytes"):
+        read_all(spec, found[1:])
+    with pytest.raises(StorageError, match="it has 2 rows"):
+        read(spec, Place("00000.parquet", row=2))
+    (tmp_path / "00000.parquet").unlink()
+    with pytest.raises(StorageError, match="does not exist"):
+        read(spec, found[0].place)
+
+
+@pytest.mark.server
+def test_all_kinds_on_s3(moto, monkeypatch, tmp_path):
+    use(monkeypatch, moto.env)
+    bucket = moto.new_bucket()
+    content, files = coco_content()
+    write_coco(tmp_path / "coco", content, files)
+    write_coco(tmp_path / "coco", content, files, zipped=True)
+    write_laion(tmp_path / "laion")
+    pictures = [encoded(number) for number in range(7)]
+    write_parquet(tmp_path / "rows", "image", pictures)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            moto.client.upload_file(str(path), bucket, f"sets/{path.relative_to(tmp_path)}")
+    root = f"s3://{bucket}/sets"
+    for spec, expected in (
+        (SourceSpec("coco", f"{root}/coco/captions.json", f"{root}/coco/val2017"), list(files.values())),
+        (SourceSpec("coco", f"{root}/coco/captions.json", f"{root}/coco/val2017.zip"), list(files.values())),
+        (SourceSpec("webdataset", f"{root}/laion/{{00000..00001}}.tar"), [encoded(n) for n in range(8)]),
+        (SourceSpec("webdataset", f"{root}/laion"), [encoded(n) for n in range(8)]),
+        (SourceSpec("parquet", f"{root}/rows/*.parquet"), pictures),
+    ):
+        assert read_all(spec, items_of(spec)[0]) == expected
+    tag = open_source(SourceSpec("webdataset", f"{root}/laion")).tag()
+    moto.client.put_object(Bucket=bucket, Key="sets/laion/00001.tar", Body=tar_of(laion_samples(range(5, 9))))
+    assert open_source(SourceSpec("webdataset", f"{root}/laion")).tag() != tag
