@@ -1,5 +1,6 @@
 """The options of training and evaluation; pydantic models and nothing heavier."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -64,6 +65,13 @@ def _tiny_or_mapping(models: object) -> object:
 Models = Annotated[Literal["tiny"] | ModelPaths, BeforeValidator(_tiny_or_mapping)]
 
 
+def _number_or_range(workers: object) -> object:
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:-([1-9]\d{0,4}))?", str(workers), re.ASCII)
+    if not found or int(found[2] or found[1]) < int(found[1]):
+        raise ValueError("expected a number above 0, or a range, smaller number first, such as 2-8")
+    return workers if found[2] else int(found[1])
+
+
 class TrainOptions(BaseModel):
     """What to train, on which pairs, and how."""
 
@@ -122,8 +130,9 @@ class TrainOptions(BaseModel):
     """Largest gradient norm; absent (null): no clipping."""
     precision: Precision = "auto"
     """Matrix arithmetic: `auto` is bfloat16 on GPUs, float32 on CPUs; losses are float32 always."""
-    workers: Annotated[int, Field(gt=0)] = 1
-    """Data-parallel workers, one GPU each where there are any; the result does not depend on them."""
+    workers: Annotated[int | str, BeforeValidator(_number_or_range)] = 1
+    """Data-parallel workers, one GPU each where there are any; a range such as 2-8 starts with what the cluster has of
+    it, goes on with fewer when nodes are lost and with more when some join. The result does not depend on them."""
     loader: Loader = "auto"
     """`resident`: pairs in memory; `stream`: packed on local disk, read ahead of the steps; `auto`: by their size."""
     cache: str | None = None
@@ -176,6 +185,12 @@ class TrainOptions(BaseModel):
                     f"holds {dimension}: {weight}; expected dimensions from 0 on and finite weights from 0 on"
                 )
         return weights
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers; the same where `workers` is a number."""
+        fewest, _, most = str(self.workers).partition("-")
+        return int(fewest), int(most or fewest)
 
     def peak_learning_rate(self, width: int) -> float:
         """The learning rate given, or that of start and architecture, which grows as the width shrinks."""

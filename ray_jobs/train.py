@@ -3,26 +3,37 @@
 import json
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train import (
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    WorkerGroupError,
+    get_context,
+    get_preemption_info,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from projector.checkpoint import get_state
+from projector.checkpoint import SUMMARY, get_state
 from projector.data import training_pairs
 from projector.options import TrainOptions
 from projector.tracking import check_trackers, tracking
-from projector.training import run_identity
+from projector.training import FINISHED, run_identity
 from projector.training import train as run_training
 from ray_jobs.cluster import Cluster, connected, signals_exit
 from ray_jobs.progress import Progress
+from ray_jobs.workers import plain_error
 from shards.errors import NotFoundError, UsageError
 from shards.storage import open_storage
 
 MAX_FAILURES = 3  # restarts of the worker group; each one goes on from the last saved state
+GROW_SECONDS = 30.0  # between looks for seats that have become free, where there may be more workers
+NOTICE_SECONDS = 2.0  # between questions whether a worker's node is about to be taken away
 
 
 def train(options: TrainOptions) -> int:
@@ -52,9 +63,8 @@ def train(options: TrainOptions) -> int:
         print(f"train {options.arch} on {options.workers} workers to {options.output}", flush=True)
         if train_pairs.template is not None:
             print(f"left out of losses and statistics: {train_pairs.template}", flush=True)
-        with _watched(options), tempfile.TemporaryDirectory() as scratch:
-            _trainer(options, cluster, scratch).fit()
-    summary = json.loads(open_storage(options.output).get_bytes("summary.json"))
+        with _watched(options):
+            summary = _fit(options, cluster)
     print(
         f"trained: {summary['parameters']:,} parameters, best validation loss {summary['best_val_loss']:.4g} "
         f"in epoch {summary['best_epoch']} of {summary['epochs']}",
@@ -67,23 +77,44 @@ def train(options: TrainOptions) -> int:
 def check_workers(options: TrainOptions, cluster: Cluster) -> None:
     """Refuse more workers than the cluster can seat: Ray would wait for them for ever."""
     seats, kind = (cluster.gpus, "GPUs") if cluster.gpus else (cluster.cpus, "CPUs")
-    if options.workers > seats:
+    fewest, _ = options.worker_range
+    if fewest > seats:
         raise UsageError(
             f"train.workers = {options.workers}: the cluster has {seats:g} {kind}, one per worker; "
             f"use at most {int(seats)}"
         )
 
 
-def _trainer(options: TrainOptions, cluster: Cluster, scratch: str) -> TorchTrainer:
+def _fit(options: TrainOptions, cluster: Cluster) -> dict[str, Any]:
+    """Train to the end, with a new start on the other nodes after each notice that some are to be taken away."""
+    leaving: set[str] = set()
+    while True:
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                told = _trainer(options, cluster, scratch, leaving).fit().return_value
+        except WorkerGroupError as error:
+            raise plain_error(next(iter(error.worker_failures.values()))) from error
+        summary = json.loads(open_storage(options.output).get_bytes(SUMMARY))
+        if summary["stopped"] == FINISHED:
+            return dict(summary)
+        leaving |= set(told)
+        print("a node is about to be taken away: going on without it from the state just saved", flush=True)
+
+
+def _trainer(options: TrainOptions, cluster: Cluster, scratch: str, leaving: set[str]) -> TorchTrainer:
     on_gpu = cluster.gpus > 0
+    fewest, most = options.worker_range
     return TorchTrainer(
         _worker,
         train_loop_config=options.model_dump(mode="json"),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=options.workers,
+            num_workers=most if fewest == most else (fewest, most),
+            elastic_resize_monitor_interval_s=GROW_SECONDS,
             use_gpu=on_gpu,
             resources_per_worker={"GPU": 1, "CPU": 0.01} if on_gpu else {"CPU": 1},
+            # Ray Train counts the seats of a node that is being drained, and would wait for them until it is gone.
+            label_selector={"ray.io/node-id": f"!in({','.join(sorted(leaving))})"} if leaving else None,
         ),
         # A name of its own each time: the state that counts lies in train.output, hashed with its options, and
         # Ray would go on from a run of the same name whatever its settings were.
@@ -95,17 +126,33 @@ def _trainer(options: TrainOptions, cluster: Cluster, scratch: str) -> TorchTrai
     )
 
 
-def _worker(config: dict[str, Any]) -> None:
-    """One rank: Ray Train has set up the process group, the loop finds it."""
+def _worker(config: dict[str, Any]) -> list[str]:
+    """One rank: Ray Train has set up the process group, the loop finds it.
+
+    Returns:
+        ids of the nodes that are about to be taken away; where there are any, training stopped for them.
+    """
     options = TrainOptions.model_validate(config)
     first = get_context().get_world_rank() == 0
+    leaving: list[str] = []
+    # Beside the loop: every question is put to all workers at once, which takes longer than many a step.
+    threading.Thread(target=_hear_of_leaving, args=(leaving,), daemon=True).start()
     with tracking(options) as log:
         run_training(
             options,
             training_pairs(options, "train", options.max_samples),
             training_pairs(options, "val"),
             on_epoch=log.epoch if first else None,
+            should_stop=lambda: bool(leaving),
         )
+    return leaving
+
+
+def _hear_of_leaving(leaving: list[str]) -> None:
+    """Wait for the notice that nodes of this training are to be taken away; fills in their ids and ends."""
+    while not (notice := get_preemption_info()):
+        time.sleep(NOTICE_SECONDS)
+    leaving += notice.preempted_node_ids
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def spread(workers: Sequence[Any], work: Sequence[Work], stop: StopRequest) -> I
                 raise plain_error(error) from error
 
 
-def plain_error(error: RayError) -> Exception:
+def plain_error(error: Exception) -> Exception:
     """What went wrong in a worker as one of the errors that end in one line."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, UsageError | StorageError | CorruptShardError):

@@ -44,3 +44,16 @@ def test_options_are_light():
     check = "import sys, projector.options; print({'torch', 'numpy', 'pyarrow'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(1, (1, 1)), ("4", (4, 4)), ("2-8", (2, 8)), ("3-3", (3, 3))]
+)
+def test_workers_are_a_number_or_a_range(given, expected):
+    assert TrainOptions(workers=given).worker_range == expected
+
+
+@pytest.mark.parametrize("given", [0, -1, "0-2", "8-2", "2-", "-2", "a", "1.5", True, "1-100000", "٣"])
+def test_other_workers_are_refused(given):
+    with pytest.raises(ValidationError, match="a number above 0, or a range"):
+        TrainOptions(workers=given)

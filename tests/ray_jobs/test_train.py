@@ -53,7 +53,7 @@ def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, t
 def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(
     run_job, undisturbed, environment, tmp_path
 ):
-    options = {"data": undisturbed, "arch": "mlp", "epochs": 40, "workers": 2}
+    options = {"data": undisturbed, "arch": "mlp", "epochs": 40, "workers": "1-2"}
     words = [sys.executable, "-m", "ray_jobs", "train", "--train.output", str(tmp_path / "killed")]
     for name, value in options.items():
         words += [f"--train.{name}", str(value)]
