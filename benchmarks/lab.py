@@ -258,7 +258,8 @@ class Lab:
         script = (
             "import ray, subprocess, sys\n"
             "ray.init(log_to_driver=False, logging_level=50)\n"
-            f"node, = [n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == {ADDRESSES[name]!r}]\n"
+            "node, = [n['NodeID'] for n in ray.nodes()"
+            f" if n['Alive'] and n['NodeManagerAddress'] == {ADDRESSES[name]!r}]\n"
             f"subprocess.run([{str(PROGRAMS / 'ray')!r}, 'drain-node', '--node-id', node, "
             "'--reason', 'DRAIN_NODE_REASON_PREEMPTION', '--reason-message', 'spot notice', "
             f"'--deadline-remaining-seconds', '{seconds}'], check=True, stdout=sys.stderr)\n"
@@ -310,7 +311,7 @@ class Lab:
 @contextmanager
 def laboratory() -> Iterator[Lab]:
     """A lab for the while."""
-    folder = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))  # noqa: S108 - Ray's sockets need a short path
+    folder = Path(tempfile.mkdtemp(prefix="lab", dir="/tmp"))
     try:
         lab = Lab(folder)
         try:

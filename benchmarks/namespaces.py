@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import ADDRESSES, Job, Lab, enter, laboratory, until, why_not
+from lab import Job, Lab, enter, laboratory, until, why_not
 from training import hardware
 
 from shards.verify import verify
 
-BUILD = "samples=128 samples_per_shard=8 val_fraction=0.25 height=192 width=192 steps=8 layers=-8 text_modes=caption,none"
-BUILD += " batch_size=2 dtype=float32"  # GPUs that are only declared would turn it to bfloat16
+BUILD = "samples=128 samples_per_shard=8 val_fraction=0.25 height=192 width=192 steps=8 layers=-8"
+BUILD += " text_modes=caption,none batch_size=2 dtype=float32"  # GPUs that are only declared would turn it to bfloat16
 TRAIN = "arch=mlp epochs=300 batch_size=16 patience=null log=[]"
 TOLERANCE = 1e-4  # of validation losses: sums over another number of workers are rounded in another order
 PATIENCE = 420.0  # seconds for what should take one or two minutes; others may be using the machine
@@ -405,9 +405,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         if "lost" in row:
-            lines.append(
-                f"| {row['event']} | {row['what']} | {row['lost']} | {row['duplicated']} | {row['recovered_seconds']:.0f} |"
-            )
+            told = [row[name] for name in ("event", "what", "lost", "duplicated")]
+            lines.append(f"| {' | '.join(map(str, told))} | {row['recovered_seconds']:.0f} |")
     return "\n".join(lines)
 
 
