@@ -61,8 +61,9 @@ def test_what_is_shown_is_never_shown_again():
             assert visits <= group.cores
 
 
-def test_twenty_thousand_are_distinct_and_none_is_like_another():
-    captions = [prompt.caption for prompt in SPACE[:20_000]]
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_twenty_thousand_are_distinct_and_none_is_like_another(language):
+    captions = [prompt.caption for prompt in builtin_prompts(language).prompts[:20_000]]
     assert len({normalise_caption(caption) for caption in captions}) == 20_000
     assert near_duplicates(captions) == {}
 
@@ -80,6 +81,21 @@ def test_prompts_are_short_and_long_and_read_as_sentences():
             caption
         )
     assert all(lengths[start] > 50 for start in (0, 20, 40, 60, 80, 100))
+
+
+def test_chinese_prompts_are_as_many_and_read_as_sentences():
+    space = builtin_prompts("zh").prompts
+    assert len(space) == len(SPACE)
+    lengths = Counter()
+    for prompt in space[:: len(space) // 20_000]:
+        caption = prompt.caption
+        lengths[len(caption) // 40 * 40] += 1
+        assert 8 <= len(caption) <= 220, caption
+        assert caption.endswith("。")
+        assert not re.search(r"[\s{}|]|[，。、：]{2}|的的|上上|在在", caption), caption
+        if prompt.content == "text-heavy image":
+            assert re.search(r"，上面用[^“”]+写着“[^“”]+”", caption)
+    assert all(lengths[start] > 50 for start in (0, 40, 80, 120, 160))
 
 
 def test_text_to_render_stands_in_quotes_in_each_text_heavy_prompt():
@@ -103,6 +119,11 @@ def test_the_same_number_gives_the_same_prompt_in_another_process():
             "en",
             "c7433c76fdf3567e062689ae6113d09edf83e6281cd35c0cfd2a0aae9bfe35ae",
             "8b0aa9cb6c903498367b055e0e3bf25b5dd1984b447dda6dccf337430ec4676b",
+        ),
+        (
+            "zh",
+            "9c13a6f982c0760715d9fb9459d73fce626e6ed63e6d6fafeed1fea1bc2b6a78",
+            "28da561a883963d4305a0b502d4627c49eec00b9d801498edff114c048a09398",
         ),
     ],
 )
