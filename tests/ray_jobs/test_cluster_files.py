@@ -1,0 +1,286 @@
+"""What a cluster is started from: `cluster.yaml`, `cluster/`, held against the schemas of those who read them."""
+
+import gzip
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import botocore.session
+import jsonschema
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+from packaging.specifiers import SpecifierSet
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+from ray_jobs.__main__ import JOBS
+from ray_jobs.command_line import parse
+from ray_jobs.estimate import bytes_per_sample
+from ray_jobs.options import BuildOptions, LadderOptions
+
+ROOT = Path(__file__).parents[2]
+LAUNCHED = ("cluster.yaml", "cluster/local.yaml")
+FILES = (*LAUNCHED, "cluster/rayjob.yaml", "cluster/Dockerfile", ".dockerignore")
+# `openAPIV3Schema` of version v1 in helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml of KubeRay v1.7.0
+# (https://github.com/ray-project/kuberay, commit 59d663a, Apache-2.0), as JSON without blanks, unchanged otherwise.
+RAYJOB_SCHEMA = ROOT / "tests" / "data" / "kuberay-1.7.0-rayjob.json.gz"
+STOP_SECONDS = 30  # in which a job ends at a sample boundary after SIGTERM
+SECRETS = re.compile(
+    r"AKIA[0-9A-Z]{12,}|hf_[A-Za-z0-9]{16,}|-----BEGIN|"
+    r"(?:secret|token|password|key)\w*[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+_-]{20,}",
+    re.IGNORECASE,
+)
+
+
+def contents(file):
+    return yaml.safe_load((ROOT / file).read_text())
+
+
+def pinned(package):
+    return re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+
+
+def changed(content, path, value):
+    """A copy with one entry set."""
+    copied = json.loads(json.dumps(content))  # what an alias repeats in YAML becomes an entry of its own
+    *way, last = path
+    entry = copied
+    for step in way:
+        entry = entry[step]
+    entry[last] = value
+    return copied
+
+
+@pytest.mark.parametrize("file", LAUNCHED)
+def test_the_launcher_takes_the_file(file):
+    config = contents(file)
+    validate_config(prepare_config(config))
+    assert {"provider", "setup_commands", "head_start_ray_commands"} < config.keys()
+    for command in config["setup_commands"] + config["head_start_ray_commands"]:
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("cluster.yaml", ["idle_timeout_minute"], 10),
+        ("cluster.yaml", ["available_node_types", "spot_h100", "max_worker"], 4),
+        ("cluster.yaml", ["available_node_types", "spot_h100", "min_workers"], "1"),
+        ("cluster.yaml", ["available_node_types", "spot_h100", "min_workers"], 9),
+        ("cluster.yaml", ["head_node_type"], "heads"),
+        ("cluster.yaml", ["auth", "ssh_proxy_comand"], "nc %h %p"),
+        ("cluster/local.yaml", ["setup_command"], []),
+        ("cluster/local.yaml", ["auth", "ssh_users"], "ray"),
+    ],
+)
+def test_the_launcher_refuses_a_slip(file, path, value):
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        validate_config(prepare_config(changed(contents(file), path, value)))
+
+
+def launch_errors(node_config):
+    """What EC2's RunInstances would not take; Ray's own schema lets any `node_config` pass."""
+    shape = (
+        botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    )
+    asked = {name: value for name, value in node_config.items() if name != "SubnetIds"}
+    asked |= {"SubnetId": node_config["SubnetIds"][0], "MinCount": 1, "MaxCount": 1}  # as Ray's provider does
+    return ParamValidator().validate(asked, shape).generate_report()
+
+
+def test_ec2_knows_every_field_of_every_node():
+    types = contents("cluster.yaml")["available_node_types"]
+    assert {name: launch_errors(node["node_config"]) for name, node in types.items()} == dict.fromkeys(
+        types, ""
+    )
+    assert "Ebbs" in launch_errors(
+        changed(types["head"]["node_config"], ["BlockDeviceMappings", 0, "Ebbs"], {})
+    )
+
+
+def launched(gpus, unavailable=()):
+    """Node types that Ray's second autoscaler starts for so many tasks of a GPU each."""
+    config = prepare_config(contents("cluster.yaml"))
+    for node in config["available_node_types"].values():
+        node["min_workers"] = 0
+    types = AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs()
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=types,
+            max_num_nodes=config["max_workers"],
+            resource_requests=ResourceRequestUtil.group_by_count(
+                [ResourceRequestUtil.make({"GPU": 1, "CPU": 0.01})] * gpus
+            ),
+            recoverable_resource_availabilities=dict.fromkeys(unavailable, 0.0),
+        )
+    )
+    return {request.instance_type: request.count for request in reply.to_launch}
+
+
+def test_spot_comes_first_and_on_demand_stands_in():
+    spot = ("spot_h100", "spot_l40s", "spot_l4")
+    assert launched(3) == {"spot_h100": 3}
+    assert launched(6) == {"spot_h100": 4, "spot_l40s": 2}
+    assert launched(2, unavailable=spot[:1]) == {"spot_l40s": 2}
+    assert launched(2, unavailable=spot) == {"on_demand": 2}
+    types = contents("cluster.yaml")["available_node_types"]
+    paid_in_full = {
+        name for name, node in types.items() if not node["node_config"].get("InstanceMarketOptions")
+    }
+    assert paid_in_full == {"head", "on_demand"}
+    assert "RAY_enable_autoscaler_v2=1" in contents("cluster.yaml")["head_start_ray_commands"][-1]
+
+
+def test_nothing_listens_where_the_internet_is():
+    aws = contents("cluster.yaml")
+    assert aws["provider"]["use_internal_ips"] is True
+    assert aws["auth"]["ssh_proxy_use_node_id"] is True
+    for file in LAUNCHED:
+        assert "--dashboard-host=127.0.0.1" in contents(file)["head_start_ray_commands"][-1]
+        for role in ("head", "worker"):
+            assert "RAY_AUTH_MODE=token" in contents(file)[f"{role}_start_ray_commands"][-1]
+    job = contents("cluster/rayjob.yaml")["spec"]["rayClusterSpec"]
+    assert job["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert job["authOptions"]["mode"] == "token"
+
+
+def test_disks_hold_what_the_plan_says():
+    build, pairs = BuildOptions(), LadderOptions().samples[-1]
+    packed = bytes_per_sample(build.model_copy(update={"layers": [-8], "text_modes": ["caption"]})) * pairs
+    spool = 4 * bytes_per_sample(build) * build.samples_per_shard
+    assert (round(spool / 1e9), round(packed / 1e9)) == (6, 76), "the comment in cluster.yaml says so"
+    for name, node in contents("cluster.yaml")["available_node_types"].items():
+        (disk,) = node["node_config"]["BlockDeviceMappings"]
+        needed = 100e9 + (spool + 1.5 * packed if name != "head" else 0)
+        assert disk["Ebs"]["VolumeSize"] * 1e9 >= needed, name
+
+
+def test_versions_are_those_of_the_constraints():
+    assert contents("cluster/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pinned("ray")
+    recipe = (ROOT / "cluster" / "Dockerfile").read_text()
+    installs = [
+        command
+        for file in LAUNCHED
+        for command in contents(file)["setup_commands"]
+        if "pip install" in command
+    ]
+    installs += re.findall(r"pip install[^\n]*", recipe)
+    assert len(installs) == 4
+    assert all("constraints.txt" in command for command in installs)
+    python = re.search(r"^FROM python:([\d.]+)-", recipe, re.MULTILINE)[1]
+    assert python in SpecifierSet(
+        re.search('requires-python = "(.+)"', (ROOT / "pyproject.toml").read_text())[1]
+    )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_secret_stands_in_a_file(file):
+    assert SECRETS.search((ROOT / file).read_text()) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["AWS_ACCESS_KEY_ID: AKIAIOSFODNN7EXAMPLE", "token=" + "a1" * 16, 'secret_key: "' + "Zx/9" * 10]
+)
+def test_a_secret_would_be_seen(line):
+    assert SECRETS.search(line)
+
+
+def strict(schema):
+    """The schema with unknown fields as errors: a Kubernetes server drops them in silence."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: strict(part) for name, part in schema.items()}
+    if isinstance(made.get("properties"), dict) and made.get("type") == "object":
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def rayjob_errors():
+    """What KubeRay's schema has against a manifest."""
+    schema = strict(json.loads(gzip.decompress(RAYJOB_SCHEMA.read_bytes())))
+    validator = jsonschema.Draft202012Validator(schema)
+    return lambda manifest: [
+        f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)
+    ]
+
+
+HEAD = ["spec", "rayClusterSpec", "headGroupSpec"]
+WORKER = ["spec", "rayClusterSpec", "workerGroupSpecs", 0]
+
+
+def test_kuberay_takes_the_manifest(rayjob_errors):
+    assert rayjob_errors(contents("cluster/rayjob.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["spec", "shutDownAfterJobFinishes"], True),
+        (["spec", "backoffLimit"], "3"),
+        (["spec", "rayClusterSpec", "authOptions", "mode"], "tokens"),
+        ([*HEAD, "template", "spec", "terminationGracePeriod"], 60),
+        ([*WORKER, "template", "spec", "tolerations", 0, "effects"], "NoSchedule"),
+        (
+            [*WORKER, "template", "spec", "containers", 0, "lifecycle", "preStop", "exec", "command"],
+            "ray stop",
+        ),
+        ([*WORKER, "minReplica"], 1),
+    ],
+)
+def test_kuberay_refuses_a_slip(rayjob_errors, path, value):
+    (error,) = rayjob_errors(changed(contents("cluster/rayjob.yaml"), path, value))
+    assert str(path[-1]) in error
+
+
+def test_the_manifest_runs_a_job_that_parses():
+    words = shlex.split(contents("cluster/rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "ray_jobs"]
+    parse(words[3:], JOBS)
+
+
+def test_pods_end_within_their_grace():
+    cluster = contents("cluster/rayjob.yaml")["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["terminationGracePeriodSeconds"] >= 2 * STOP_SECONDS  # the hook's time counts
+        assert str(STOP_SECONDS) in " ".join(container["lifecycle"]["preStop"]["exec"]["command"])
+        assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(STOP_SECONDS)} in container["env"]
+    for file in LAUNCHED:
+        assert f"RAY_JOB_STOP_WAIT_TIME_S={STOP_SECONDS}" in contents(file)["head_start_ray_commands"][-1]
+    *shell, script = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"][
+        "exec"
+    ]["command"]
+    subprocess.run([*shell[:1], "-n", "-c", script], check=True)
+
+
+def test_pods_have_credentials_by_reference_and_no_rights():
+    cluster = contents("cluster/rayjob.yaml")["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        for variable in container["env"]:
+            named_secret = re.search("TOKEN|SECRET|KEY|PASSWORD", variable["name"])
+            assert ("valueFrom" if named_secret else "value") in variable
+        assert container["envFrom"] == [{"secretRef": {"name": "pairs-store"}}]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_the_image_holds_the_code_alone_and_runs_it_without_rights():
+    recipe = (ROOT / "cluster" / "Dockerfile").read_text()
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = [name for line in re.findall(r"^COPY (.+) \S+$", recipe, re.MULTILINE) for name in line.split()]
+    assert sorted(f"!{name}" for name in copied) == sorted(line for line in ignored if line.startswith("!"))
+    assert "*" in ignored
+    assert all((ROOT / name).exists() for name in copied)
+    assert re.findall(r"^USER (\d+)$", recipe, re.MULTILINE)[-1] != "0"
