@@ -13,16 +13,21 @@ from projector.imports import ImportSettings, load_import
 from projector.options import ModelPaths
 from projector.pairs import as_array
 from projector.readers import resolve_readers
+from projector.reread import RereadSettings, rereading
 from projector.text import TextEncoder
 from projector.vision import VisionLanguageEncoder
 from shards.catalogue import catalogued
+from shards.dataset import Dataset
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.filters import Rules
-from shards.plan import make_plan
+from shards.plan import PlannedShard, make_plan
+from shards.publish import Circumstances, publish
 from shards.retry import HOPELESS
 from shards.sample import Expected, Failure, check_sample, open_image
 from shards.source import SourceSpec
 from shards.storage import open_storage
+from shards.verify import expected_of, verify
+from shards.write import ShardWriter
 
 SETTINGS = ImportSettings(
     layers=(-8, -2),
@@ -124,6 +129,27 @@ def test_tensors_are_those_of_the_encoders(planned_of, maker_of, readers):
             assert sample.tensors[f"vl.{mode}.kind"].tolist() == states.kind[mode].tolist()
             for layer in SETTINGS.layers:
                 close(sample.tensors[f"vl.{mode}.{layer}"], states.states[mode][layer])
+
+
+def test_read_again_a_sample_still_tells_where_it_is_from(planned_of, maker_of, readers, tmp_path):
+    spec, planned = planned_of()
+    samples = make_all(maker_of(spec), planned)
+    root = str(tmp_path / "new")
+    settings = {"text_modes": SETTINGS.text_modes, "layers": SETTINGS.layers, "import": {}}
+    dataset = Dataset.create_or_open(open_storage(root), settings, {})
+    (tmp_path / "shard").mkdir()
+    shard = PlannedShard("train", 0, planned)
+    with ShardWriter(shard, tmp_path / "shard", dataset.fingerprint, expected_of(dataset)) as writer:
+        for sample in samples:
+            writer.add(sample)
+        publish(dataset, writer.close(), Circumstances("test", 1.0, 1.0, "CPU"))
+    assert verify(root).problems == []
+    again = RereadSettings((-6,), ("none",), "all", "float32", 2)
+    for before, after in zip(
+        samples, make_all(rereading(root, readers.vl.model, again), planned), strict=True
+    ):
+        assert after.metadata["source"] == before.metadata["source"]
+        assert (after.image, after.image_format) == (before.image, before.image_format)
 
 
 def close(found, expected):
