@@ -131,8 +131,8 @@ class TrainOptions(BaseModel):
     precision: Precision = "auto"
     """Matrix arithmetic: `auto` is bfloat16 on GPUs, float32 on CPUs; losses are float32 always."""
     workers: Annotated[int | str, BeforeValidator(_number_or_range)] = 1
-    """Data-parallel workers, one GPU each where there are any; a range such as 2-8 starts with what the cluster has of
-    it, goes on with fewer when nodes are lost and with more when some join. The result does not depend on them."""
+    """Data-parallel workers, one GPU each where there are any, or a range such as 2-8: as many as the cluster has.
+    The result does not depend on them."""
     loader: Loader = "auto"
     """`resident`: pairs in memory; `stream`: packed on local disk, read ahead of the steps; `auto`: by their size."""
     cache: str | None = None

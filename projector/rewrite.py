@@ -26,16 +26,16 @@ class Rewriter:
         self._words = words
 
     @classmethod
-    def from_pretrained(cls, path: str, words: int, *, revision: str | None = None) -> "Rewriter":
-        """Load from a local folder or hub id; ValueError where its tokenizer has no chat template."""
+    def from_pretrained(cls, path: str, words: int) -> "Rewriter":
+        """Load from a local folder; ValueError where its tokenizer has no chat template."""
         from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
         on_gpu = torch.cuda.is_available()
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         if not tokenizer.chat_template:
             raise ValueError("its tokenizer has no chat template; use an instruction-tuned model")
         model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=torch.bfloat16 if on_gpu else torch.float32, use_safetensors=True
+            path, dtype=torch.bfloat16 if on_gpu else torch.float32, use_safetensors=True
         )
         return cls(
             pipeline("text-generation", model=model, tokenizer=tokenizer, device=0 if on_gpu else -1), words

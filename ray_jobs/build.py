@@ -109,6 +109,11 @@ def prompts_of(options: BuildOptions) -> PromptSource:
     """The prompts a run draws on; prints what was left out of the user's."""
     if not options.prompts:
         return builtin_prompts(options.language)
+    if options.language != "en":
+        raise UsageError(
+            f"build.language = {options.language!r}: is that of the built-in prompts, and build.prompts names others; "
+            "leave one of the two out"
+        )
     source = read_prompts(
         Path(options.prompts), options.prompt_column, drop_duplicates=options.duplicates == "drop"
     )
@@ -198,7 +203,7 @@ def dataset_settings(
         "prompts": {
             "source": prompts.name,
             "sha256": prompts.sha256,
-            "near_duplicates": options.near_duplicates,
+            **({"near_duplicates": options.near_duplicates} if options.prompts else {}),
         },
     }
 

@@ -10,7 +10,7 @@ from ray_jobs.charts import bar_chart, heat_map
 from ray_jobs.report_tables import Table, failures_table
 from ray_jobs.run_files import UNREADABLE, reason
 from shards.dataset import Dataset
-from shards.info import details, prompts
+from shards.info import causes_of, prompts
 from shards.prompt_figures import BIN, PromptFigures
 
 MAPS = 8  # one per content type; captions of imported sets may name thousands
@@ -53,15 +53,13 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
     told: list[tuple[str, Markup, Sequence[str]]] = []
     for dataset in datasets:
         try:
-            found, captions = details(dataset), prompts(dataset)
+            figures, tries = prompts(dataset), causes_of(dataset)
         except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
             notes.append(f"coverage of {dataset.storage.root} could not be read: {reason(error)}")
             continue
-        for cell in found["coverage"]:
-            cells[str(cell["content"]), str(cell["style"]), str(cell["subject"])] += cell["samples"]
-        for cause in found["failures"]:
-            causes[str(cause["stage"]), str(cause["error_class"])] += cause["tries"]
-        told.append((dataset.storage.root, *varied(captions)))
+        cells.update(figures.cells)
+        causes.update(tries)
+        told.append((dataset.storage.root, *varied(figures)))
     samples = sum(commit.samples for commit in commits)
     seconds = sum(commit.device_seconds for commit in commits)
     maps, filled = coverage(cells)
@@ -87,14 +85,10 @@ def varied(figures: PromptFigures) -> tuple[Markup, Sequence[str]]:
     """A drawing of how long captions are, and sentences on how much they are alike."""
     lengths = {f"{start}-{start + BIN - 1}": count for start, count in figures.lengths.items()}
     title = f"number of captions by words; {max(figures.lengths.values(), default=0):,} at most"
-    among = "" if figures.compared == figures.prompts else f" (among the first {figures.compared:,})"
-    runs = ((figures.distinct[run], name) for run, name in ((1, "words"), (2, "pairs"), (3, "triples")))
     return bar_chart(lengths, x_label="words", y_label="captions", title=title), (
         f"{figures.near_duplicates:,} of {figures.prompts:,} captions are nearly the same as another, "
-        f"{figures.across_splits:,} of them as one in the other split{among}.",
-        "Different among all: "
-        + ", ".join(f"{different:,} of {total:,} {name}" for (different, total), name in runs)
-        + ".",
+        f"{figures.across_splits:,} of them as one in the other split{figures.among}.",
+        f"Different: {figures.variety}{figures.among}.",
     )
 
 

@@ -10,10 +10,17 @@ from projector.models import locate
 from projector.rewrite import Rewriter
 from ray_jobs.options import RewriteOptions
 from ray_jobs.progress import Progress
+from shards.categories import AXES
 from shards.errors import UsageError
 from shards.plan import normalise_caption
 from shards.prompt_files import read_prompts
 from shards.prompts import Prompt
+
+NEEDED = {
+    "prompts": "a prompt file (.txt .tsv .csv .jsonl .parquet)",
+    "model": "the folder or hub id of an instruction-tuned language model",
+    "output": "the .jsonl file to write",
+}
 
 
 def rewrite(options: RewriteOptions) -> int:
@@ -28,9 +35,9 @@ def rewrite(options: RewriteOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    for name in ("prompts", "model", "output"):
+    for name, what in NEEDED.items():
         if not getattr(options, name):
-            raise UsageError(f"rewrite.{name} is needed")
+            raise UsageError(f"rewrite.{name} is needed: {what}")
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(
             f"rewrite.output = {options.output!r}: is written as JSON lines; give a name in .jsonl"
@@ -38,16 +45,26 @@ def rewrite(options: RewriteOptions) -> int:
     source = read_prompts(
         Path(options.prompts), options.prompt_column, "rewrite.prompts", drop_duplicates=True
     )
-    identity, folder, revision = locate("rewrite.model", options.model)
+    for note in source.notes:
+        print(note, flush=True)
+    identity, folder, _ = locate("rewrite.model", options.model)
     output = Path(options.output)
-    done = _written(output, source.prompts, identity, options.words)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        done = _written(output, source.prompts, identity, options.words)
+    except OSError as error:
+        raise UsageError(
+            f"rewrite.output = {options.output!r}: cannot be used: {error.strerror or error}; give a file in a folder "
+            "that can be written"
+        ) from None
     progress = Progress("rewrite", len(source.prompts), done=done, unit="prompts")
     if done < len(source.prompts):
         try:
-            rewriter = Rewriter.from_pretrained(str(folder), options.words, revision=revision or None)
+            rewriter = Rewriter.from_pretrained(str(folder), options.words)
         except (OSError, ValueError) as error:
-            raise UsageError(f"rewrite.model = {options.model!r}: {error}") from None
-        output.parent.mkdir(parents=True, exist_ok=True)
+            raise UsageError(
+                f"rewrite.model = {options.model!r}: {error}; give the folder or hub id of a causal language model"
+            ) from None
         there = [record["prompt"] for record in _records_of(output)] if done else []
         taken = set(map(normalise_caption, (*there, *(prompt.caption for prompt in source.prompts))))
         with output.open("a", encoding="utf-8") as file:
@@ -69,7 +86,7 @@ def _records(
         short = [prompt.caption for prompt in batch if len(prompt.caption.split()) < options.words]
         longer = dict(zip(short, rewriter.rewrite(short) if short else (), strict=True))
         for prompt in batch:
-            categories = {name: getattr(prompt, name) for name in ("content", "style", "subject")}
+            categories = {name: getattr(prompt, name) for name in AXES}
             text = _printable(longer.get(prompt.caption, ""))
             if not text or normalise_caption(text) in taken:
                 text = prompt.caption
@@ -88,7 +105,8 @@ def _append(file: IO[str], record: dict[str, Any]) -> None:
 
 
 def _records_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    with output.open(encoding="utf-8", newline="\n") as lines:  # captions may hold other line separators
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _written(output: Path, prompts: Sequence[Prompt], model: str, words: int) -> int:
@@ -99,10 +117,6 @@ def _written(output: Path, prompts: Sequence[Prompt], model: str, words: int) ->
     """
     if not output.exists():
         return 0
-    content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        output.write_bytes(whole)
     try:
         told = [(record["original"], record["model"], record["words"]) for record in _records_of(output)]
     except (ValueError, KeyError, TypeError):
@@ -112,4 +126,8 @@ def _written(output: Path, prompts: Sequence[Prompt], model: str, words: int) ->
             f"rewrite.output = {str(output)!r}: holds something else than the beginning of these prompts, rewritten "
             f"by {model} to {words} words; give another output"
         )
+    content = output.read_bytes()
+    if not content.endswith(b"\n"):
+        with output.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
     return len(told)

@@ -24,12 +24,12 @@ SUBJECTS = ("people", "animals", "objects", "architecture", "nature", "abstract 
 
 VERSION = 1  # of the composition below; raised whenever the same vocabulary gives other prompts
 # How many further details a prompt tells, as fragments or as sentences, and how often out of 20: one prompt in three
-# says only what is seen, one in ten tells everything, which makes 5 to 120 words.
+# says only what is seen, one in ten tells nearly everything, which makes 6 to 120 words.
 DETAILS = ((0, 6), (2, 5), (3, 4), (5, 2), (7, 1), (9, 2))
 FRAGMENTS = 3  # up to so many are told as fragments
 WIDER = {"sky": "wild", "night": "wild", "wild": "outdoor"}
 DRAWS = 40  # the longest prompt needs 35
-FEWEST_OF_CONCEPT = 2
+FEWEST_OF_CONCEPT = 2  # details: two concepts may share the symbol that is nearly all of a short prompt
 ALONE = 12  # times in 20 that a thing which may be several is one
 
 
@@ -80,9 +80,6 @@ class PromptSpace(Sequence[Prompt]):
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Prompt]:
-        return map(self.__getitem__, range(self._length))
-
     @overload
     def __getitem__(self, index: int) -> Prompt: ...
     @overload
@@ -125,9 +122,8 @@ class _Group:
         self._doings = (*(() if "concept" in words else ("",)), *words["doings"])
         self._places = (nowhere, *((place, at) for at, places in words["places"].items() for place in places))
         self.cores = len(self._looks) * len(self._things) * len(self._doings) * len(self._places)
-        self._stride = _coprime(
-            self.cores, (math.sqrt(5) - 1) / 2
-        )  # golden section: any first few are far apart
+        golden = (math.sqrt(5) - 1) / 2  # any first few are far apart
+        self._stride = _coprime(self.cores, golden)
 
     def core(self, number: int) -> _Core:
         """The core of a number; a bijection up to `cores`."""
@@ -208,17 +204,13 @@ class _Composer:
         return str(self._templates["scene"].format(thing=thing, doing=core.doing, place=core.place))
 
     def _details(self, core: _Core) -> Iterator[str]:
-        """Further details: the first few axes of the content type as fragments, or more of them as sentences."""
+        """Further details, on axes of the content type that follow each other: a few fragments, or more sentences."""
         axes = self._words["details"][self._cell.content]
         count = _weighted(self._draws.below(20))
-        if (
-            "concept" in self._group.words
-        ):  # two concepts may share the symbol that is nearly all of a short prompt
+        if "concept" in self._group.words:
             count = max(count, FEWEST_OF_CONCEPT)
         form = "short" if count <= FRAGMENTS else "long"
-        first = self._draws.below(
-            len(axes) - count + 1
-        )  # a run of neighbours, so that they are told in order
+        first = self._draws.below(len(axes) - count + 1)
         for name in axes[first : first + count]:
             axis, _, by = name.partition(".")
             options = self._words["axes"][axis]
@@ -243,9 +235,8 @@ def _of(options: Mapping[str, Sequence[str]], key: str) -> Sequence[str]:
 
 def _article(phrase: str) -> str:
     """`a` or `an`, by the sounds that the vocabulary's words begin with."""
-    return (
-        "an" if phrase[0].lower() in "aeiou" and not phrase.startswith(("one", "uni", "use", "eu")) else "a"
-    )
+    sounds_like_a_consonant = phrase.startswith(("one", "uni", "use", "eu"))
+    return "an" if phrase[0].lower() in "aeiou" and not sounds_like_a_consonant else "a"
 
 
 def _coprime(count: int, share: float) -> int:

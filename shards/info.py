@@ -1,10 +1,11 @@
 """What a dataset holds, as facts: counts, bytes, failures, coverage, what it took."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from shards.categories import AXES
 from shards.commit import Commit
 from shards.dataset import READERS, Dataset
 from shards.plan import SPLITS, planned_count
@@ -12,7 +13,6 @@ from shards.prompt_figures import PromptFigures, prompt_figures
 from shards.retry import failures
 from shards.tables import Row, planned_sample, read_table
 
-CATEGORIES = ("content", "style", "subject")
 SHOWN_SETTINGS = ("height", "width", "layers", "text_modes", "dtype")
 
 
@@ -60,19 +60,22 @@ def details(dataset: Dataset) -> dict[str, Any]:
         `coverage`: samples made, by content, style and subject; `failures`: tries that failed, by stage and error.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(lambda commit: _rows(dataset, commit, CATEGORIES), dataset.commits())
-        cells = Counter(tuple(row[name] for name in CATEGORIES) for rows in tables for row in rows)
-    causes = Counter((row["stage"], row["error_class"]) for row in failures(dataset))
+        tables = pool.map(lambda commit: _rows(dataset, commit, AXES), dataset.commits())
+        cells = Counter(tuple(row[name] for name in AXES) for rows in tables for row in rows)
     return {
         "coverage": [
-            {**dict(zip(CATEGORIES, cell, strict=True)), "samples": count}
-            for cell, count in sorted(cells.items())
+            {**dict(zip(AXES, cell, strict=True)), "samples": count} for cell, count in sorted(cells.items())
         ],
         "failures": [
             {"stage": stage, "error_class": error, "tries": count}
-            for (stage, error), count in sorted(causes.items())
+            for (stage, error), count in sorted(causes_of(dataset).items())
         ],
     }
+
+
+def causes_of(dataset: Dataset) -> Mapping[tuple[str, str], int]:
+    """Tries that failed, by stage and class of error."""
+    return Counter((str(row["stage"]), str(row["error_class"])) for row in failures(dataset))
 
 
 def prompts(dataset: Dataset) -> PromptFigures:
@@ -81,7 +84,7 @@ def prompts(dataset: Dataset) -> PromptFigures:
     Args:
         dataset: opened dataset.
     """
-    columns = ("key", "id", "caption", *CATEGORIES, "seed", "plan_index")
+    columns = ("key", "id", "caption", *AXES, "seed", "plan_index")
     with ThreadPoolExecutor(READERS) as pool:
         tables = pool.map(lambda commit: _rows(dataset, commit, columns), dataset.commits())
         return prompt_figures(planned_sample(row) for rows in tables for row in rows)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from shards.plan import normalise_caption
 
-ALIKE = 0.8  # one word changed in thirty, or a few words added to a long prompt
+ALIKE = 0.8  # Jaccard similarity of word triples: one word changed in thirty, or a few words added to a long prompt
 BANDS, ROWS = 16, 4
 RUN = 3  # words
 # A word, or one character of a script that is written without spaces.
@@ -52,12 +52,11 @@ def similarity(one: Hashes, other: Hashes) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
-def near_duplicates(captions: Sequence[str], alike: float = ALIKE) -> dict[int, int]:
+def near_duplicates(captions: Sequence[str]) -> dict[int, int]:
     """Which captions are like an earlier one that is not itself left out for being so.
 
     Args:
         captions: in order; what is found among the first of them does not depend on those that follow.
-        alike: Jaccard similarity of word triples from which on two are called alike.
 
     Returns:
         the place of each such caption, and that of the first it is like.
@@ -76,7 +75,7 @@ def near_duplicates(captions: Sequence[str], alike: float = ALIKE) -> dict[int, 
         candidates = sorted({other for band, key in shared for other in kept[band][key]})
         if candidates:
             own = triples(captions[place])
-            first = next((c for c in candidates if similarity(own, triples(captions[c])) >= alike), None)
+            first = next((c for c in candidates if similarity(own, triples(captions[c])) >= ALIKE), None)
             if first is not None:
                 found[place] = first
                 continue

@@ -10,8 +10,7 @@ import hashlib
 import json
 import unicodedata
 from array import array
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
@@ -32,28 +31,24 @@ Segment = (
 )  # a growth record: the new total of samples, or the ids of failed ones to try again
 
 
-class Categorised(Protocol):
-    """Anything that stands somewhere in the prompt space."""
-
-    @property
-    def content(self) -> str: ...
-    @property
-    def style(self) -> str: ...
-    @property
-    def subject(self) -> str: ...
-
-
-class Captioned(Categorised, Protocol):
+class Captioned(Protocol):
     """Anything with a caption.
 
     Attributes:
         caption: as the user gave it.
+        content, style, subject: where it stands in the prompt space.
         identity: the sample's id, 16 hex digits, one of its kind in the dataset.
         group: what stands with others of the same group in one split.
     """
 
     @property
     def caption(self) -> str: ...
+    @property
+    def content(self) -> str: ...
+    @property
+    def style(self) -> str: ...
+    @property
+    def subject(self) -> str: ...
     @property
     def identity(self) -> str: ...
     @property
@@ -138,14 +133,15 @@ class _Samples(Sequence[PlannedSample]):
             return tuple(self[at] for at in range(*position.indices(len(self))))
         index = self.indices[position]
         prompt = self.prompts[index]
+        identity = prompt.identity
         return PlannedSample(
-            id=prompt.identity,
+            id=identity,
             index=index,
             caption=prompt.caption,
             content=prompt.content,
             style=prompt.style,
             subject=prompt.subject,
-            seed=sample_seed(self.run_seed, prompt.identity),
+            seed=sample_seed(self.run_seed, identity),
             split=self.split,
             shard=self.shard,
             position=position % len(self),
@@ -247,18 +243,9 @@ def make_plan(
     Raises:
         UsageError: more samples than prompts, or more shards than names.
     """
-    totals = [segment for segment in segments if isinstance(segment, int)]
-    if totals != sorted(set(totals)) or not isinstance(next(iter(segments), None), int) or totals[0] < 1:
-        raise ValueError(f"segments must begin with a positive total, and totals must grow, not {segments}")
-    if not 1 <= samples_per_shard <= MAX_PER_SHARD:
-        raise ValueError(f"samples_per_shard must be 1 to {MAX_PER_SHARD}, not {samples_per_shard}")
-    if totals[-1] > len(prompts):
-        raise UsageError(
-            f"build.samples = {totals[-1]}: the prompt source holds {len(prompts)}; "
-            f"ask for at most {len(prompts)} or give more prompts"
-        )
+    total = _checked_total(prompts, samples_per_shard, segments)
     retried = frozenset(chain.from_iterable(segment for segment in segments if not isinstance(segment, int)))
-    held_out, place_of = _one_pass(prompts, totals[-1], val_fraction, retried)
+    held_out, place_of = _one_pass(prompts, total, val_fraction, retried)
     shards: dict[str, list[_Samples]] = {split: [] for split in SPLITS}
     done = 0
     for segment in segments:
@@ -287,6 +274,21 @@ def make_plan(
         ),
         retried,
     )
+
+
+def _checked_total(prompts: Sequence[Captioned], samples_per_shard: int, segments: Sequence[Segment]) -> int:
+    """How many prompts are taken in all."""
+    totals = [segment for segment in segments if isinstance(segment, int)]
+    if totals != sorted(set(totals)) or not isinstance(next(iter(segments), None), int) or totals[0] < 1:
+        raise ValueError(f"segments must begin with a positive total, and totals must grow, not {segments}")
+    if not 1 <= samples_per_shard <= MAX_PER_SHARD:
+        raise ValueError(f"samples_per_shard must be 1 to {MAX_PER_SHARD}, not {samples_per_shard}")
+    if totals[-1] > len(prompts):
+        raise UsageError(
+            f"build.samples = {totals[-1]}: the prompt source holds {len(prompts)}; "
+            f"ask for at most {len(prompts)} or give more prompts"
+        )
+    return totals[-1]
 
 
 def _one_pass(
@@ -331,8 +333,3 @@ def planned_count(segments: Sequence[Segment]) -> int:
     return (totals[-1] if totals else 0) + sum(
         len(segment) for segment in segments if not isinstance(segment, int)
     )
-
-
-def coverage(items: Iterable[Categorised]) -> Mapping[tuple[str, str, str], int]:
-    """How many items stand in each cell (content, style, subject)."""
-    return Counter((item.content, item.style, item.subject) for item in items)

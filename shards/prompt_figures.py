@@ -38,6 +38,17 @@ class PromptFigures:
     across_splits: int
     compared: int
 
+    @property
+    def variety(self) -> str:
+        """Different words, pairs and triples of words, and all of them."""
+        named = zip(("words", "pairs", "triples"), self.distinct.values(), strict=True)
+        return ", ".join(f"{different:,} of {total:,} {name}" for name, (different, total) in named)
+
+    @property
+    def among(self) -> str:
+        """Which prompts were compared, where not all were."""
+        return "" if self.compared == self.prompts else f" among the first {self.compared:,}"
+
     def to_json(self) -> dict[str, Any]:
         """For result files: cells as a list of records."""
         cells = [
@@ -48,18 +59,11 @@ class PromptFigures:
 
     def lines(self) -> list[str]:
         """For people, a line each."""
-        among = "" if self.compared == self.prompts else f" among the first {self.compared:,}"
-        varied = ", ".join(
-            f"{different:,} of {total:,} {name}"
-            for name, (different, total) in zip(
-                ("words", "pairs", "triples"), (self.distinct[run] for run in RUNS), strict=True
-            )
-        )
         return [
             f"cells          {len(self.cells)} of content, style and subject, "
             f"{min(self.cells.values(), default=0)} to {max(self.cells.values(), default=0)} prompts each",
-            f"near-duplicates {self.near_duplicates}, {self.across_splits} of them across the splits{among}",
-            f"different      {varied}{among}",
+            f"near-duplicates {self.near_duplicates}, {self.across_splits} of them across the splits{self.among}",
+            f"different      {self.variety}{self.among}",
             "words          " + ", ".join(f"{start}+: {count}" for start, count in self.lengths.items()),
         ]
 

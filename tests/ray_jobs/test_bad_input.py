@@ -51,6 +51,12 @@ def test_prompt_files(capsys, tmp_path, name, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_language_beside_prompts_of_ones_own(capsys, tmp_path):
+    (tmp_path / "p.txt").write_text("a red fox\n")
+    words = ("build", "--build.output", str(tmp_path / "out"), "--build.prompts", str(tmp_path / "p.txt"))
+    assert "leave one of the two out" in refusal(capsys, *words, "--build.language", "zh")
+
+
 def test_a_prompt_file_that_is_not_there(capsys, tmp_path):
     words = ("build", "--build.output", str(tmp_path / "out"), "--build.prompts", str(tmp_path / "none.txt"))
     assert "cannot be read" in refusal(capsys, *words)

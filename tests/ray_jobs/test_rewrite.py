@@ -12,7 +12,8 @@ from ray_jobs.__main__ import main
 from shards.prompt_files import read_prompts
 
 LONG = " ".join(f"word{i}" for i in range(30))
-PROMPTS = ["a red fox", LONG, "an oil painting of a lighthouse", "the sea"]
+# The last one holds what some take for the end of a line.
+PROMPTS = ["a red fox", LONG, "an oil painting of a lighthouse", "the sea\u2028at night"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_short_prompts_become_long_and_long_ones_stay(tmp_path, model, monkeypat
     monkeypatch.setattr(Rewriter, "from_pretrained", lambda *_, **__: Talker())
     assert main(words(tmp_path, model)) == 0
     assert "4 prompts, 1 of them as they were" in capsys.readouterr().out
-    records = [json.loads(line) for line in (tmp_path / "long.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "long.jsonl").read_bytes().splitlines()]
     assert [record["original"] for record in records] == PROMPTS
     assert records[0]["prompt"] == "a red fox, and twenty words more"
     assert records[1]["prompt"] == LONG
@@ -88,7 +89,7 @@ class Parrot:
 def test_what_is_said_already_is_not_said_again(tmp_path, model, monkeypatch):
     monkeypatch.setattr(Rewriter, "from_pretrained", lambda *_, **__: Parrot())
     assert main(words(tmp_path, model)) == 0
-    prompts = [json.loads(line)["prompt"] for line in (tmp_path / "long.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line)["prompt"] for line in (tmp_path / "long.jsonl").read_bytes().splitlines()]
     assert prompts == ["a long story about a fox", *PROMPTS[1:]]
 
 
@@ -105,14 +106,15 @@ def test_a_killed_run_goes_on_after_the_last_whole_line(tmp_path, model, monkeyp
     assert main(words(tmp_path, model)) == 0
     assert asked == PROMPTS[2:]
     assert [
-        json.loads(line)["original"] for line in (tmp_path / "long.jsonl").read_text().splitlines()
+        json.loads(line)["original"] for line in (tmp_path / "long.jsonl").read_bytes().splitlines()
     ] == PROMPTS
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompts": ""}, "rewrite.prompts is needed"),
+        ({"prompts": ""}, "rewrite.prompts is needed: a prompt file"),
+        ({"output": "/dev/null/long.jsonl"}, "rewrite.output = '/dev/null/long.jsonl': cannot be used"),
         ({"output": "long.txt"}, "give a name in .jsonl"),
         ({"model": "/nowhere/at/all"}, "rewrite.model = '/nowhere/at/all'"),
         ({"words": 30}, "holds something else than the beginning of these prompts"),
@@ -125,6 +127,13 @@ def test_what_cannot_be_is_said_before_a_model_loads(tmp_path, model, monkeypatc
     monkeypatch.setattr(Rewriter, "from_pretrained", lambda *_, **__: pytest.fail("loaded a model"))
     assert main(words(tmp_path, model, **changes)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path, model, capsys):
+    (tmp_path / "long.jsonl").write_text('{"prompt": "mine"}\n{"prompt": "without an end"}')
+    assert main(words(tmp_path, model)) == 2
+    assert "give another output" in capsys.readouterr().err
+    assert (tmp_path / "long.jsonl").read_text() == '{"prompt": "mine"}\n{"prompt": "without an end"}'
 
 
 def test_a_model_that_cannot_chat(tmp_path, model, capsys):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shards.grammar import CONTENT_TYPES, STYLES, SUBJECTS, builtin_prompts
 from shards.near_duplicates import near_duplicates
-from shards.plan import coverage, make_plan, normalise_caption
+from shards.plan import make_plan, normalise_caption
 
 SPACE = builtin_prompts().prompts
 CELLS = {(cell.content, cell.style, cell.subject) for cell in SPACE.cells}
@@ -37,8 +37,8 @@ def test_the_space_is_large_and_its_cells_make_sense():
 @given(count=st.integers(1, 4000))
 def test_any_prefix_is_even_over_the_cells_and_so_is_what_follows_it(count):
     for chosen in (SPACE[:count], SPACE[count : 2 * count]):
-        found = coverage(chosen)
-        counts = [found.get(cell, 0) for cell in CELLS]
+        found = Counter((prompt.content, prompt.style, prompt.subject) for prompt in chosen)
+        counts = [found[cell] for cell in CELLS]
         assert max(counts) - min(counts) <= 1
         assert sum(counts) == count
 

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from shards.errors import UsageError
 from shards.plan import (
-    coverage,
     is_held_out,
     make_plan,
     normalise_caption,
@@ -112,10 +111,6 @@ def test_segments_must_grow(segments):
 def test_a_shard_holds_what_its_keys_can_count(per_shard):
     with pytest.raises(ValueError, match="samples_per_shard"):
         plan(5, per_shard=per_shard)
-
-
-def test_coverage_counts_cells():
-    assert coverage(PROMPTS[:5]) == {("photograph", "vintage", "people"): 5}
 
 
 @given(samples=st.integers(0, 5000), full=st.integers(1, 128))

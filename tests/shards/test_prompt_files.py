@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from shards.errors import UsageError
 from shards.grammar import builtin_prompts
-from shards.plan import normalise_caption
 from shards.prompt_files import read_prompts, without_near_duplicates
 from shards.prompts import Prompt, PromptSource
 
@@ -200,7 +199,3 @@ def test_what_is_left_does_not_depend_on_how_much_is_wanted(numbers, fewer, more
     short, long = (without_near_duplicates(source, count).prompts for count in sorted((fewer, more)))
     assert short == long[: len(short)]
     assert len(without_near_duplicates(source, 40).prompts) == len({n % 4 for n in numbers})
-
-
-def test_normalised_captions_are_what_duplicates_share():
-    assert normalise_caption("A  Red\tFox ") == normalise_caption("a red fox")
