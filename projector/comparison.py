@@ -111,7 +111,7 @@ class Comparer:
     @cached_property
     def _text(self) -> TextEncoder:
         return TextEncoder.from_pretrained(
-            self.spec.models.image.path,
+            self.spec.models.image.here(),
             device=self._device,
             dtype=self._dtype,
             max_tokens=self.spec.settings.max_tokens,
@@ -121,7 +121,7 @@ class Comparer:
     def _images(self) -> ImageGenerator:
         settings = self.spec.settings
         return ImageGenerator.from_pretrained(
-            self.spec.models.image.path,
+            self.spec.models.image.here(),
             device=self._device,
             dtype=self._dtype,
             height=settings.height,
@@ -134,7 +134,7 @@ class Comparer:
     @cached_property
     def _vision(self) -> VLEmbeddingExtractor:
         return VLEmbeddingExtractor.from_pretrained(
-            self.spec.models.vl.path, self.spec.checkpoint, device=self._device, dtype=self._dtype
+            self.spec.models.vl.here(), self.spec.checkpoint, device=self._device, dtype=self._dtype
         )
 
     @cached_property
@@ -148,7 +148,7 @@ class Comparer:
     @cached_property
     def _siglip(self) -> SiglipScorer | None:
         found = self.spec.siglip
-        return SiglipScorer.from_pretrained(found.path, device=self._device) if found else None
+        return SiglipScorer.from_pretrained(found.here(), device=self._device) if found else None
 
     def make(self, case: Case, method: str, alpha: float) -> None:
         """Make one picture and put it on storage.

@@ -101,8 +101,8 @@ class WrittenCaptions:
     ) -> "WrittenCaptions":
         """Load both models."""
         return cls(
-            Captioner.from_pretrained(models.vl.path, device=device, dtype=dtype),
-            TextEncoder.from_pretrained(models.image.path, device=device, dtype=dtype),
+            Captioner.from_pretrained(models.vl.here(), device=device, dtype=dtype),
+            TextEncoder.from_pretrained(models.image.here(), device=device, dtype=dtype),
             dataset,
             split,
         )

@@ -133,11 +133,11 @@ def load_import(
     if catalogue is None:
         raise CorruptShardError(f"{root}: its catalogue, source/, is gone; run the import again")
     for source in (text, vl):
-        read_ahead(source.path)
+        read_ahead(source.here())
     where: dict[str, Any] = {"device": residence.loading_device, "dtype": DTYPES[settings.dtype]}
-    encoder = TextEncoder.from_pretrained(text.path, max_tokens=settings.max_tokens, **where)
+    encoder = TextEncoder.from_pretrained(text.here(), max_tokens=settings.max_tokens, **where)
     vision = VisionLanguageEncoder.from_pretrained(
-        vl.path, layers=settings.layers, text_modes=settings.text_modes, **where
+        vl.here(), layers=settings.layers, text_modes=settings.text_modes, **where
     )
     originals, batch_size = open_originals(spec), settings.batch_size
     return FusedMaker(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from projector.options import Models
 from shards.errors import UsageError
 
 CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
+TINY_MODELS = {"tiny/image": "image", "tiny/vl": "vl"}  # ids of the models that the project makes itself
 PIPELINE_CLASS = "ZImagePipeline"
 VL_CLASS = "Qwen3VLForConditionalGeneration"
 # Component folders of the pipeline and the file in each that says what it is.
@@ -35,7 +37,7 @@ class ModelSource:
 
     Attributes:
         id: hub id, or the folder's name for local ones.
-        path: local folder.
+        path: local folder of the machine that found it.
         revision: the hub's commit; empty for local folders.
         files: SHA-256 by file name.
     """
@@ -44,6 +46,38 @@ class ModelSource:
     path: str
     revision: str
     files: Mapping[str, str]
+
+    def here(self) -> str:
+        """The model's folder on this machine, which may not be the one that found it.
+
+        Returns:
+            `path` where that is there; elsewhere the same revision from the hub, fetched once per machine, or the
+            tiny models, made on the spot.
+
+        Raises:
+            UsageError: none of these is to be had.
+        """
+        if Path(self.path).is_dir():
+            return self.path
+        if self.id in TINY_MODELS:
+            return str(tiny_folder() / TINY_MODELS[self.id])
+        if self.revision:
+            return str(self.cached() or locate("model", f"{self.id}@{self.revision}")[1])
+        raise UsageError(
+            f"model {self.id}: {self.path} is not on {socket.gethostname()}; copy the folder there, put it on a "
+            "shared file system, or give a hub id"
+        )
+
+    def cached(self) -> Path | None:
+        """Where the hub's cache of this machine has the whole model, if it has; the hub is not asked."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(self.id, revision=self.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+        return folder if all((folder / name).is_file() for name in self.files) else None
 
     def to_json(self) -> dict[str, Any]:
         """What goes into a dataset's settings: id, revision and hashes, not where the files happened to lie."""

@@ -177,13 +177,13 @@ class PictureMaker(PictureSource):
     def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureMaker":
         """Load the pipeline's models for a run's settings."""
         where: dict[str, Any] = {"device": residence.loading_device, "dtype": DTYPES[settings.dtype]}
-        text = TextEncoder.from_pretrained(source.path, max_tokens=settings.max_tokens, **where)
+        text = TextEncoder.from_pretrained(source.here(), max_tokens=settings.max_tokens, **where)
         negative = None
         if settings.guidance > 0:
             residence.let_in(text)
             negative = text.empty_prompt()
         images = ImageGenerator.from_pretrained(
-            source.path,
+            source.here(),
             height=settings.height,
             width=settings.width,
             steps=settings.steps,
@@ -241,7 +241,7 @@ class PictureReader(BatchMaker[Pictured, Sample]):
         """Load the model for a run's settings; alone on this process's device unless a residence is given."""
         residence = residence or Residence()
         vision = VisionLanguageEncoder.from_pretrained(
-            source.path,
+            source.here(),
             device=residence.loading_device,
             dtype=DTYPES[settings.dtype],
             layers=settings.layers,

@@ -53,7 +53,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         self._stream: Iterator[Sample] = iter(())
         self._held: dict[str, Sample] = {}
         self._vision = VisionLanguageEncoder.from_pretrained(
-            vl.path,
+            vl.here(),
             device="cuda" if torch.cuda.is_available() else "cpu",
             dtype={"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype],
             layers=settings.layers,

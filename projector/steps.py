@@ -127,7 +127,7 @@ class FusedMaker(ShardMaker):
         """Load all models; with `one_at_a_time` only the one at work is on the device, and they work in turn."""
         residence = Residence(one_at_a_time=one_at_a_time)
         for source in (sources.image, sources.vl):
-            read_ahead(source.path)
+            read_ahead(source.here())
         return cls(
             PictureMaker.load(sources.image, settings, residence),
             PictureReader.load(sources.vl, settings, residence),
@@ -183,7 +183,7 @@ class StagedMaker(ShardMaker):
     @classmethod
     def load(cls, source: ModelSource, settings: PairSettings) -> "StagedMaker":
         """Load a Z-Image pipeline for a run's settings."""
-        read_ahead(source.path)
+        read_ahead(source.here())
         return cls(PictureMaker.load(source, settings, Residence()))
 
     def steps(

@@ -18,6 +18,7 @@ from ray_jobs.options import (
     ExtractOptions,
     LadderOptions,
     PlanOptions,
+    PreflightOptions,
     ReportOptions,
     RewriteOptions,
 )
@@ -35,6 +36,11 @@ JOBS = {
             "rewrite",
             "Make the short prompts of a file long with a local language model; resumes.",
             {"rewrite": RewriteOptions},
+        ),
+        Job(
+            "preflight",
+            "Check every node of the cluster before a build or a training: devices, versions, store, models, spool.",
+            {"preflight": PreflightOptions, "build": BuildOptions, "train": TrainOptions},
         ),
         Job(
             "build",

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ from projector.models import ModelSources, resolve_models
 from projector.pairs import PairSettings, PictureReader
 from projector.steps import FusedMaker, ShardMaker, StagedMaker
 from ray_jobs.builder import BuilderSpec
-from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected
+from ray_jobs.cluster import Cluster, StopRequest, connected
 from ray_jobs.completion import Guard, complete
 from ray_jobs.crew import Crew, crew_for, with_readers
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
+from ray_jobs.fitness import check_nodes
+from ray_jobs.node import recorded_packages
 from ray_jobs.options import BuildOptions
 from ray_jobs.placement import Placement, choose_placement, device_memory, needs
 from shards.dataset import Dataset, is_new
@@ -26,19 +27,8 @@ from shards.prompt_files import read_prompts, without_near_duplicates
 from shards.prompts import PromptSource
 from shards.retry import plan_retries
 from shards.sample import Expected
-from shards.spool import Spool, default_spool
+from shards.spool import Spool
 from shards.storage import open_storage
-
-RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "diffusers",
-    "tokenizers",
-    "safetensors",
-    "pillow",
-    "numpy",
-    "ray",
-)
 
 
 def build(options: BuildOptions) -> int:
@@ -65,7 +55,14 @@ def build(options: BuildOptions) -> int:
     sources.check_layers(options.layers)
     stop = StopRequest()
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-        check_shared(storage.root, cluster)
+        finish = finish_spec(storage.root, options, sources)
+        check_nodes(
+            cluster,
+            writes=[storage.root],
+            models=[sources.image, sources.vl],
+            spool=options.spool,
+            spool_bytes=finish.shard_bytes,
+        )
         settings, crew, placement, why = arranged(options, cluster, sources)
         dataset = Dataset.create_or_open(
             storage, dataset_settings(options, prompts, sources, settings), recorded_packages()
@@ -76,8 +73,7 @@ def build(options: BuildOptions) -> int:
         print(f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}", flush=True)
         if why:
             print(why, flush=True)
-        finish = finish_spec(storage.root, options, sources)
-        Spool(Path(finish.spool)).check_room(finish.shard_bytes)
+        Spool.at(options.spool).check_room(finish.shard_bytes)
         spec = BuilderSpec(finish, maker_of(placement, sources, settings), devices=crew.devices_each)
         read = partial(PictureReader.load, sources.vl, settings)
         return complete(
@@ -173,12 +169,7 @@ def finish_spec(root: str, options: BuildOptions, sources: ModelSources) -> Fini
         height=options.height,
     )
     shard_bytes = options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
-    return FinishSpec(root, expected, spool_folder(options.spool), shard_bytes)
-
-
-def spool_folder(spool: str | None) -> str:
-    """A `spool` option, or the folder that stands in for it."""
-    return spool or str(default_spool())
+    return FinishSpec(root, expected, options.spool, shard_bytes)
 
 
 def dataset_settings(
@@ -206,8 +197,3 @@ def dataset_settings(
             **({"near_duplicates": options.near_duplicates} if options.prompts else {}),
         },
     }
-
-
-def recorded_packages() -> dict[str, str]:
-    """Versions of the packages that compute; recorded, not part of the fingerprint."""
-    return {package: version(package) for package in RECORDED_PACKAGES}

@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,33 +103,6 @@ def connected() -> Iterator[Cluster]:
     finally:
         if not already:
             ray.shutdown()
-
-
-def check_shared(root: str, cluster: Cluster) -> None:
-    """Make sure that every node sees the same local folder.
-
-    Args:
-        root: dataset root; S3 roots are shared by nature.
-        cluster: the nodes to ask.
-
-    Raises:
-        UsageError: some node does not see a file that the driver just wrote there.
-    """
-    if root.startswith("s3://") or len(cluster.nodes) < 2:
-        return
-    folder = Path(root).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".probe-{uuid.uuid4().hex}"
-    probe.write_text("seen by every node?")
-    try:
-        blind = nodes_without(probe, cluster)
-    finally:
-        probe.unlink()
-    if blind:
-        raise UsageError(
-            f"{root} is local to this node: {len(blind)} of {len(cluster.nodes)} nodes do not see it "
-            f"({', '.join(node[:8] for node in blind)}); use a shared file system or s3://bucket/prefix"
-        )
 
 
 def nodes_without(path: Path, cluster: Cluster) -> list[str]:

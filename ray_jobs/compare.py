@@ -14,9 +14,10 @@ from projector.models import ModelSources, resolve_models
 from projector.projector import Projector
 from projector.scores import interval, load_scorers
 from ray_jobs.build import arithmetic
-from ray_jobs.cluster import StopRequest, check_shared, connected
+from ray_jobs.cluster import StopRequest, connected
 from ray_jobs.compare_request import cases_of, check_fit, pictures_of, reference_of, scorer_of
 from ray_jobs.crew import Crew, crew_for
+from ray_jobs.fitness import check_nodes
 from ray_jobs.options import CompareOptions
 from ray_jobs.progress import Progress
 from ray_jobs.workers import Work, spread, start_workers
@@ -56,7 +57,7 @@ def compare(options: CompareOptions) -> int:
     cases = cases_of(pictures, options.seed)
     stop = StopRequest()
     with connected() as cluster, stop.heeded():
-        check_shared(storage.root, cluster)
+        check_nodes(cluster, writes=[storage.root], models=[sources.image, sources.vl])
         crew = crew_for(options, cluster, "compare")
         settings = settings_of(options, on_gpu=crew.gpus > 0)
         claim(storage, identity_of(options, settings, sources))

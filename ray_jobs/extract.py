@@ -4,18 +4,19 @@ The plan is what the source holds: same splits, shards, places and keys. Only th
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from projector.models import VisionSource, resolve_vision
 from projector.reread import RereadSettings, rereading
-from ray_jobs.build import arithmetic, recorded_packages, spool_folder
+from ray_jobs.build import arithmetic
 from ray_jobs.builder import BuilderSpec
-from ray_jobs.cluster import StopRequest, check_shared, connected
+from ray_jobs.cluster import StopRequest, connected
 from ray_jobs.completion import Guard, complete
 from ray_jobs.crew import crew_for
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
+from ray_jobs.fitness import check_nodes
+from ray_jobs.node import recorded_packages
 from ray_jobs.options import BuildOptions, ExtractOptions
 from shards.dataset import Dataset, is_new
 from shards.errors import CorruptShardError, UsageError
@@ -63,8 +64,7 @@ def extract(options: ExtractOptions) -> int:
     plan = read_plan(source)
     stop = StopRequest()
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-        check_shared(source.storage.root, cluster)
-        check_shared(storage.root, cluster)
+        check_nodes(cluster, writes=[storage.root], reads=[source.storage.root], models=[vl.model])
         crew = crew_for(options, cluster, "extract")
         settings = reread_settings(options, on_gpu=crew.gpus > 0)
         dataset = Dataset.create_or_open(
@@ -79,10 +79,10 @@ def extract(options: ExtractOptions) -> int:
         finish = FinishSpec(
             root=storage.root,
             expected=expected_of(dataset),
-            spool=spool_folder(options.spool),
+            spool=options.spool,
             shard_bytes=shard_bytes(source, plan, settings, vl.hidden_size),
         )
-        Spool(Path(finish.spool)).check_room(finish.shard_bytes)
+        Spool.at(finish.spool).check_room(finish.shard_bytes)
         spec = BuilderSpec(finish, partial(rereading, source.storage.root, vl.model, settings))
         return complete(
             "extract", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,13 +30,13 @@ class FinishSpec:
     Attributes:
         root: dataset root.
         expected: what every sample must hold.
-        spool: local folder for shards under construction.
+        spool: local folder for shards under construction; None for each machine's own.
         shard_bytes: what a full shard takes there, about.
     """
 
     root: str
     expected: Expected
-    spool: str
+    spool: str | None
     shard_bytes: int
 
 
@@ -66,7 +65,7 @@ class Finisher:
 
     @cached_property
     def _spool(self) -> Spool:
-        return Spool(Path(self._spec.spool))
+        return Spool.at(self._spec.spool)
 
     def begin(self, ticket: int, planned: PlannedShard) -> None:
         """Open a shard; one that a dead builder left open under the same ticket is thrown away."""

@@ -11,14 +11,16 @@ from typing import Any, get_args
 
 from projector.imports import ImportSettings, load_import
 from projector.readers import ReaderSources, resolve_readers
-from ray_jobs.build import arithmetic, recorded_packages, spool_folder
+from ray_jobs.build import arithmetic
 from ray_jobs.builder import BuilderSpec
-from ray_jobs.cluster import Cluster, StopRequest, check_shared, connected, nodes_without
+from ray_jobs.cluster import Cluster, StopRequest, connected, nodes_without
 from ray_jobs.completion import Guard, complete
 from ray_jobs.crew import crew_for
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
+from ray_jobs.fitness import check_nodes
 from ray_jobs.import_options import ImportOptions
+from ray_jobs.node import recorded_packages
 from ray_jobs.options import PIXEL_MULTIPLE, BuildOptions
 from shards.catalogue import Catalogue, catalogued, told_left_out
 from shards.dataset import Dataset, is_new
@@ -49,14 +51,14 @@ def importing(options: ImportOptions) -> int:
     is_new(storage)
     models = resolve_readers(options.models, "import.models")
     models.vl.check_layers(options.layers, "import.layers")
-    spool = Spool(Path(spool_folder(options.spool)))
+    spool = Spool.at(options.spool)
     with spool.workspace("catalogue") as folder:
         catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
         print(told(catalogue), flush=True)
         stop = StopRequest()
         with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-            check_shared(storage.root, cluster)
+            check_nodes(cluster, writes=[storage.root], models=[models.text, models.vl.model])
             check_visible(spec, cluster)
             crew = crew_for(options, cluster, "import")
             settings = import_settings(options, on_gpu=crew.gpus > 0)
@@ -73,7 +75,7 @@ def importing(options: ImportOptions) -> int:
             finish = FinishSpec(
                 root=storage.root,
                 expected=expected_of(dataset),
-                spool=str(spool.folder),
+                spool=options.spool,
                 shard_bytes=options.samples_per_shard * sample_bytes(options, models.vl.hidden_size),
             )
             spool.check_room(finish.shard_bytes)

@@ -294,6 +294,13 @@ class LadderOptions(Section):
     """Trainings at each point."""
 
 
+class PreflightOptions(Section):
+    """Whether the cluster is fit; what for is in the `build` and `train` sections."""
+
+    output: str = ""
+    """Folder (local or s3://) that gets preflight.json; absent: nothing is written."""
+
+
 class DemoOptions(Section):
     """The whole chain on tiny models."""
 

@@ -26,6 +26,7 @@ from projector.tracking import check_trackers, tracking
 from projector.training import FINISHED, run_identity
 from projector.training import train as run_training
 from ray_jobs.cluster import Cluster, connected, signals_exit
+from ray_jobs.fitness import check_nodes
 from ray_jobs.progress import Progress
 from ray_jobs.workers import plain_error
 from shards.errors import NotFoundError, UsageError
@@ -60,6 +61,7 @@ def train(options: TrainOptions) -> int:
     get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
         check_workers(options, cluster)
+        check_nodes(cluster, writes=[options.output], reads=[options.data, *(options.also or ())])
         print(f"train {options.arch} on {options.workers} workers to {options.output}", flush=True)
         if train_pairs.template is not None:
             print(f"left out of losses and statistics: {train_pairs.template}", flush=True)

@@ -15,7 +15,7 @@ from shards.info import details, info
 from shards.maintain import collect_garbage, repair, require_shards
 from shards.plan import SPLITS
 from shards.retry import retryable
-from shards.spool import Spool, default_spool
+from shards.spool import Spool
 from shards.storage import open_storage
 
 
@@ -185,7 +185,7 @@ def _merge(options: argparse.Namespace) -> int:
     sources = [Dataset.open(open_storage(root)) for root in options.sources]
     storage = open_storage(options.root)
     is_new(storage)
-    spool = Spool(default_spool())
+    spool = Spool.at(None)
     with sole_writer(storage):
         for source in sources:
             merged = merge(storage, source, spool)

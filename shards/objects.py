@@ -72,6 +72,9 @@ class Storage(Protocol):
     def honours_create_only(self) -> bool:
         """Whether `create_only` really refuses to overwrite."""
 
+    def clock_ahead(self) -> float | None:
+        """Seconds by which this machine's clock is ahead of the store's; None where the store has no clock."""
+
     def url(self, key: str) -> str:
         """The object's address for stock readers."""
 

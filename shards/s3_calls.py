@@ -6,10 +6,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3.session
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -147,6 +149,23 @@ class S3Calls:
                 self._answered = True
                 return result
 
+    def clock_ahead(self, bucket: str) -> float | None:
+        """Seconds by which this machine's clock is ahead of the store's, in one try; None where it tells no time."""
+        before = time.time()
+        answer: Any
+        try:
+            answer = make_client(self.patience, signature_version=UNSIGNED).head_bucket(Bucket=bucket)
+        except ClientError as error:  # whatever it says, it says when
+            answer = error.response
+        told = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if told is None:
+            return None
+        try:
+            there = parsedate_to_datetime(told).timestamp()
+        except ValueError:
+            return None
+        return (before + time.time()) / 2 - there
+
     def describe(self, error: Exception) -> str:
         """A failure in words that hold no secret, whatever the store may have echoed."""
         if isinstance(error, ClientError):
@@ -196,8 +215,12 @@ class Tries:
         self._count = 0
 
 
-def make_client(patience: Patience) -> "S3Client":
+def make_client(patience: Patience, **more: Any) -> "S3Client":
     """A client by the standard AWS names: environment, profile files, or the machine's role.
+
+    Args:
+        patience: its time-outs.
+        more: further settings of botocore's `Config`.
 
     Raises:
         UsageError: no credentials, or a configuration that cannot be used; says which variables to set.
@@ -210,6 +233,7 @@ def make_client(patience: Patience) -> "S3Client":
         tcp_keepalive=True,
         # Asked for with whole objects only: `rclone serve s3` answers a range with the whole object's checksum.
         response_checksum_validation="when_required",
+        **more,
     )
     try:
         session = boto3.session.Session()

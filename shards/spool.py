@@ -14,11 +14,6 @@ from shards.storage import writing
 PREFIX = "shard-workspace-"
 
 
-def default_spool() -> Path:
-    """The folder that stands in where none is named; all processes of a machine share it."""
-    return Path(tempfile.gettempdir()) / "z-image-projector-spool"
-
-
 class Spool:
     """Workspaces for this process under a folder that processes and containers of one machine share.
 
@@ -37,6 +32,11 @@ class Spool:
         except OSError as error:
             raise UsageError(f"spool folder {str(folder)!r}: cannot be made: {error.strerror}") from None
         self._remove_leftovers()
+
+    @classmethod
+    def at(cls, folder: str | None) -> "Spool":
+        """The spool in a folder; None for the one that all processes of this machine share."""
+        return cls(Path(folder) if folder else Path(tempfile.gettempdir()) / "z-image-projector-spool")
 
     def check_room(self, needed: int) -> None:
         """Make sure that work which takes `needed` bytes can begin.

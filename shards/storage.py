@@ -166,6 +166,10 @@ class LocalStorage:
         """A link never replaces a name."""
         return True
 
+    def clock_ahead(self) -> None:
+        """A folder has no clock that anything is signed against."""
+        return
+
     def url(self, key: str) -> str:
         """An absolute path."""
         return str(self._folder / check_key(key))

@@ -1,6 +1,7 @@
 """A proxy that stands before an S3 server and breaks what passes, by order or by a seeded schedule."""
 
 import random
+import re
 import socket
 import socketserver
 import struct
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 
 CODES = {
     "500": (500, "InternalError"),
@@ -43,6 +45,7 @@ class FaultProxy:
     seed: int = 0
     rate: float = 0.0
     kinds: tuple[str, ...] = PASSING
+    clock: float = 0.0  # seconds that the server's Date is moved by
     faults: Counter = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)
 
@@ -122,6 +125,9 @@ class FaultProxy:
         with socket.create_connection(("127.0.0.1", self.upstream)) as server:
             server.sendall(b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n" + body)
             answer = b"".join(iter(lambda: server.recv(1 << 16), b""))
+        if self.clock:
+            moved = formatdate(time.time() + self.clock, usegmt=True).encode()
+            answer = re.sub(rb"(?i)(\r\ndate: )[^\r]+", rb"\g<1>" + moved, answer, count=1)
         if "list-type=2" not in target:
             return answer
         with self._lock:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
+# What names the files that a node has its credentials in, and their names beside the shared head's own.
+CREDENTIALS = {"AWS_SHARED_CREDENTIALS_FILE": "credentials", "AWS_CONFIG_FILE": "config"}
 SMALL = {
     "samples": 24,
     "samples_per_shard": 4,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from projector.models import CACHE_VARIABLE, resolve_models
-from ray_support import RAY, ROOT, build_command, kill, with_workers
+from ray_support import CREDENTIALS, RAY, ROOT, build_command, kill, with_workers
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +61,8 @@ def head(environment):
     # Workers run `python` from the path: it must be the one under test.
     path = f"{Path(RAY).parent}:{environment['PATH']}"
     clients = environment | {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": folder, "PATH": path}
+    # A node's credentials are in files of its own, as on machines of one's own; there are none until a test needs some.
+    clients |= {name: f"{folder}/{file}" for name, file in CREDENTIALS.items()}
     start = [
         RAY,
         "start",

@@ -10,7 +10,7 @@ from projector.models import CACHE_VARIABLE
 from projector.options import TrainOptions
 from ray_jobs import cluster
 from ray_jobs.__main__ import main
-from ray_jobs.cluster import Cluster, check_shared
+from ray_jobs.cluster import Cluster
 from ray_jobs.crew import crew_for
 from ray_jobs.options import BuildOptions
 from ray_jobs.train import check_workers
@@ -166,23 +166,6 @@ def test_a_cluster_that_lets_nobody_in(capsys, tmp_path, monkeypatch, address):
 
 
 NODES = ("a" * 56, "b" * 56)
-
-
-def test_a_local_output_that_some_node_does_not_see(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "nodes_without", lambda path, _: [NODES[1]] if path.exists() else [])
-    with pytest.raises(
-        UsageError, match=r"1 of 2 nodes do not see it \(bbbbbbbb\); use a shared file system or s3:"
-    ):
-        check_shared(str(tmp_path / "data"), Cluster(NODES, 4, 0))
-    assert list((tmp_path / "data").iterdir()) == []
-
-
-def test_a_shared_output_and_a_single_node_are_fine(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "nodes_without", lambda *_: [])
-    check_shared(str(tmp_path / "data"), Cluster(NODES, 4, 0))
-    monkeypatch.setattr(cluster, "nodes_without", lambda *_: pytest.fail("asked"))
-    check_shared(str(tmp_path / "data"), Cluster(NODES[:1], 4, 0))
-    check_shared("s3://bucket/prefix", Cluster(NODES, 4, 0))
 
 
 def crew(cpus=4, gpus=0, **options):

@@ -1,15 +1,26 @@
-"""The README's way onto a cluster: `ray start --head`, then `ray job submit`, tried on a head of its own."""
+"""The ways onto a cluster that README.md and docs/cluster.md tell of, tried on a head of its own."""
 
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
+import yaml
 
-from ray_support import RAY, ROOT, build_command
+from ray_jobs.__main__ import JOBS
+from ray_jobs.command_line import parse
+from ray_support import CREDENTIALS, RAY, ROOT, build_command
+from s3_support import moto
 from shards.verify import verify
+
+__all__ = ["moto"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -75,3 +86,126 @@ def test_a_job_joins_the_head_that_was_started(head, tmp_path, named):
     assert "1 node, 2 CPUs, 0 GPUs" in done.stdout
     # A cluster of its own would have a session of its own.
     assert len(list(Path(head.environment["RAY_TMPDIR"], "ray").glob("session_2*"))) == 1
+
+
+# Commands of docs/cluster.md: every block is run, but for those that say that they need a cloud and those that show.
+NEEDS_A_CLOUD = "# needs a cloud"
+SHOWN = ("text", "yaml")
+PAIRS = {"samples": 24, "samples_per_shard": 4, "val_fraction": 0.25, "height": 64, "width": 64, "steps": 2}
+
+
+def blocks(page):
+    """Language and text of every fenced block of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands_to_run(page):
+    return [text for language, text in blocks(page) if language not in SHOWN and NEEDS_A_CLOUD not in text]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md"])
+def test_every_job_in_a_document_is_one_that_parses(page):
+    jobs = 0
+    for _, text in blocks(page):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if "ray_jobs" in line else []
+            if "ray_jobs" in words and "-m" in words:
+                given = words[words.index("ray_jobs") + 1 :]
+                parse([word for word in given if word not in ("--config", "run.yaml")], JOBS)
+                jobs += 1
+    assert jobs > 3
+
+
+def test_what_needs_a_cloud_says_so():
+    for language, text in blocks("docs/cluster.md"):
+        started = {line.split()[0] for line in text.splitlines() if line.strip()} if not language else set()
+        away = started & {"docker", "kubectl", "aws"} or "ray up" in text or "ray dashboard" in text
+        assert not away or text.startswith(NEEDS_A_CLOUD), text
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The project as a user has it in a folder, with a run.yaml of the tiny models beside it."""
+    folder = tmp_path / "checkout"
+    for room in ("projector", "ray_jobs", "shards"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    run = {"build": PAIRS, "train": {"arch": "linear", "epochs": 2}, "ladder": {"samples": [24]}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder
+
+
+@pytest.fixture
+def bucket(head, moto):
+    """A bucket, whose credentials are in the files of the head's node and nowhere else."""
+    credentials, config = (Path(head.environment[name]) for name in CREDENTIALS)
+    credentials.write_text(
+        f"[default]\naws_access_key_id = {moto.access_key}\naws_secret_access_key = {moto.secret_key}\n"
+    )
+    config.write_text(f"[default]\nregion = us-east-1\nendpoint_url = {moto.endpoint}\n")
+    yield moto.new_bucket()
+    credentials.unlink()
+    config.unlink()
+
+
+def told_of_jobs(head):
+    """All that Ray tells of its jobs to whoever may ask."""
+    token = {"Authorization": f"Bearer {Path('~/.ray/auth_token').expanduser().read_text().strip()}"}
+    with urlopen(Request(f"{head.dashboard}/api/jobs/", headers=token)) as answer:
+        return json.load(answer)
+
+
+def places_of(secret, head):
+    """Where a secret stands of what Ray and its jobs wrote and tell."""
+    logs = Path(head.environment["RAY_TMPDIR"], "ray").glob("session_*/logs/**/*")
+    found = [path.name for path in logs if path.is_file() and secret.encode() in path.read_bytes()]
+    return found + ["the job API"] * (secret in json.dumps(told_of_jobs(head)))
+
+
+@pytest.mark.server
+def test_the_commands_of_the_clusters_page(head, checkout, bucket, moto):
+    said = []
+    for block in commands_to_run("docs/cluster.md"):
+        script = block.replace("http://127.0.0.1:8265", head.dashboard).replace(
+            "s3://bucket", f"s3://{bucket}"
+        )
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=head.environment,
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, script + done.stdout + done.stderr
+        said.append(done.stdout)
+    preflight, build, train = said
+    assert "preflight: fit (1 node, 0 GPUs)" in preflight
+    assert "complete: 24 samples, 0 failed" in build
+    assert "Job 'pairs' succeeded" in build
+    assert "24 samples" in build.partition("succeeded")[2]
+    assert "trained: " in train
+    assert "Job 'ladder' was stopped" in train
+    jobs = {job["submission_id"]: job for job in told_of_jobs(head)}
+    assert jobs["pairs"]["metadata"]["dataset"] == f"s3://{bucket}/pairs"
+    assert jobs["mlp"]["metadata"]["output"] == f"s3://{bucket}/mlp"
+    assert (jobs["pairs"]["status"], jobs["ladder"]["status"]) == ("SUCCEEDED", "STOPPED")
+    for secret in (moto.secret_key, moto.access_key):
+        assert places_of(secret, head) == []
+
+
+def test_a_secret_in_a_runtime_environment_would_be_seen(head, tmp_path):
+    """Why the page says to put none there, and that the test above would find one."""
+    planted = f"planted{uuid.uuid4().hex}"
+    environment = json.dumps({"env_vars": {"AWS_SECRET_ACCESS_KEY": planted}})
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--address",
+        head.dashboard,
+        "--no-wait",
+        "--runtime-env-json",
+        environment,
+    ]
+    subprocess.run([*command, "--", "true"], env=head.environment, cwd=tmp_path, check=True, timeout=120)
+    assert "the job API" in places_of(planted, head)
