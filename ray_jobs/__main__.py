@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from projector.options import EvaluateOptions, TrainOptions
 from ray_jobs.command_line import Job, as_yaml, parse
 from ray_jobs.import_options import ImportOptions
+from ray_jobs.log import start_log, tell
 from ray_jobs.options import (
     BuildOptions,
     CompareOptions,
@@ -21,6 +22,7 @@ from ray_jobs.options import (
     PreflightOptions,
     ReportOptions,
     RewriteOptions,
+    WatchedOptions,
 )
 from shards.errors import CorruptShardError, StorageError, UsageError
 
@@ -105,8 +107,9 @@ def with_lasting_paths(options: BaseModel) -> BaseModel:
             )  # where Ray unpacks a submitted working folder
             lasting[name] = str((Path.home() if submitted else Path.cwd()) / place)
             if submitted:
-                print(
-                    f"{name} {place!r} is {lasting[name]}: the working folder of a submitted job does not last"
+                tell(
+                    "place",
+                    f"{name} {place!r} is {lasting[name]}: the working folder of a submitted job does not last",
                 )
     return options.model_copy(update=lasting)
 
@@ -125,6 +128,7 @@ def main(argv: Sequence[str]) -> int:
         if invocation.print_config:
             print(as_yaml(invocation.options), end="")
             return 0
+        start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
         # Imported now: a usage error or --help should not wait for ray and torch.
         module = JOBS[invocation.job].module or invocation.job
         job = getattr(import_module(f"ray_jobs.{module}"), module)

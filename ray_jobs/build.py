@@ -15,6 +15,7 @@ from ray_jobs.crew import Crew, crew_for, with_readers
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
 from ray_jobs.fitness import check_nodes
+from ray_jobs.log import tell
 from ray_jobs.node import recorded_packages
 from ray_jobs.options import BuildOptions
 from ray_jobs.placement import Placement, choose_placement, device_memory, needs
@@ -70,9 +71,9 @@ def build(options: BuildOptions) -> int:
         dataset.grow(options.samples, append=options.append)
         segments = plan_retries(dataset, options.max_attempts)
         plan = plan_of(options, prompts, segments)
-        print(f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}", flush=True)
+        tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
         if why:
-            print(why, flush=True)
+            tell("placement", why)
         Spool.at(options.spool).check_room(finish.shard_bytes)
         spec = BuilderSpec(finish, maker_of(placement, sources, settings), devices=crew.devices_each)
         read = partial(PictureReader.load, sources.vl, settings)
@@ -116,7 +117,7 @@ def prompts_of(options: BuildOptions) -> PromptSource:
     if options.near_duplicates == "drop":
         source = without_near_duplicates(source, options.samples)
     for note in source.notes:
-        print(note, flush=True)
+        tell("prompts", note)
     return source
 
 

@@ -1,5 +1,6 @@
 """What one builder does: take a planned shard, make its samples, commit it. Runs inside a Ray Data actor."""
 
+import json
 import os
 import socket
 import threading
@@ -9,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,9 +20,11 @@ import ray
 import torch
 
 from projector.steps import ShardMaker
+from ray_jobs.events import Orders, utc_now
 from ray_jobs.finish import Finisher, FinishSpec, Remote, ShardLostError
-from ray_jobs.monitor import DEATHS_ALONE, DEATHS_FATAL, Orders
+from ray_jobs.monitor import DEATHS_ALONE, DEATHS_FATAL
 from ray_jobs.stopwatch import Stopwatch
+from shards.commit import Commit, Maker
 from shards.crash import crash_point
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.plan import PlannedSample, PlannedShard
@@ -39,12 +43,14 @@ class BuilderSpec:
         maker: makes what leads planned samples through the models; called once the first shard is to be made.
         superseded: keys of samples that are tried again further on in the plan, and so not made where they failed.
         devices: held for each builder, its share of the readers included.
+        run: id of the run.
     """
 
     finish: FinishSpec
     maker: Callable[[], ShardMaker]
     superseded: frozenset[str] = frozenset()
     devices: float = 1.0
+    run: str = ""
 
 
 class ShardBuilder:
@@ -64,6 +70,8 @@ class ShardBuilder:
         self._readers = readers
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._device = _device_name()
+        self._itself = whereabouts(spec.run)
+        self._gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._models = threading.Lock()
         self._here = Finisher(spec.finish)
 
@@ -82,8 +90,9 @@ class ShardBuilder:
             batch: one row: `ticket`.
 
         Returns:
-            one row: `outcome` (committed, adopted, there, overtaken by a second try elsewhere, stopped, refused, or
-            nothing where nothing was left) and `name` of the shard.
+            one row: `outcome` (committed, adopted, there by a worker of this run that died since, taken by another
+            build before it was begun, duplicate of what another build committed meanwhile, overtaken by a second try
+            elsewhere, stopped, refused, or nothing where nothing was left) and `name` of the shard.
         """
         ticket = int(batch["ticket"][0])
         while True:
@@ -100,11 +109,13 @@ class ShardBuilder:
             # since each thread of this process has a number of its own.
             torch.set_num_threads(1)
             itself = ray.get_runtime_context().current_actor
-            orders: Orders = ray.get(self._monitor.begin.remote(self._name, ticket, itself))
+            attempt = uuid.uuid4().hex
+            begin = self._monitor.begin.remote(self._name, ticket, itself, attempt, self._itself)
+            orders: Orders = ray.get(begin)
             shard = orders.shard
             if shard is None:
                 return "", "nothing"
-            outcome = self._guarded(ticket, shard.name, lambda: self._make(ticket, shard, orders))
+            outcome = self._guarded(ticket, shard.name, lambda: self._make(ticket, attempt, shard, orders))
         if callable(outcome):
             outcome = self._guarded(ticket, shard.name, outcome)
         return shard.name, outcome
@@ -118,42 +129,66 @@ class ShardBuilder:
             ray.get(self._monitor.stop.remote(f"{name}: {error}"))
             return self._end(ticket, "refused")
 
-    def _make(self, ticket: int, planned: PlannedShard, orders: Orders) -> str | Callable[[], str]:
+    def _make(
+        self, ticket: int, attempt: str, planned: PlannedShard, orders: Orders
+    ) -> str | Callable[[], str]:
         """Make a shard up to its commit; gives what is left to do, or how it ended."""
         if self._here.dataset.is_committed(planned.name):
-            return self._end(ticket, "there")
-        attempt = uuid.uuid4().hex
-        adopted = adopt(self._here.dataset, planned.name, planned.slice_hash, attempt=attempt)
+            commit = self._here.dataset.commit(planned.name)
+            return self._end(ticket, "there" if commit.made_by.run == self._spec.run else "taken", commit)
+        circumstances = Circumstances(
+            attempt,
+            device=self._device,
+            begun=datetime.now(UTC).isoformat(timespec="seconds"),
+            gpus=self._gpus,
+            made_by=self._itself,
+            earlier=orders.earlier,
+        )
+        adopted = adopt(self._here.dataset, planned.name, planned.slice_hash, circumstances)
         if adopted is not None:
             self._tell(ticket, adopted.samples, adopted.failed, ())
-            return self._end(ticket, "adopted")
+            return self._end(ticket, "adopted", adopted)
         start = time.monotonic()
+        _log("begun", attempt, shard=planned.name)
         where = Remote(self._readers[ticket % len(self._readers)]) if self._readers else self._here
         where.begin(ticket, planned)
         with ExitStack() as unless_made:
             unless_made.callback(where.drop, ticket)
             busy = Stopwatch()
-            if not self._write(ticket, planned, orders, where, busy):
+            if not self._write(ticket, attempt, planned, orders, where, busy):
                 return self._end(ticket, "stopped")
             unless_made.pop_all()
         wall = time.monotonic() - start
         held = wall * self._spec.devices
-        circumstances = Circumstances(attempt, wall, held, self._device, busy_seconds=busy.seconds)
+        circumstances = replace(
+            circumstances, wall_seconds=wall, device_seconds=held, busy_seconds=busy.seconds
+        )
         return partial(self._publish, ticket, where, circumstances)
 
     def _publish(self, ticket: int, where: Finisher | Remote, circumstances: Circumstances) -> str:
         if not ray.get(self._monitor.may_publish.remote(ticket)):
             where.drop(ticket)
             return self._end(ticket, "overtaken")
-        where.commit(ticket, circumstances)
-        return self._end(ticket, "committed")
+        commit = where.commit(ticket, circumstances)
+        if commit.attempt != circumstances.attempt:  # another build was first: this try was for nothing
+            return self._end(ticket, "duplicate", commit)
+        _log("committed", commit.attempt, shard=commit.name)
+        return self._end(ticket, "adopted" if commit.adopted else "committed", commit)
 
-    def _end(self, ticket: int, outcome: str) -> str:
-        ray.get(self._monitor.end.remote(ticket, done=outcome in ("committed", "adopted", "there")))
+    def _end(self, ticket: int, outcome: str, commit: Commit | None = None) -> str:
+        done = outcome in ("committed", "adopted", "there", "taken", "duplicate")
+        lost = outcome in ("duplicate", "overtaken", "stopped", "refused")
+        ray.get(self._monitor.end.remote(ticket, done=done, outcome=outcome, lost=lost, commit=commit))
         return outcome
 
     def _write(
-        self, ticket: int, planned: PlannedShard, orders: Orders, where: Finisher | Remote, busy: Stopwatch
+        self,
+        ticket: int,
+        attempt: str,
+        planned: PlannedShard,
+        orders: Orders,
+        where: Finisher | Remote,
+        busy: Stopwatch,
     ) -> bool:
         """Make the samples and have them written; False when the run stops before the shard's end.
 
@@ -176,8 +211,10 @@ class ShardBuilder:
                     crash_point(f"sample-{sample.id}")
                 with busy:
                     results = step.run()
-                failures = sum(isinstance(result, Failure) for result in results)
-                made, failed = made + len(results) - failures, failed + failures
+                failures = [result for result in results if isinstance(result, Failure)]
+                made, failed = made + len(results) - len(failures), failed + len(failures)
+                for failure in failures:
+                    _log("failed", attempt, shard=planned.name, **asdict(failure))
                 if results:
                     behind.append((pen.submit(where.write, ticket, results), step.samples))
                     crash_point("mid-shard")
@@ -206,6 +243,28 @@ class ShardBuilder:
     def _tell(self, ticket: int, made: int, failed: int, at_work: Sequence[str]) -> bool:
         report = self._monitor.report.remote(ticket, made=made, failed=failed, at_work=tuple(at_work))
         return bool(ray.get(report))
+
+
+def whereabouts(run: str) -> Maker:
+    """This actor, by all that leads to its log."""
+    here = ray.get_runtime_context()
+    job, pid = here.get_job_id(), os.getpid()
+    return Maker(
+        run=run,
+        node=here.get_node_id(),
+        host=socket.gethostname(),
+        address=ray.util.get_node_ip_address(),
+        actor=here.get_actor_id() or "",
+        pid=pid,
+        job=job,
+        # https://docs.ray.io/en/latest/ray-observability/user-guides/configure-logging.html: worker log files
+        log=f"worker-{here.get_worker_id()}-{job}-{pid}",
+    )
+
+
+def _log(event: str, attempt: str, **facts: Any) -> None:
+    """A line in this worker's own log, where an attempt's id is looked for."""
+    print(json.dumps({"time": utc_now(), "event": event, "attempt": attempt, **facts}), flush=True)
 
 
 def _device_name() -> str:

@@ -16,12 +16,12 @@ from ray_jobs.build import arranged, maker_of
 from ray_jobs.cluster import connected
 from ray_jobs.crew import BUILDER_CPUS
 from ray_jobs.options import BuildOptions, PlanOptions
-from ray_jobs.progress import duration
 from ray_jobs.schedule import simulate
 from ray_jobs.workers import plain_error
 from shards.errors import UsageError
 from shards.plan import Plan, PlannedSample
 from shards.sample import Failure
+from shards.standing import duration
 from shards.write import encode_members
 
 SAMPLES = 4

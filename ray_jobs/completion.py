@@ -1,7 +1,7 @@
 """One pass over what is missing: builders make it, the monitor watches, and the end is checked to be whole."""
 
 import random
-import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,16 +11,20 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.account import RECORD_SECONDS, Account
 from ray_jobs.builder import BuilderSpec, ShardBuilder
 from ray_jobs.cluster import StopRequest
 from ray_jobs.crew import BUILDER_CPUS, Crew, start_readers
+from ray_jobs.events import Snapshot
 from ray_jobs.finish import Reader
-from ray_jobs.monitor import MAX_ATTEMPTS, Monitor, Snapshot
+from ray_jobs.log import tell
+from ray_jobs.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.options import BuildOptions, ReadingOptions
-from ray_jobs.progress import Progress, duration
+from ray_jobs.progress import Progress, repeated
 from shards.dataset import Dataset
 from shards.lease import HeldError, Lease
 from shards.plan import Plan, PlannedShard
+from shards.standing import duration
 
 CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
 
@@ -79,30 +83,38 @@ def complete(
     todo = dataset.missing(plan)
     todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
-        print(f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make", flush=True)
+        tell("resumed", f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make")
+    spec = replace(spec, superseded=plan.superseded, run=uuid.uuid4().hex)
+    account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
     monitor = start_monitor(todo, options, job)
-    there = 0
+    taken = 0
     if todo:
+        account.record()
         readers = start_readers(crew, Reader, spec.finish, make_reader)
-        with _watched(monitor, progress, guard):
-            for row in _run(len(todo), crew, replace(spec, superseded=plan.superseded), monitor, readers):
-                there += row["outcome"] == "there"
-    if there:
-        print(f"{there} shards were committed by another build meanwhile", flush=True)
+        with _watched(monitor, progress, guard, account):
+            for row in _run(len(todo), crew, spec, monitor, readers):
+                taken += row["outcome"] in ("taken", "duplicate")
+    if taken:
+        tell("shared", f"{taken} shards were committed by another build meanwhile")
     end: Snapshot = ray.get(monitor.snapshot.remote())
     for name in end.abandoned:
-        print(f"{name}: given up, its worker died each of {MAX_ATTEMPTS} times", flush=True)
-    progress.show(end.made + end.failed, _failed_note(end), final=True)
+        tell("abandoned", f"{name}: given up, its worker died each of {MAX_ATTEMPTS} times", shard=name)
+    account.show(end, ray.get(monitor.take_events.remote()), progress, final=True)
     dataset.write_manifest()
     missing = dataset.missing(plan)
+    if todo:
+        account.record(ended="incomplete" if missing else "complete")
     if not missing:
-        print(_summary(dataset), flush=True)
+        tell("complete", _summary(dataset))
         return 0
     why = end.stopping or f"{len(missing)} shards could not be made"
-    print(f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.")
+    tell(
+        "incomplete",
+        f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.",
+    )
     return guard.stop.exit_code or 1
 
 
@@ -122,9 +134,11 @@ def _run(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    actors = min(crew.actors, shards)
+    # A builder has two tickets, one of which waits: with both taken, all are busy and another GPU is of use.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    actors, most = min(crew.actors, shards), min(crew.most, shards)
     # A ticket may wait behind a slow builder's shard; one more for each builder, and no shard waits with it.
-    tickets = shards + actors
+    tickets = shards + most
     rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
     return iter(
         rows.map_batches(
@@ -135,7 +149,7 @@ def _run(
             num_gpus=crew.gpus,
             compute=ActorPoolStrategy(
                 min_size=1,
-                max_size=actors,
+                max_size=most,
                 initial_size=actors,
                 max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
                 max_concurrent_calls_per_actor=CALLS_AT_ONCE,
@@ -146,41 +160,30 @@ def _run(
 
 
 @contextmanager
-def _watched(monitor: Any, progress: Progress, guard: Guard) -> Iterator[None]:
-    """Show progress, pass a stop request on and restart stuck builders, from a thread beside the pass."""
-    finished = threading.Event()
+def _watched(monitor: Any, progress: Progress, guard: Guard, account: Account) -> Iterator[None]:
+    """Tell how far it is, pass a stop request on and restart stuck builders, from a thread beside the pass."""
+    passed_on = False
 
-    def watch() -> None:
-        passed_on, told = False, 0
-        while not finished.wait(0.5):
-            if not passed_on and (reason := guard.reason_to_stop()):
-                passed_on = True
-                print(f"{reason}: stopping at the next sample boundary", flush=True)
-                ray.get(monitor.stop.remote(reason))
-            for stuck in ray.get(monitor.stuck.remote(guard.stuck_seconds)):
-                print(
-                    f"{stuck.shard}: {stuck.worker} has finished nothing for {duration(stuck.seconds)} "
-                    f"(at work on {', '.join(stuck.at_work) or 'nothing it told of'}); restarting it",
-                    flush=True,
-                )
-                ray.kill(stuck.handle, no_restart=False)
-            now: Snapshot = ray.get(monitor.snapshot.remote())
-            for note in now.notes[told:]:
-                print(note, flush=True)
-            told = len(now.notes)
-            progress.show(now.made + now.failed, _failed_note(now))
+    def look() -> None:
+        nonlocal passed_on
+        if not passed_on and (reason := guard.reason_to_stop()):
+            passed_on = True
+            tell("stopping", f"{reason}: stopping at the next sample boundary")
+            ray.get(monitor.stop.remote(reason))
+        for stuck in ray.get(monitor.stuck.remote(guard.stuck_seconds)):
+            tell(
+                "stuck",
+                f"{stuck.shard}: {stuck.worker} has finished nothing for {duration(stuck.seconds)} "
+                f"(at work on {', '.join(stuck.at_work) or 'nothing it told of'}); restarting it",
+                shard=stuck.shard,
+                worker=stuck.worker,
+            )
+            ray.kill(stuck.handle, no_restart=False)
+        account.show(ray.get(monitor.snapshot.remote()), ray.get(monitor.take_events.remote()), progress)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    # A store that is slow to take the record must not keep a stop request waiting: two threads.
+    with repeated(look, 0.5), repeated(account.record, RECORD_SECONDS):
         yield
-    finally:
-        finished.set()
-        thread.join()
-
-
-def _failed_note(now: Snapshot) -> str:
-    return f"{now.failed} failed" if now.failed else ""
 
 
 def _summary(dataset: Dataset) -> str:

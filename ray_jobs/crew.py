@@ -1,7 +1,7 @@
 """Who builds: how many actors, with how much of a GPU each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -13,6 +13,8 @@ from shards.errors import UsageError
 
 BUILDER_CPUS = 0.01  # builders are placed by GPU; a whole CPU each would leave none for Ray Data's own tasks
 
+MOST_BUILDERS = 1024  # as many as were simulated (`schedule.simulate`); each costs a ticket at the end
+
 BUILDERS_PER_READER = 16  # reading a 1024² picture twice is about 1/30 of the arithmetic of making it
 CALLS_PER_READER = 64  # of all its builders, most of them waiting for the model or publishing
 
@@ -22,16 +24,23 @@ class Crew:
     """Who builds.
 
     Attributes:
-        actors: builders at work at once.
+        actors: builders at work at once, to begin with.
         gpus: GPUs each one reserves.
         readers: that share the vision-language model's work; 0 where builders do it themselves.
         reader_gpus: GPUs each reader reserves.
+        grows: whether GPUs that join the cluster later get builders too.
     """
 
     actors: int
     gpus: float
     readers: int = 0
     reader_gpus: float = 0.0
+    grows: bool = False
+
+    @property
+    def most(self) -> int:
+        """Builders that there may be at once in the end."""
+        return max(self.actors, MOST_BUILDERS) if self.grows else self.actors
 
     @property
     def devices_each(self) -> float:
@@ -59,7 +68,7 @@ def crew_for(
             f"{job}.actors = {options.actors} at {gpus:g} GPUs each: the cluster has {cluster.gpus:g} GPUs, "
             f"enough for {most}; lower {job}.actors or {job}.gpus_per_actor"
         )
-    return Crew(options.actors or most, gpus)
+    return Crew(options.actors or most, gpus, grows=bool(gpus) and options.actors is None)
 
 
 def with_readers(crew: Crew, options: BuildOptions, cluster: Cluster) -> Crew:
@@ -71,7 +80,7 @@ def with_readers(crew: Crew, options: BuildOptions, cluster: Cluster) -> Crew:
     gpus = options.gpus_per_reader if options.gpus_per_reader is not None else crew.gpus
     readers = options.readers or ceil(crew.actors / (BUILDERS_PER_READER + 1))
     if not crew.gpus:
-        return Crew(crew.actors, 0.0, readers, gpus)
+        return replace(crew, readers=readers, reader_gpus=gpus)
     most = int((cluster.gpus - readers * gpus + 1e-9) / crew.gpus)
     actors = options.actors or most
     if not 1 <= actors <= most:
@@ -80,7 +89,7 @@ def with_readers(crew: Crew, options: BuildOptions, cluster: Cluster) -> Crew:
             f"{gpus:g} need more than the {cluster.gpus:g} GPUs of the cluster; "
             "lower build.actors, build.gpus_per_actor or build.gpus_per_reader, or take build.placement = offload"
         )
-    return Crew(actors, crew.gpus, readers, gpus)
+    return replace(crew, actors=actors, readers=readers, reader_gpus=gpus)
 
 
 def start_readers(crew: Crew, make: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from ray_jobs.crew import crew_for
 from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
 from ray_jobs.fitness import check_nodes
+from ray_jobs.log import tell
 from ray_jobs.node import recorded_packages
 from ray_jobs.options import BuildOptions, ExtractOptions
 from shards.dataset import Dataset, is_new
@@ -71,10 +72,10 @@ def extract(options: ExtractOptions) -> int:
             storage, extracted_settings(source, vl, settings), recorded_packages()
         )
         follow(dataset, plan, source.storage.root)
-        print(
+        tell(
+            "plan",
             f"{len(plan)} samples of {source.storage.root} in {len(plan.shards)} shards to {storage.root}, "
             f"on {cluster}",
-            flush=True,
         )
         finish = FinishSpec(
             root=storage.root,

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from projector.batches import BatchMaker, make_sound
 from ray_jobs.stopwatch import Stopwatch
+from shards.commit import Commit
 from shards.crash import crash_point
 from shards.dataset import Dataset
 from shards.plan import PlannedShard
@@ -93,12 +94,12 @@ class Finisher:
                 refused += 1
         return refused
 
-    def commit(self, ticket: int, circumstances: Circumstances) -> None:
-        """Close a shard and publish it."""
+    def commit(self, ticket: int, circumstances: Circumstances) -> Commit:
+        """Close a shard and publish it; returns the commit that stands, another build's where that came first."""
         writer, stack = self._opened(ticket)
         del self._open[ticket]
-        with stack:
-            publish(self.dataset, writer.close(), circumstances)
+        with closing(stack):
+            return publish(self.dataset, writer.close(), circumstances)
 
     def _opened(self, ticket: int) -> tuple[ShardWriter, ExitStack]:
         if ticket not in self._open:
@@ -139,10 +140,10 @@ class Reader(Finisher):
         failed = sum(isinstance(item, Failure) for item in samples)
         return failed - sum(isinstance(item, Failure) for item in results) + super().write(ticket, samples)
 
-    def commit(self, ticket: int, circumstances: Circumstances) -> None:
+    def commit(self, ticket: int, circumstances: Circumstances) -> Commit:
         """Close a shard and publish it; the seconds that the model was at work on it count as well."""
         busy = self._busy.pop(ticket, Stopwatch()).seconds
-        super().commit(ticket, replace(circumstances, busy_seconds=circumstances.busy_seconds + busy))
+        return super().commit(ticket, replace(circumstances, busy_seconds=circumstances.busy_seconds + busy))
 
     def drop(self, ticket: int) -> None:
         """Throw away what is open under a ticket."""
@@ -167,9 +168,10 @@ class Remote:
         """`Reader.write` there."""
         return int(self._call("write", ticket, results))
 
-    def commit(self, ticket: int, circumstances: Circumstances) -> None:
+    def commit(self, ticket: int, circumstances: Circumstances) -> Commit:
         """`Reader.commit` there."""
-        self._call("commit", ticket, circumstances)
+        commit: Commit = self._call("commit", ticket, circumstances)
+        return commit
 
     def drop(self, ticket: int) -> None:
         """`Finisher.drop` there; a reader that died has nothing left to drop."""

@@ -20,6 +20,7 @@ from ray_jobs.estimate import bytes_per_sample
 from ray_jobs.finish import FinishSpec
 from ray_jobs.fitness import check_nodes
 from ray_jobs.import_options import ImportOptions
+from ray_jobs.log import tell
 from ray_jobs.node import recorded_packages
 from ray_jobs.options import PIXEL_MULTIPLE, BuildOptions
 from shards.catalogue import Catalogue, catalogued, told_left_out
@@ -55,7 +56,7 @@ def importing(options: ImportOptions) -> int:
     with spool.workspace("catalogue") as folder:
         catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
-        print(told(catalogue), flush=True)
+        tell("source", told(catalogue))
         stop = StopRequest()
         with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
             check_nodes(cluster, writes=[storage.root], models=[models.text, models.vl.model])
@@ -68,10 +69,7 @@ def importing(options: ImportOptions) -> int:
             catalogue.put(storage)
             dataset.grow(samples, append=options.append, job="import")
             plan = plan_of(options, catalogue, plan_retries(dataset, options.max_attempts))
-            print(
-                f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}",
-                flush=True,
-            )
+            tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
             finish = FinishSpec(
                 root=storage.root,
                 expected=expected_of(dataset),

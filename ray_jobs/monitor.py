@@ -5,12 +5,14 @@ restart needs: what is made is known from the commits alone.
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray_jobs.events import Event, Orders, Snapshot, Stuck, commit_figures, utc_now
 from ray_jobs.schedule import choose, to_copy
+from shards.commit import NOBODY, Commit, Maker, Try
 from shards.plan import PlannedShard
 
 FAILURE_GRACE = (
@@ -23,63 +25,15 @@ DEATHS_ALONE = 2  # a sample that was at work in so many deaths is made alone, s
 DEATHS_FATAL = 3  # and after so many it is given up
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What a builder is told when it asks for work.
-
-    Attributes:
-        shard: to make; None where nothing is left, or the run is stopping.
-        deaths: for its samples that were at work when a worker died, how often.
-    """
-
-    shard: PlannedShard | None
-    deaths: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stuck:
-    """A builder that has reported nothing for too long.
-
-    Attributes:
-        worker: its host and pid.
-        shard: what it works on.
-        seconds: since its last report.
-        at_work: ids of the samples it was making.
-        handle: of its actor.
-    """
-
-    worker: str
-    shard: str
-    seconds: float
-    at_work: tuple[str, ...]
-    handle: Any
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The run so far.
-
-    Attributes:
-        made: samples finished in this run, in committed shards or in shards under way.
-        failed: samples that could not be made.
-        stopping: why the run is being stopped, or empty.
-        abandoned: shards that were given up, as their worker died each time.
-        notes: what builders had to say.
-    """
-
-    made: int
-    failed: int
-    stopping: str
-    abandoned: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 @dataclass
 class _Hold:
     """One builder's try at a shard."""
 
     worker: str
     handle: Any
+    attempt: str
+    made_by: Maker
+    begun: float
     seen: float  # when it last reported
     counted: float  # when it last finished samples
     made: int = 0
@@ -96,6 +50,7 @@ class _Shard:
     holds: dict[int, _Hold] = field(default_factory=dict)  # by ticket; two where it is made a second time
     publisher: int | None = None  # the ticket that may commit it
     done: bool = False
+    earlier: list[Try] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)  # made and failed, of the try that is furthest or was committed
 
 
@@ -136,15 +91,20 @@ class Monitor:
         self._consecutive = 0
         self._stopping = ""
         self._abandoned: list[str] = []
-        self._notes: list[str] = []
+        self._events: list[Event] = []
+        self._lost_seconds: defaultdict[str, float] = defaultdict(float)
 
-    def begin(self, worker: str, ticket: int, handle: Any = None) -> Orders:
+    def begin(
+        self, worker: str, ticket: int, handle: Any = None, attempt: str = "", made_by: Maker = NOBODY
+    ) -> Orders:
         """A builder asks for work.
 
         Args:
             worker: who asks.
             ticket: that it holds; a ticket that comes a second time tells that its first worker died.
             handle: of the builder's actor.
+            attempt: id of the try that begins.
+            made_by: the builder's process.
         """
         if ticket in self._held:
             self._lost(ticket)
@@ -154,19 +114,41 @@ class Monitor:
         if shard is None:
             return Orders(None)
         shard.attempts += 1
-        shard.holds[ticket] = _Hold(worker, handle, time.monotonic(), time.monotonic())
+        moment = time.monotonic()
+        shard.holds[ticket] = _Hold(worker, handle, attempt, made_by, moment, moment, moment)
         self._held[ticket] = shard
-        return Orders(shard.planned.spelled_out(), dict(shard.deaths))
+        self._happened("begun", shard, shard.holds[ticket], node=made_by.node, log=made_by.log)
+        return Orders(shard.planned.spelled_out(), dict(shard.deaths), tuple(shard.earlier))
 
     def _lost(self, ticket: int) -> None:
         """What the dead worker had finished is forgotten; what it was at is remembered."""
         shard = self._held.pop(ticket)
-        shard.deaths.update(shard.holds.pop(ticket).at_work)
+        hold = shard.holds.pop(ticket)
+        shard.deaths.update(hold.at_work)
+        self._came_to_nothing(shard, hold, "died", hold.seen)
+        self._happened("died", shard, hold, at_work=hold.at_work)
         if shard.publisher == ticket:
             shard.publisher = None
         self._recount(shard)
         if not shard.holds and not shard.done:
             self._waiting.setdefault(len(shard.planned.samples), deque()).appendleft(shard)
+
+    def _came_to_nothing(self, shard: _Shard, hold: _Hold, end: str, until: float) -> None:
+        seconds = round(until - hold.begun, 3)
+        self._lost_seconds[end] += seconds
+        shard.earlier.append(Try(hold.attempt, end, seconds, hold.made_by))
+
+    def _redeem(self, shard: _Shard, commit: Commit) -> None:
+        """A try whose worker died came to something after all where its commit was put before."""
+        for tried in [tried for tried in shard.earlier if tried.attempt == commit.attempt]:
+            self._lost_seconds[tried.end] -= tried.seconds
+            shard.earlier.remove(tried)
+
+    def _happened(
+        self, kind: str, shard: _Shard, hold: _Hold, commit: Commit | None = None, **facts: Any
+    ) -> None:
+        about = {"shard": shard.planned.name, "attempt": hold.attempt, "worker": hold.worker}
+        self._events.append(Event(utc_now(), kind, about | facts, commit=commit))
 
     def _recount(self, shard: _Shard) -> None:
         """Count a shard as far as the try is that is furthest."""
@@ -257,19 +239,30 @@ class Monitor:
             shard.publisher = ticket
         return shard.publisher == ticket
 
-    def end(self, ticket: int, *, done: bool) -> None:
+    def end(
+        self, ticket: int, *, done: bool, outcome: str = "", lost: bool = False, commit: Commit | None = None
+    ) -> None:
         """A builder has put its shard down.
 
         Args:
             ticket: under which it was made.
             done: whether it is committed by now.
+            outcome: what became of it.
+            lost: whether what it did was for nothing.
+            commit: that stands for it, this try's or another's.
         """
         shard = self._held.pop(ticket)
         self._recount(shard)
         if done and not shard.done:
             self._left -= len(shard.planned.samples) - sum(shard.counted)  # another build may have made it
             shard.done = True
-        del shard.holds[ticket]
+        hold = shard.holds.pop(ticket)
+        if lost:
+            self._came_to_nothing(shard, hold, outcome, time.monotonic())
+        if commit is not None:
+            self._redeem(shard, commit)
+        seconds = round(time.monotonic() - hold.begun, 3)
+        self._happened(outcome, shard, hold, commit, seconds=seconds, **commit_figures(commit))
         self._recount(shard)
         if shard.publisher == ticket:
             shard.publisher = None
@@ -290,7 +283,12 @@ class Monitor:
 
     def note(self, text: str) -> None:
         """Something people should know."""
-        self._notes.append(text)
+        self._events.append(Event(utc_now(), "note", {}, text))
+
+    def take_events(self) -> list[Event]:
+        """What happened since this was asked last."""
+        events, self._events = self._events, []
+        return events
 
     def stop(self, reason: str) -> None:
         """Ask every builder to stop at its next sample boundary; the first reason stays."""
@@ -319,5 +317,7 @@ class Monitor:
             failed=self._failed,
             stopping=self._stopping,
             abandoned=tuple(self._abandoned),
-            notes=tuple(self._notes),
+            builders=len({hold.worker for _, hold in self._holds()}),
+            lost=dict(self._lost_seconds),
+            under_way=sum(time.monotonic() - hold.begun for _, hold in self._holds()),
         )

@@ -55,7 +55,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class BuildOptions(Section):
+class WatchedOptions(Section):
+    """How a run that makes a dataset tells how far it is."""
+
+    log: Literal["text", "json"] = "text"
+    """On standard output: lines for people, or every event and all figures as JSON, one object a line."""
+    price_gpu_hour: float | None = Field(None, ge=0.0, lt=1e15)
+    """Price of a GPU-hour, in any currency: the cost so far is told."""
+
+
+class BuildOptions(WatchedOptions):
     """What to build and where."""
 
     output: str = ""
@@ -109,7 +118,8 @@ class BuildOptions(Section):
     gpus_per_reader: float | None = Field(None, ge=0.0)
     """Staged only: GPUs each reader reserves; absent: as gpus_per_actor."""
     actors: int | None = Field(None, gt=0)
-    """Builders at work at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
+    """Builders at work at once; absent: one per gpus_per_actor of the cluster, of GPUs that join later too; without
+    GPUs one per CPU."""
     gpus_per_actor: float | None = Field(None, ge=0.0)
     """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
     max_failed_fraction: Fraction = 0.05
@@ -126,7 +136,7 @@ class BuildOptions(Section):
     """Local folder for shards under construction; absent: the system's temporary folder."""
 
 
-class ReadingOptions(Section):
+class ReadingOptions(WatchedOptions):
     """How pictures that are there already are read; `extract` and `import` share it."""
 
     layers: Layers = Field([-8, -6], min_length=1)
@@ -140,7 +150,8 @@ class ReadingOptions(Section):
     batch_size: int = Field(4, gt=0)
     """Pictures read together on one device; halved when memory runs out."""
     actors: int | None = Field(None, gt=0)
-    """Builders at work at once; absent: one per gpus_per_actor of the cluster, or one per CPU without GPUs."""
+    """Builders at work at once; absent: one per gpus_per_actor of the cluster, of GPUs that join later too; without
+    GPUs one per CPU."""
     gpus_per_actor: float | None = Field(None, ge=0.0)
     """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
     max_failed_fraction: Fraction = 0.05

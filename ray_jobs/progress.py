@@ -1,22 +1,33 @@
 """One line that tells how far a job is: counts, rate and time left."""
 
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+from shards.standing import duration
 
 INTERVAL = 5.0  # seconds between lines where the output is a file or a job log
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 20 s`, `2 h 05 min`, `4 d 03 h`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+@contextmanager
+def repeated(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something every so many seconds, from a thread beside the block that is entered."""
+    over = threading.Event()
+
+    def again() -> None:
+        while not over.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=again, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 class Progress:

@@ -27,7 +27,7 @@ from projector.training import FINISHED, run_identity
 from projector.training import train as run_training
 from ray_jobs.cluster import Cluster, connected, signals_exit
 from ray_jobs.fitness import check_nodes
-from ray_jobs.progress import Progress
+from ray_jobs.progress import Progress, repeated
 from ray_jobs.workers import plain_error
 from shards.errors import NotFoundError, UsageError
 from shards.storage import open_storage
@@ -160,25 +160,18 @@ def _hear_of_leaving(leaving: list[str]) -> None:
 @contextmanager
 def _watched(options: TrainOptions) -> Iterator[None]:
     """Show progress from the lines the run itself writes: the file is the truth across restarts and machines."""
-    progress = Progress(f"train {options.arch}", options.epochs, done=len(_lines(options)), unit="epochs")
-    before, finished = len(_lines(options)), threading.Event()
+    before = len(_lines(options))
+    progress = Progress(f"train {options.arch}", options.epochs, done=before, unit="epochs")
 
     def show(*, final: bool = False) -> None:
         lines = _lines(options)
         note = f"validation loss {lines[-1]['val_loss']:.4g}" if lines else ""
         progress.show(len(lines) - before, note, final=final)
 
-    def watch() -> None:
-        while not finished.wait(1.0):
-            show()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(show, 1.0):
+            yield
     finally:
-        finished.set()
-        thread.join()
         show(final=True)
 
 

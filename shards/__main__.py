@@ -5,10 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shards.commit import MOST
 from shards.dataset import Dataset, is_new
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.info import details, info
@@ -17,6 +19,10 @@ from shards.plan import SPLITS
 from shards.retry import retryable
 from shards.spool import Spool
 from shards.storage import open_storage
+from shards.trace import lines, trace
+from shards.watch import watch
+
+DAY = 86_400
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,9 +55,22 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    tool("info", _info, "counts, bytes, failures, device seconds, fingerprint").add_argument(
-        "--json", action="store_true", help="as JSON"
+    shown = tool("info", _info, "counts, bytes, failures, device seconds, speed, cost, fingerprint")
+    shown.add_argument("--json", action="store_true", help="as JSON")
+    shown.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        type=_seconds,
+        nargs="?",
+        const=10.0,
+        help="look again every so many seconds (10) until it is complete; Ctrl-C ends it",
     )
+    shown.add_argument(
+        "--price-gpu-hour", metavar="PRICE", type=_price, help="in any currency: what it cost so far"
+    )
+    traced = tool("trace", _trace, "who made a sample or shard: attempt, node, actor, log file, versions")
+    traced.add_argument("what", metavar="SAMPLE", help="a key, a sample id, or a shard's name")
+    traced.add_argument("--json", action="store_true", help="as JSON")
     for name, run, text in (
         ("verify", _verify, "read everything and check it against commits and plan"),
         ("repair", _repair, "take broken shards out, so that the next build makes them again"),
@@ -83,13 +102,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seconds(text: str) -> float:
+    if not 1 <= (seconds := float(text)) <= DAY:
+        raise argparse.ArgumentTypeError(f"{text}: give 1 to {DAY} seconds")
+    return seconds
+
+
+def _price(text: str) -> float:
+    if not 0 <= (price := float(text)) < MOST:
+        raise argparse.ArgumentTypeError(f"{text}: give a price of 0 or more")
+    return price
+
+
 def _open(options: argparse.Namespace) -> Dataset:
     return Dataset.open(open_storage(options.root))
 
 
 def _info(options: argparse.Namespace) -> int:
     dataset = _open(options)
-    facts = info(dataset)
+    if options.watch and options.json:
+        raise UsageError("--watch and --json: give one of them; without a terminal --watch prints lines")
+    if options.watch:
+        return watch(dataset, options.watch, options.price_gpu_hour, sys.stdout)
+    facts = info(dataset, options.price_gpu_hour)
     if options.json:
         print(json.dumps(facts | details(dataset), indent=2, ensure_ascii=False))
         return 0
@@ -101,7 +136,26 @@ def _info(options: argparse.Namespace) -> int:
         print(f"  {split:<6} {counts['samples']} samples in {counts['shards']} shards")
     busy = f" ({facts['busy_seconds'] / facts['device_seconds']:.0%} busy)" if facts["busy_seconds"] else ""
     print(f"  bytes  {facts['bytes'] / 1e6:,.1f} MB, {facts['device_seconds']:,.0f} device seconds{busy}")
+    spent = (
+        f"{sum(facts['lost_seconds'].values()):,.0f} device seconds lost, {facts['gpu_hours']:,.2f} GPU-hours"
+    )
+    cost = "" if facts["cost"] is None else f", cost {facts['cost']:,.2f}"
+    print(f"  spent  {spent}{cost} in {facts['runs']} runs, {facts['builders']} builders at work now")
+    if facts["pairs_per_hour"] is not None:
+        print(
+            f"  speed  {facts['pairs_per_hour']:,.0f} pairs an hour while at work, "
+            f"{facts['recent_pairs_per_hour']:,.0f} since the last pause"
+        )
     print(f"  made   {facts['created']}, fingerprint {facts['fingerprint'][:16]}")
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    traces = trace(_open(options), options.what)
+    if options.json:
+        print(json.dumps([asdict(found) for found in traces], indent=2))
+        return 0
+    print("\n\n".join("\n".join(lines(found)) for found in traces))
     return 0
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 from shards.commit import COMMIT_NAME, COMMITS, Commit, commit_key
@@ -32,6 +32,7 @@ DATASET = "dataset.json"
 MANIFEST = "manifest.json"
 GROWTH = "_plan/"
 READERS = 8  # requests under way at once: a store answers many, and one after the other each waits for its round trip
+Seen = Mapping[str, tuple[str, Commit]]  # commits by shard name, each with the tag of its file
 GROWTH_NAME = re.compile(r"_plan/[0-9]{6}\.json")
 
 
@@ -213,7 +214,26 @@ class Dataset:
 
     def commits(self) -> list[Commit]:
         """All commits, by name; reads only those that the manifest does not know."""
-        return [Commit.from_json(data) for _, data in sorted(self._records(self.committed()).items())]
+        return [commit for _, (_, commit) in sorted(self.look().items())]
+
+    def commit(self, name: str) -> Commit:
+        """The commit of a shard; NotFoundError where there is none, CorruptShardError where it is not its own."""
+        return self._believed(name, self.commit_file(name))
+
+    def look(self, seen: Seen | None = None) -> dict[str, tuple[str, Commit]]:
+        """Tags and commits by name: one listing, and a request for each commit that was not seen before.
+
+        Args:
+            seen: what an earlier look gave; without, what the manifest knows.
+        """
+        entries = self.committed()
+        before = self._manifest() if seen is None else seen
+        found = {
+            name: before[name] for name in entries if name in before and before[name][0] == entries[name].tag
+        }
+        for name, data in self.commit_files([name for name in entries if name not in found]):
+            found[name] = entries[name].tag, self._believed(name, data)
+        return found
 
     def commit_file(self, name: str) -> dict[str, Any]:
         """The commit of a shard as it stands in its file, statistics included; CorruptShardError where it is none."""
@@ -243,39 +263,30 @@ class Dataset:
         return merged
 
     def write_manifest(self) -> None:
-        """Rewrite the manifest from the commits."""
-        entries = self.committed()  # one listing: a shard committed after it waits for the next manifest
-        shards = [
-            {**data, "commit_tag": entries[name].tag} for name, data in sorted(self._records(entries).items())
-        ]
+        """Rewrite the manifest from the commits; a shard committed meanwhile waits for the next one."""
+        shards = [{**asdict(commit), "commit_tag": tag} for _, (tag, commit) in sorted(self.look().items())]
         content = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint, "shards": shards}
         self.storage.put_bytes(MANIFEST, json_object(content))
 
-    def _records(self, entries: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
-        """Commit contents without statistics, by shard name."""
-        known = {
-            name: data
-            for name, data in self._manifest().items()
-            if name in entries and data.get("commit_tag") == entries[name].tag
-        }
-        unknown = self.commit_files([name for name in entries if name not in known])
-        records = {}
-        for name, data in chain(known.items(), unknown):
-            try:
-                commit = Commit.from_json(data)
-                if commit.name != name or commit.fingerprint != self.fingerprint:
-                    raise ValueError(f"it is {commit.name} of fingerprint {str(commit.fingerprint)[:16]}")
-            except (ValueError, TypeError) as error:
-                raise CorruptShardError(
-                    f"{name}: its commit cannot be believed: {error}; run `python -m shards verify`"
-                ) from None
-            records[name] = asdict(commit)
-        return records
+    def _believed(self, name: str, data: Mapping[str, Any]) -> Commit:
+        """The commit that a file or the manifest holds; CorruptShardError where it is not this shard's."""
+        try:
+            commit = Commit.from_json(data)
+            if commit.name != name or commit.fingerprint != self.fingerprint:
+                raise ValueError(f"it is {commit.name} of fingerprint {str(commit.fingerprint)[:16]}")
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CorruptShardError(
+                f"{name}: its commit cannot be believed: {error}; run `python -m shards verify`"
+            ) from None
+        return commit
 
-    def _manifest(self) -> dict[str, dict[str, Any]]:
+    def _manifest(self) -> Seen:
         try:
             content = read_json_object(self.storage, MANIFEST, MAX_WHOLE)
-            return {shard["name"]: shard for shard in content["shards"]}
+            return {
+                shard["name"]: (shard["commit_tag"], self._believed(shard["name"], shard))
+                for shard in content["shards"]
+            }
         except (NotFoundError, CorruptShardError, KeyError, TypeError, AttributeError):
             return {}  # never the truth: without it, or with a broken one, the commits are read
 

@@ -1,5 +1,6 @@
 """What a dataset holds, as facts: counts, bytes, failures, coverage, what it took."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,41 +9,51 @@ from typing import Any
 from shards.categories import AXES
 from shards.commit import Commit
 from shards.dataset import READERS, Dataset
-from shards.plan import SPLITS, planned_count
+from shards.plan import SPLITS
 from shards.prompt_figures import PromptFigures, prompt_figures
 from shards.retry import failures
 from shards.tables import Row, planned_sample, read_table
+from shards.watch import Observer
 
 SHOWN_SETTINGS = ("height", "width", "layers", "text_modes", "dtype")
 
 
-def info(dataset: Dataset) -> dict[str, Any]:
-    """Counts and sizes, from the commits alone.
+def info(dataset: Dataset, price_gpu_hour: float | None = None) -> dict[str, Any]:
+    """Counts and sizes, from the commits and records alone.
 
     Args:
         dataset: opened dataset.
+        price_gpu_hour: in any currency.
 
     Returns:
         `planned` samples in all, `samples` made, `failed` for good so far, whether it is `complete`, `shards`,
-        `bytes` of their tars, `device_seconds`, of those `busy_seconds`, and more under names that say what they are.
+        `bytes` of their tars, `device_seconds`, of those `busy_seconds`, and more under names that say what they are
+        or that `shards.standing` explains.
     """
-    commits = dataset.commits()
-    segments = dataset.segments()
-    planned = planned_count(segments)
-    retried = planned - max((segment for segment in segments if isinstance(segment, int)), default=0)
-    accounted = sum(commit.samples + commit.failed for commit in commits)
+    observer = Observer(dataset)
+    far = observer.look(time.time(), price_gpu_hour)
+    commits = observer.commits
     return {
         "root": dataset.storage.root,
         "created": dataset.created,
         "fingerprint": dataset.fingerprint,
-        "planned": planned - retried,
-        "samples": sum(commit.samples for commit in commits),
-        "failed": sum(commit.failed for commit in commits) - retried,
-        "complete": bool(commits) and accounted == planned,
-        "shards": len(commits),
-        "bytes": sum(commit.bytes for commit in commits),
-        "device_seconds": round(sum(commit.device_seconds for commit in commits), 3),
+        "planned": far.planned,
+        "samples": far.made,
+        "failed": far.failed,
+        "complete": far.complete,
+        "shards": far.shards,
+        "bytes": far.bytes,
+        "device_seconds": round(far.device_seconds, 3),
         "busy_seconds": round(sum(commit.busy_seconds for commit in commits), 3),
+        "lost_seconds": {end: round(seconds, 3) for end, seconds in far.lost.items()},
+        "gpu_hours": round(far.gpu_hours, 6),
+        "cost": far.cost,
+        "work_seconds": round(far.work_seconds, 3),
+        "pairs_per_hour": far.pairs_per_hour,
+        "recent_pairs_per_hour": far.recent_pairs_per_hour,
+        "seconds_left": far.seconds_left,
+        "runs": far.runs,
+        "builders": far.builders,
         "adopted_shards": sum(commit.adopted for commit in commits),
         "splits": {split: _counts(c for c in commits if c.split == split) for split in SPLITS},
         "devices": sorted({commit.device for commit in commits if commit.device}),

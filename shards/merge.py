@@ -4,7 +4,7 @@ Such datasets are parts of one plan, say halves made on two clusters: a shard of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from shards.commit import Commit, failed_key, parquet_key, tar_key
@@ -126,12 +126,5 @@ def _take(target: Dataset, source: Dataset, commit: Commit, folder: Path) -> Non
     publish(
         target,
         BuiltShard(tar, parquet, failed[0] if failed else None, record),
-        Circumstances(
-            commit.attempt,
-            commit.wall_seconds,
-            commit.device_seconds,
-            commit.device,
-            commit.adopted,
-            commit.busy_seconds,
-        ),
+        Circumstances(**{each.name: getattr(commit, each.name) for each in fields(Circumstances)}),
     )

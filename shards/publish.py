@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from shards.commit import Commit, commit_key, failed_key, parquet_key, tar_key
+from shards.commit import NOBODY, Commit, Maker, Try, commit_key, failed_key, parquet_key, tar_key
 from shards.crash import crash_point
 from shards.dataset import Dataset
 from shards.errors import AlreadyExistsError, CorruptShardError, NotFoundError, StorageError
@@ -28,6 +28,10 @@ class Circumstances:
         device: what it took it on.
         adopted: whether a run that died had made it; what that spent is not known, so it counts as nothing.
         busy_seconds: of the device seconds, those in which the device had work to do.
+        begun: when the making began, by its maker's clock; empty where that is not known.
+        gpus: that a device stands for; 0 on CPUs.
+        made_by: the process that made it; of an adopted one, the process that found it.
+        earlier: tries at the same shard in the same run that came to nothing.
     """
 
     attempt: str
@@ -36,6 +40,10 @@ class Circumstances:
     device: str = ""
     adopted: bool = False
     busy_seconds: float = 0.0
+    begun: str = ""
+    gpus: float = 0.0
+    made_by: Maker = NOBODY
+    earlier: tuple[Try, ...] = ()
 
 
 def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -> Commit:
@@ -57,7 +65,7 @@ def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -
     if dataset.is_committed(name):
         return _other_commit(dataset, built.record)
     if storage.stat(tar_key(name)) is not None:
-        adopted = adopt(dataset, name, built.record["slice_hash"], attempt=circumstances.attempt)
+        adopted = adopt(dataset, name, built.record["slice_hash"], circumstances)
         if adopted is not None:
             return adopted
         storage.delete(tar_key(name))  # not whole, and no commit names it: debris of a crash
@@ -75,14 +83,14 @@ def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -
     return _put_commit(dataset, built.record, circumstances, hashes)
 
 
-def adopt(dataset: Dataset, name: str, slice_hash: str, *, attempt: str) -> Commit | None:
+def adopt(dataset: Dataset, name: str, slice_hash: str, circumstances: Circumstances) -> Commit | None:
     """Commit a shard that lies there whole, left by a run that died just before its commit.
 
     Args:
         dataset: opened for writing.
         name: of the shard.
         slice_hash: of what is planned for it.
-        attempt: id of this try.
+        circumstances: of the try that finds it; what it spent itself is no part of the shard's cost.
 
     Returns:
         the commit, or None where there is nothing to adopt.
@@ -105,7 +113,10 @@ def adopt(dataset: Dataset, name: str, slice_hash: str, *, attempt: str) -> Comm
         hashes = {key: _sha256(storage, key) for key in side_files}
     except NotFoundError:
         return None
-    return _put_commit(dataset, record, Circumstances(attempt, adopted=True), hashes)
+    found = Circumstances(
+        circumstances.attempt, adopted=True, made_by=circumstances.made_by, earlier=circumstances.earlier
+    )
+    return _put_commit(dataset, record, found, hashes)
 
 
 def _put_tar(storage: Storage, built: BuiltShard) -> None:

@@ -6,6 +6,7 @@ Letters: T text tokens, V vision-language tokens, D hidden size.
 import hashlib
 import io
 import json
+import logging
 import re
 import traceback
 from collections.abc import Collection, Mapping
@@ -23,6 +24,9 @@ from shards.plan import PlannedSample
 Array = NDArray[Any]
 ImageFormat = Literal["png", "webp", "jpg"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("png", "webp", "jpg")
+
+LONGEST_TRACE = 20_000  # characters of a traceback in a log; its end says most
+logger = logging.getLogger("shards.sample")
 
 KIND_TEMPLATE, KIND_IMAGE, KIND_CAPTION, KIND_MARKER = range(4)
 KIND_NAMES = ("template", "image", "caption", "marker")
@@ -77,6 +81,7 @@ class Failure:
         trace = "".join(traceback.format_exception(error))
         digest = hashlib.sha256(trace.encode(errors="replace")).hexdigest()
         message = " ".join(str(error).split())[:2000].encode(errors="backslashreplace").decode()
+        logger.warning(json.dumps({"traceback_sha256": digest, "traceback": trace[-LONGEST_TRACE:]}))
         return cls(stage, type(error).__name__, message, attempts, digest)
 
 

@@ -11,6 +11,7 @@ from shards.dataset import DATASET, GROWTH_NAME, MANIFEST, Dataset
 from shards.errors import CorruptShardError
 from shards.examine import Examined, Problem, examine
 from shards.plan import planned_count
+from shards.runs import RUN_NAME
 from shards.sample import Expected
 from shards.storage import open_storage
 
@@ -149,8 +150,8 @@ def _foreign(dataset: Dataset, commits: Iterable[Commit], catalogue: set[str]) -
 
 
 def _is_record(key: str) -> bool:
-    """Whether a key is a commit's or a growth record's."""
-    return bool(COMMIT_NAME.fullmatch(key) or GROWTH_NAME.fullmatch(key))
+    """Whether a key is a commit's, a growth record's or a run's."""
+    return any(name.fullmatch(key) for name in (COMMIT_NAME, GROWTH_NAME, RUN_NAME))
 
 
 def is_leftover(key: str) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class ShardWriter:
             "bytes": self._path.stat().st_size,
             "samples": len(self._rows),
             "failed": len(self._failures),
+            "causes": Counter(f"{row['stage']}: {row['error_class']}" for row in self._failures),
             "fingerprint": self._fingerprint,
             "slice_hash": self._planned.slice_hash,
             "statistics": {name: stats.to_json() for name, stats in sorted(self._statistics.items())},

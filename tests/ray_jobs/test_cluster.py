@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_support import ROOT, build_command, bytes_of, kill, processes_of
+from ray_support import RAY, ROOT, build_command, bytes_of, kill, processes_of
 from shards.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -57,9 +57,10 @@ def test_two_local_builds_have_a_cluster_each(environment, undisturbed, tmp_path
     assert_same(tmp_path / "second", undisturbed)
 
 
-# A driver on the head; the hook is in the environment of one node alone, so only a builder there hangs mid-shard.
-LOSE_NODES = """
-import os, sys, threading, time
+# A driver on a head without a GPU; the hook is in the environment of one node alone, so only a builder there hangs
+# mid-shard, and what is committed while it does was made on the node that joined.
+NODES_COME_AND_GO = """
+import os, subprocess, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -67,8 +68,9 @@ from ray_jobs.__main__ import main
 from ray_jobs.completion import start_monitor
 from ray_jobs.options import BuildOptions
 
-cluster, hanging = Cluster(), Path(sys.argv[1])
-cluster.add_node(num_cpus=1, num_gpus=1, include_dashboard=False)
+cluster, joined = Cluster(), []
+ray_command, hanging, commits = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+cluster.add_node(num_cpus=1, include_dashboard=False)
 lost = [cluster.add_node(num_cpus=1) for _ in range(2)]
 hook = {"SHARDS_CRASH_AT": "mid-shard", "SHARDS_CRASH_HOW": "hang", "SHARDS_CRASH_ONCE": str(hanging)}
 os.environ |= hook
@@ -84,41 +86,53 @@ places = {actor["Address"]["NodeID"] for actor in ray._private.state.actors().va
 assert places == {ray.get_runtime_context().get_node_id()}, "a lost node would end the run"
 del monitors
 
-def lose():
+def change():
     while not hanging.exists():
         time.sleep(0.05)
+    start = [ray_command, "start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=1"]
+    joined.append(subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    while len(list(commits.glob("*.json"))) < 3:
+        time.sleep(0.05)
+    print("built by the new node", flush=True)
     for node in lost:
         cluster.remove_node(node, allow_graceful=False)
     print("lost", flush=True)
 
-thread = threading.Thread(target=lose, daemon=True)
+thread = threading.Thread(target=change, daemon=True)
 thread.start()
-code = main(sys.argv[2:])
+code = main(sys.argv[4:])
 thread.join(timeout=30)
 ray.shutdown()
+for process in joined:
+    process.kill()
 cluster.shutdown()
 raise SystemExit(code)
 """
 
 
-def test_lost_nodes_need_no_second_run(environment, undisturbed, tmp_path):
+def test_nodes_that_join_are_used_and_lost_ones_need_no_second_run(environment, undisturbed, tmp_path):
+    data = tmp_path / "data"
+    build = build_command(data, dtype="float32")[3:]  # GPUs that are only declared would turn it to bfloat16
+    done = run_script(environment, NODES_COME_AND_GO, RAY, tmp_path / "hanging", data / "_commit", *build)
+    assert "4 nodes, 4 CPUs, 1 GPUs" in done.stdout
+    assert {"built by the new node", "lost"} <= set(done.stdout.splitlines())
+    assert_same(data, undisturbed)
+
+
+def run_script(environment, script, *words):
+    """Run a driver that makes its own `Cluster`, to a good end."""
     # `Cluster` records its address as `ray start` does: not where the other tests would look for a cluster.
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    build = build_command(tmp_path / "data", dtype="float32")[
-        3:
-    ]  # GPUs that are only declared would turn it to bfloat16
     try:
         done = subprocess.run(
-            [sys.executable, "-c", LOSE_NODES, str(tmp_path / "hanging"), *build],
-            env=environment | {"RAY_TMPDIR": folder},
+            [sys.executable, "-c", script, *map(str, words)],
+            env=environment | {"RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": "120"},
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=300,
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 nodes, 4 CPUs, 2 GPUs" in done.stdout
-    assert "lost" in done.stdout.splitlines()
-    assert_same(tmp_path / "data", undisturbed)
+    return done

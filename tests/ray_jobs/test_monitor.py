@@ -4,6 +4,7 @@ import pytest
 
 from ray_jobs import monitor as module
 from ray_jobs.monitor import FAILURE_GRACE, MAX_ATTEMPTS, Monitor
+from shards.commit import Commit, tar_key
 from shards.plan import PlannedSample, PlannedShard
 
 
@@ -247,3 +248,63 @@ def test_a_builder_that_tells_of_samples_only_at_its_end_is_left_alone(clock):
     assert monitor.begin("a", 2).shard is None
     clock[0] += 12
     assert monitor.begin("a", 3).shard is not None, "silent for so long, it hangs"
+
+
+def made_by_attempt(attempt):
+    return Commit.from_json(
+        {
+            "name": "train-000000",
+            "split": "train",
+            "shard": 0,
+            "tar": tar_key("train-000000"),
+            "sha256": "",
+            "bytes": 1,
+            "samples": 4,
+            "failed": 0,
+            "fingerprint": "",
+            "slice_hash": "",
+            "attempt": attempt,
+            "wall_seconds": 5.0,
+            "device_seconds": 5.0,
+            "device": "CPU",
+            "created": "2026-01-05T08:00:00+00:00",
+            "adopted": False,
+            "side_files": {},
+        }
+    )
+
+
+def test_seconds_of_a_dead_try_are_lost_and_told_to_whoever_tries_again(clock):
+    monitor = a_monitor(4)
+    monitor.begin("a", 0, attempt="first")
+    clock[0] += 5
+    report(monitor, 0, made=2)
+    clock[0] += 60  # dead, and nobody noticed: it was last heard of after five seconds
+    orders = monitor.begin("b", 0, attempt="second")
+    assert [(tried.attempt, tried.end, tried.seconds) for tried in orders.earlier] == [("first", "died", 5.0)]
+    assert monitor.snapshot().lost == {"died": 5.0}
+    clock[0] += 7
+    assert monitor.snapshot().under_way == 7.0
+    monitor.end(0, done=True, outcome="committed", commit=made_by_attempt("second"))
+    assert (monitor.snapshot().lost, monitor.snapshot().under_way) == ({"died": 5.0}, 0)
+    assert [event.kind for event in monitor.take_events()] == ["begun", "died", "begun", "committed"]
+    assert monitor.take_events() == []
+
+
+def test_a_try_that_had_committed_before_its_worker_died_was_not_for_nothing(clock):
+    monitor = a_monitor(4)
+    monitor.begin("a", 0, attempt="first")
+    clock[0] += 5
+    report(monitor, 0, made=4)
+    monitor.begin("b", 0, attempt="second")
+    monitor.end(0, done=True, outcome="there", commit=made_by_attempt("first"))
+    assert sum(monitor.snapshot().lost.values()) == 0
+
+
+def test_tries_that_came_to_nothing_without_a_death(clock):
+    monitor = a_monitor(4, 4)
+    for ticket, outcome in enumerate(("overtaken", "stopped")):
+        monitor.begin("a", ticket)
+        clock[0] += 3
+        monitor.end(ticket, done=False, outcome=outcome, lost=True)
+    assert monitor.snapshot().lost == {"overtaken": 3.0, "stopped": 3.0}

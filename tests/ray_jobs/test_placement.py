@@ -104,9 +104,9 @@ def test_needs_are_counted_from_the_weights_alone(environment):
 @pytest.mark.parametrize(
     ("gpus", "options", "expected"),
     [
-        (8, {}, Crew(7, 1.0, 1, 1.0)),
-        (40, {}, Crew(37, 1.0, 3, 1.0)),
-        (2, {"readers": 1, "gpus_per_reader": 0.4, "gpus_per_actor": 0.6}, Crew(2, 0.6, 1, 0.4)),
+        (8, {}, Crew(7, 1.0, 1, 1.0, grows=True)),
+        (40, {}, Crew(37, 1.0, 3, 1.0, grows=True)),
+        (2, {"readers": 1, "gpus_per_reader": 0.4, "gpus_per_actor": 0.6}, Crew(2, 0.6, 1, 0.4, grows=True)),
         (0, {"actors": 3}, Crew(3, 0.0, 1, 0.0)),
         (8, {"actors": 4, "readers": 2}, Crew(4, 1.0, 2, 1.0)),
     ],

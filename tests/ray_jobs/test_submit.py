@@ -178,13 +178,15 @@ def test_the_commands_of_the_clusters_page(head, checkout, bucket, moto):
         )
         assert done.returncode == 0, script + done.stdout + done.stderr
         said.append(done.stdout)
-    preflight, build, train = said
+    preflight, build, train, watched = said
     assert "preflight: fit (1 node, 0 GPUs)" in preflight
     assert "complete: 24 samples, 0 failed" in build
     assert "Job 'pairs' succeeded" in build
     assert "24 samples" in build.partition("succeeded")[2]
     assert "trained: " in train
     assert "Job 'ladder' was stopped" in train
+    assert "24/24 pairs (100%)" in watched
+    assert "worker-" in watched.partition("log ")[2]
     jobs = {job["submission_id"]: job for job in told_of_jobs(head)}
     assert jobs["pairs"]["metadata"]["dataset"] == f"s3://{bucket}/pairs"
     assert jobs["mlp"]["metadata"]["output"] == f"s3://{bucket}/mlp"

@@ -146,7 +146,7 @@ def test_a_whole_shard_without_commit_is_adopted(make_dataset, tmp_path, failing
     shard = plan.shards[0]
     made = commit_shard(dataset, shard, tmp_path / "spool", failing=failing)
     dataset.storage.delete(f"_commit/{shard.name}.json")
-    adopted = adopt(dataset, shard.name, shard.slice_hash, attempt="later")
+    adopted = adopt(dataset, shard.name, shard.slice_hash, Circumstances("later"))
     assert adopted is not None
     assert adopted.adopted
     assert (adopted.sha256, adopted.samples, adopted.failed) == (made.sha256, made.samples, made.failed)
@@ -176,7 +176,7 @@ def test_anything_less_is_not(make_dataset, tmp_path, damage):
         parquet.write_bytes(parquet.read_bytes()[:-9])
     else:
         shard = replace(shard, samples=shard.samples[:-1])
-    assert adopt(dataset, shard.name, shard.slice_hash, attempt="later") is None
+    assert adopt(dataset, shard.name, shard.slice_hash, Circumstances("later")) is None
     assert dataset.committed() == {}
 
 
@@ -203,7 +203,7 @@ def test_killed_at_any_step_the_shard_is_there_whole_or_not_at_all(tmp_path, poi
     whole_before_commit = point in ("after-tar", "before-commit")
     if point != "after-commit":
         assert (
-            adopt(dataset, shard.name, shard.slice_hash, attempt="next") is not None
+            adopt(dataset, shard.name, shard.slice_hash, Circumstances("next")) is not None
         ) == whole_before_commit
         commit_shard(dataset, shard, tmp_path / "spool")
     undisturbed = write_shard(dataset, shard, tmp_path / "undisturbed")

@@ -19,7 +19,7 @@ import shards.publish
 import tests_support
 from shards.dataset import Dataset
 from shards.maintain import collect_garbage, leftovers, repair
-from shards.publish import adopt
+from shards.publish import Circumstances, adopt
 from shards.storage import open_storage
 from shards.verify import verify
 from tests_support import SETTINGS, a_plan, a_sample, commit_shard
@@ -71,7 +71,7 @@ class DatasetLife(RuleBasedStateMachine):
     def make(self, shards):
         dataset = self.dataset
         for shard in shards:
-            if adopt(dataset, shard.name, shard.slice_hash, attempt="later") is None:
+            if adopt(dataset, shard.name, shard.slice_hash, Circumstances("later")) is None:
                 commit_shard(dataset, shard, self.folder / "spool", failing=self.failing(shard))
 
     def failing(self, shard):
