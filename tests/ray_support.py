@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -22,6 +23,24 @@ SMALL = {
     "text_modes": "caption,none",
     "batch_size": 2,
 }
+
+# Commands in documents: every block is run, but for those that say what they need and those that show something.
+NEEDS_A_CLOUD, NEEDS_GPUS = "# needs a cloud", "# needs GPUs"
+SHOWN = ("text", "yaml")
+
+
+def blocks(page):
+    """Language and text of every fenced block of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def blocks_to_run(page):
+    """Those that a test runs, in their order."""
+    return [
+        (language, text)
+        for language, text in blocks(page)
+        if language not in SHOWN and not text.startswith((NEEDS_A_CLOUD, NEEDS_GPUS))
+    ]
 
 
 def build_command(output, **changes):

@@ -1,7 +1,6 @@
 """The ways onto a cluster that README.md and docs/cluster.md tell of, tried on a head of its own."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import yaml
 
 from ray_jobs.__main__ import JOBS
 from ray_jobs.command_line import parse
-from ray_support import CREDENTIALS, RAY, ROOT, build_command
+from ray_support import CREDENTIALS, NEEDS_A_CLOUD, RAY, ROOT, blocks, blocks_to_run, build_command
 from s3_support import moto
 from shards.verify import verify
 
@@ -88,22 +87,10 @@ def test_a_job_joins_the_head_that_was_started(head, tmp_path, named):
     assert len(list(Path(head.environment["RAY_TMPDIR"], "ray").glob("session_2*"))) == 1
 
 
-# Commands of docs/cluster.md: every block is run, but for those that say that they need a cloud and those that show.
-NEEDS_A_CLOUD = "# needs a cloud"
-SHOWN = ("text", "yaml")
 PAIRS = {"samples": 24, "samples_per_shard": 4, "val_fraction": 0.25, "height": 64, "width": 64, "steps": 2}
 
 
-def blocks(page):
-    """Language and text of every fenced block of a page."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-
-
-def commands_to_run(page):
-    return [text for language, text in blocks(page) if language not in SHOWN and NEEDS_A_CLOUD not in text]
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md", "docs/guide.md"])
 def test_every_job_in_a_document_is_one_that_parses(page):
     jobs = 0
     for _, text in blocks(page):
@@ -164,7 +151,7 @@ def places_of(secret, head):
 @pytest.mark.server
 def test_the_commands_of_the_clusters_page(head, checkout, bucket, moto):
     said = []
-    for block in commands_to_run("docs/cluster.md"):
+    for _, block in blocks_to_run("docs/cluster.md"):
         script = block.replace("http://127.0.0.1:8265", head.dashboard).replace(
             "s3://bucket", f"s3://{bucket}"
         )
