@@ -7,7 +7,6 @@ a store cannot be appended to.
 
 import json
 import logging
-import sys
 from typing import Any, Literal
 
 from ray_jobs.events import utc_now
@@ -25,13 +24,20 @@ class _JsonLines(logging.Formatter):
         return json.dumps({**line, **getattr(record, "facts", {})}, default=str)
 
 
+class _Printer(logging.Handler):
+    """Prints to whatever standard output is at the time, each line at once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
 def start_log(kind: Literal["text", "json"]) -> None:
     """Decide how this process tells what it does.
 
     Args:
         kind: `text` prints what has words for people; `json` everything.
     """
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Printer()
     if kind == "json":
         handler.setFormatter(_JsonLines())
         logging.getLogger("shards").handlers = [handler]

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import time
 from glob import glob
 from pathlib import Path
@@ -256,26 +255,3 @@ def test_hundreds_of_faults_lose_nothing(build_alone, tmp_path, monkeypatch):
         findings = verify(root)
         assert (findings.problems, findings.samples, findings.complete) == ([], 40, True)
         assert sum(proxy.faults.values()) >= 200, proxy.faults
-
-
-@pytest.mark.server
-@pytest.mark.parametrize(
-    "server", ["rclone"], indirect=True
-)  # which checks credentials; what follows a build only puts
-def test_the_whole_demo_on_s3(environment, server, tmp_path, monkeypatch):
-    use(monkeypatch, server.env)
-    root = f"s3://{server.new_bucket()}/demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "ray_jobs", "demo", "--demo.output", root, "--demo.samples", "96"],
-        env=environment | server.env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"report: {root}/report.html" in done.stdout
-    findings = verify(f"{root}/data")
-    assert (findings.problems, findings.samples, findings.complete) == ([], 96, True)
-    page = open_storage(root).get_bytes("report.html")
-    assert server.secret_key.encode() not in page + (done.stdout + done.stderr).encode()

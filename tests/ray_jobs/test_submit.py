@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -16,10 +17,11 @@ import yaml
 from ray_jobs.__main__ import JOBS
 from ray_jobs.command_line import parse
 from ray_support import CREDENTIALS, NEEDS_A_CLOUD, RAY, ROOT, blocks, blocks_to_run, build_command
-from s3_support import moto
+from s3_support import moto, rclone, use
+from shards.storage import open_storage
 from shards.verify import verify
 
-__all__ = ["moto"]
+__all__ = ["moto", "rclone"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -48,23 +50,43 @@ def submit(head, *words):
     return done
 
 
-def test_the_demo_as_a_submitted_job(head, tmp_path):
-    run = tmp_path / "demo"
-    done = submit(head, "demo", "--demo.output", str(run), "--demo.samples", "96")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"report: {run / 'report.html'}" in done.stdout
-    assert (run / "report.html").stat().st_size > 50_000
-    findings = verify(str(run / "data"))
+@contextmanager
+def bucket_on(server, head):
+    """A bucket, whose credentials are in the files of the head's node and nowhere else."""
+    credentials, config = (Path(head.environment[name]) for name in CREDENTIALS)
+    credentials.write_text(
+        f"[default]\naws_access_key_id = {server.access_key}\naws_secret_access_key = {server.secret_key}\n"
+    )
+    config.write_text(f"[default]\nregion = us-east-1\nendpoint_url = {server.endpoint}\n")
+    yield server.new_bucket()
+    credentials.unlink()
+    config.unlink()
+
+
+@pytest.mark.server
+def test_the_demo_as_a_submitted_job_with_everything_on_s3(head, rclone, monkeypatch):
+    use(monkeypatch, rclone.env)  # rclone checks credentials, which moto does not
+    with bucket_on(rclone, head) as bucket:
+        run = f"s3://{bucket}/demo"
+        done = submit(head, "demo", "--demo.output", run, "--demo.samples", "96")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"report: {run}/report.html" in done.stdout
+        refused = submit(head, "build", "--build.output", f"{run}/data", "--build.samples", "9")
+        assert refused.returncode != 0
+        assert "error: " in refused.stdout + refused.stderr
+    findings = verify(f"{run}/data")
     assert (findings.problems, findings.samples, findings.complete) == ([], 96, True)
+    storage = open_storage(run)
     for arch in ("linear", "mlp", "attention"):
-        assert (run / arch / "model.safetensors").exists()
-        methods = json.loads((run / arch / "eval.json").read_text())["methods"]
+        assert storage.stat(f"{arch}/model.safetensors")
+        methods = json.loads(storage.get_bytes(f"{arch}/eval.json"))["methods"]
         for metric in ("mse", "mse_standardized"):
             assert methods["projector"][metric] < methods["identity"][metric]
         assert methods["projector"]["per_dim_correlation"] > methods["identity"]["per_dim_correlation"] + 0.05
-    refused = submit(head, "build", "--build.output", str(run / "data"), "--build.samples", "9")
-    assert refused.returncode != 0
-    assert "error: " in refused.stdout + refused.stderr
+    page = storage.get_bytes("report.html")
+    assert len(page) > 50_000
+    assert rclone.secret_key.encode() not in page + (done.stdout + done.stderr).encode()
+    assert places_of(rclone.secret_key, head) == []
 
 
 CONNECT = "from ray_jobs.cluster import connected\nwith connected() as cluster: print(cluster)"
@@ -123,15 +145,8 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def bucket(head, moto):
-    """A bucket, whose credentials are in the files of the head's node and nowhere else."""
-    credentials, config = (Path(head.environment[name]) for name in CREDENTIALS)
-    credentials.write_text(
-        f"[default]\naws_access_key_id = {moto.access_key}\naws_secret_access_key = {moto.secret_key}\n"
-    )
-    config.write_text(f"[default]\nregion = us-east-1\nendpoint_url = {moto.endpoint}\n")
-    yield moto.new_bucket()
-    credentials.unlink()
-    config.unlink()
+    with bucket_on(moto, head) as name:
+        yield name
 
 
 def told_of_jobs(head):
