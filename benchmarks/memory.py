@@ -8,20 +8,30 @@ import json
 import torch
 from random_models import make_models
 
+from projector.quantize import quantize_weights
 from ray_jobs.placement import Needs
 
 
 def main() -> None:
-    """Print gigabytes in bfloat16."""
+    """Print gigabytes in bfloat16, and with the encoders in 8 bits."""
     models = make_models("full", "meta", torch.bfloat16)
-
-    def size(*parts: torch.nn.Module) -> float:
-        return 2 * sum(parameter.numel() for part in parts for parameter in part.parameters())
-
     text, _, vision = models.ours(1024, 1024, 9, [-8, -6], ["caption"])
-    pipeline = models.pipeline
-    wanted = Needs(size(text.model), size(pipeline.transformer, pipeline.vae), size(vision.model), 0.0)
-    shown = {
+    image = held(models.pipeline.transformer) + held(models.pipeline.vae)
+    shown = {"bfloat16": rows(Needs(held(text.model), image, held(vision.model), 0.0))}
+    for encoder in (text, vision):
+        quantize_weights(encoder.model, "int8")
+    shown["build.quantize int8"] = rows(Needs(held(text.model), image, held(vision.model), 0.0))
+    print(json.dumps(shown, indent=1))
+
+
+def held(module: torch.nn.Module) -> int:
+    """Bytes of weights."""
+    return sum(weight.nbytes for weight in module.state_dict().values())
+
+
+def rows(wanted: Needs) -> dict[str, str]:
+    """Each model and each placement."""
+    found = {
         "text encoder": wanted.text,
         "transformer and decoder": wanted.image,
         "vision-language model up to layer -6": wanted.vl,
@@ -29,7 +39,7 @@ def main() -> None:
         "staged, the fuller device": wanted.of("staged"),
         "offload": wanted.of("offload"),
     }
-    print(json.dumps({name: f"{value / 1e9:.1f} GB" for name, value in shown.items()}, indent=1))
+    return {name: f"{value / 1e9:.1f} GB" for name, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from PIL import Image
 from projector.batches import BatchMaker, Stage
 from projector.generate import ImageGenerator
 from projector.models import ModelSource
+from projector.quantize import Quantize
 from projector.residence import Residence
 from projector.text import SampleError, TextEncoder, TextEncoding
 from projector.tuning import compile_checked, find_batch_size
@@ -47,6 +48,7 @@ class PairSettings:
     dtype: str
     batch_size: int | None
     compile: bool | None = None
+    quantize: Quantize = "none"
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ class PictureMaker(PictureSource):
     def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureMaker":
         """Load the pipeline's models for a run's settings."""
         where: dict[str, Any] = {"device": residence.loading_device, "dtype": DTYPES[settings.dtype]}
-        text = TextEncoder.from_pretrained(source.here(), max_tokens=settings.max_tokens, **where)
+        text = TextEncoder.from_pretrained(
+            source.here(), max_tokens=settings.max_tokens, quantize=settings.quantize, **where
+        )
         negative = None
         if settings.guidance > 0:
             residence.let_in(text)
@@ -246,6 +250,7 @@ class PictureReader(BatchMaker[Pictured, Sample]):
             dtype=DTYPES[settings.dtype],
             layers=settings.layers,
             text_modes=settings.text_modes,
+            quantize=settings.quantize,
         )
         return cls(vision, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from projector.quantize import Quantize, quantize_weights
 from shards.sample import KIND_CAPTION, KIND_TEMPLATE
 
 BATCH = 16  # captions of like length together; more give nothing once the device is busy
@@ -55,7 +56,14 @@ class TextEncoder:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, *, device: str, dtype: torch.dtype, max_tokens: int = 512, revision: str | None = None
+        cls,
+        path: str,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        max_tokens: int = 512,
+        revision: str | None = None,
+        quantize: Quantize = "none",
     ) -> "TextEncoder":
         """Load from a Z-Image pipeline folder or hub id."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,7 +72,10 @@ class TextEncoder:
         model = AutoModelForCausalLM.from_pretrained(
             path, subfolder="text_encoder", revision=revision, dtype=dtype, use_safetensors=True
         )
-        return cls(model.to(device), tokenizer, max_tokens)
+        encoder = cls(model, tokenizer, max_tokens)
+        quantize_weights(encoder.model, quantize)  # before the device has to hold more
+        encoder.to(device)
+        return encoder
 
     def to(self, device: str) -> None:
         """Move the model."""

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from projector.quantize import Quantize, quantize_weights
 from projector.text import SampleError, caption_kinds, special_token_in, template_around
 from shards.sample import KIND_IMAGE, KIND_MARKER, KIND_NAMES, KIND_TEMPLATE
 
@@ -114,6 +115,7 @@ class VisionLanguageEncoder:
         layers: Sequence[int],
         text_modes: Sequence[str],
         revision: str | None = None,
+        quantize: Quantize = "none",
     ) -> "VisionLanguageEncoder":
         """Load from a Qwen3-VL folder or hub id."""
         from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
@@ -123,7 +125,10 @@ class VisionLanguageEncoder:
         )
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
-        return cls(model.to(device), tokenizer, image_processor, layers=layers, text_modes=text_modes)
+        encoder = cls(model, tokenizer, image_processor, layers=layers, text_modes=text_modes)
+        quantize_weights(encoder.model, quantize)  # before the device has to hold more
+        encoder.to(device)
+        return encoder
 
     def _cut(self, layers: Sequence[int]) -> None:
         """Drop every block after the last wanted state and hook the ones that give a wanted state."""

@@ -151,6 +151,7 @@ def pair_settings(options: BuildOptions, *, on_gpu: bool) -> PairSettings:
         dtype=arithmetic(options.dtype, on_gpu=on_gpu),
         batch_size=None if options.batch_size == "auto" else options.batch_size,
         compile=options.compile,
+        quantize=options.quantize,
     )
 
 
@@ -180,6 +181,7 @@ def dataset_settings(
     return {
         "models": sources.to_json(),
         "dtype": settings.dtype,
+        **({} if settings.quantize == "none" else {"quantize": settings.quantize}),
         "height": options.height,
         "width": options.width,
         "steps": options.steps,

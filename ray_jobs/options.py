@@ -111,6 +111,9 @@ class BuildOptions(WatchedOptions):
     """Images generated together on one device, halved when memory runs out; `auto` searches once for a GPU type."""
     compile: bool | None = None
     """Compile the transformer's blocks, after a check against uncompiled ones; absent: on GPUs."""
+    quantize: Literal["none", "int8"] = "none"
+    """Weights of the text encoder and the vision-language model: `int8` takes half of their memory, at an error that
+    docs/performance.md tells."""
     placement: Literal["auto", "fused", "staged", "offload"] = "auto"
     """`fused`: all models on each device; `staged`: pictures read on other devices; `offload`: one model at a time."""
     readers: int | None = Field(None, gt=0)

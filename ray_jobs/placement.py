@@ -59,26 +59,37 @@ def needs(sources: ModelSources, settings: PairSettings) -> Needs:
         settings: image size, batch size and arithmetic.
     """
     image, size = Path(sources.image.path), BYTES[settings.dtype]
+    linear = 1 if settings.quantize == "int8" else size
     return Needs(
-        text=size * weights_in(image / "text_encoder"),
-        image=size * (weights_in(image / "transformer") + weights_in(image / "vae")),
-        vl=size * weights_in(Path(sources.vl.path)),
+        text=weight_bytes(image / "text_encoder", size, linear),
+        image=weight_bytes(image / "transformer", size, size) + weight_bytes(image / "vae", size, size),
+        vl=weight_bytes(Path(sources.vl.path), size, linear),
         beside=ACTIVATION_BYTES_PER_PIXEL * settings.height * settings.width * (settings.batch_size or 1)
         + PROCESS_BYTES,
     )
 
 
-def weights_in(folder: Path) -> int:
-    """Numbers in a folder's safetensors, read from the headers."""
-    return sum(count for path in sorted(folder.glob("*.safetensors")) for count in _counts(path))
+def weight_bytes(folder: Path, size: int, linear: int) -> int:
+    """Bytes of a folder's safetensors once loaded, from their headers.
+
+    Args:
+        folder: of one model.
+        size: of a number.
+        linear: of a number in a linear layer.
+    """
+    return sum(
+        prod(shape) * (linear if len(shape) == 2 and "embed" not in name else size)
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, shape in _shapes(path)
+    )
 
 
-def _counts(path: Path) -> Iterator[int]:
+def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
     with path.open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     for name, entry in header.items():
         if name != "__metadata__":
-            yield prod(entry["shape"])
+            yield name, entry["shape"]
 
 
 def choose_placement(asked: str, wanted: Needs, memory: float | None) -> tuple[Placement, str]:

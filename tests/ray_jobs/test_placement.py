@@ -14,7 +14,7 @@ from ray_jobs.build import maker_of
 from ray_jobs.cluster import Cluster
 from ray_jobs.crew import Crew, crew_for, with_readers
 from ray_jobs.options import BuildOptions
-from ray_jobs.placement import Needs, choose_placement, needs, weights_in
+from ray_jobs.placement import Needs, choose_placement, needs, weight_bytes
 from shards.errors import UsageError
 
 GB = 1e9
@@ -94,8 +94,8 @@ def test_needs_are_counted_from_the_weights_alone(environment):
     found = needs(tiny_sources, SETTINGS)
     transformer = ZImageTransformer2DModel.from_pretrained(tiny_sources.image.path, subfolder="transformer")
     folder = Path(tiny_sources.image.path)
-    assert weights_in(folder / "transformer") == sum(p.numel() for p in transformer.parameters())
-    assert found.image == 2 * (weights_in(folder / "transformer") + weights_in(folder / "vae"))
+    assert weight_bytes(folder / "transformer", 2, 2) == 2 * sum(p.numel() for p in transformer.parameters())
+    assert found.image == sum(weight_bytes(folder / part, 2, 2) for part in ("transformer", "vae"))
     wide = needs(tiny_sources, replace(SETTINGS, dtype="float32"))
     assert (wide.text, wide.vl) == (2 * found.text, 2 * found.vl)
     assert found.of("fused") > found.of("staged") > found.of("offload") > found.beside
