@@ -34,7 +34,8 @@ from shards.storage import open_storage
 STEPS: tuple[Arch, ...] = ("linear", "mlp", "attention")
 FEWEST_PAIRS = 8  # of a point on the learning curve
 OWN = ("output", "data", "samples", "append", "arch", "max_samples")  # what the ladder decides
-FREE = ("actors", "gpus_per_actor", "spool", "workers", "log", "cache")  # what attempts may differ in
+# What attempts may differ in.
+FREE = ("actors", "gpus_per_actor", "price_gpu_hour", "spool", "workers", "log", "cache")
 
 
 def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> int:

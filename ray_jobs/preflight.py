@@ -93,7 +93,7 @@ def survey(
         if sources:
             faults += crowded(nodes, *placed(build, cluster, sources, nodes))
         if train.output:
-            check_workers(train, cluster)
+            check_workers(train, cluster, train.batch_size)
     except UsageError as error:
         faults.append(Fault("cluster", "GPUs", str(error)))
     return nodes, faults

@@ -60,7 +60,7 @@ def train(options: TrainOptions) -> int:
     )
     get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
-        check_workers(options, cluster)
+        check_workers(options, cluster, len(train_pairs))
         check_nodes(cluster, writes=[options.output], reads=[options.data, *(options.also or ())])
         print(f"train {options.arch} on {options.workers} workers to {options.output}", flush=True)
         if train_pairs.template is not None:
@@ -76,10 +76,16 @@ def train(options: TrainOptions) -> int:
     return 0
 
 
-def check_workers(options: TrainOptions, cluster: Cluster) -> None:
-    """Refuse more workers than the cluster can seat: Ray would wait for them for ever."""
+def check_workers(options: TrainOptions, cluster: Cluster, pairs: int) -> None:
+    """Refuse more workers than the cluster can seat, where Ray would wait for ever, or than batches have pairs."""
     seats, kind = (cluster.gpus, "GPUs") if cluster.gpus else (cluster.cpus, "CPUs")
-    fewest, _ = options.worker_range
+    fewest, most = options.worker_range
+    batch = min(options.batch_size, pairs)
+    if most > batch:
+        raise UsageError(
+            f"train.workers = {options.workers}: at most {batch} workers can share batches of {batch} pairs; "
+            "use fewer, or a larger train.batch_size"
+        )
     if fewest > seats:
         raise UsageError(
             f"train.workers = {options.workers}: the cluster has {seats:g} {kind}, one per worker; "

@@ -263,6 +263,19 @@ def test_one_two_and_four_workers_train_alike(tmp_path, arch, align, count, val)
     assert alone["world_size"] == 1
 
 
+def test_the_number_of_workers_may_change_on_the_way(tmp_path, monkeypatch):
+    """One worker stops in the middle of the second epoch, two go on from its state."""
+    monkeypatch.setattr("projector.trainer.STEPS_BETWEEN_LOOKS", 2)
+    looks = iter([False] * 5 + [True])  # four in an epoch of seven steps
+    chosen = {"arch": "mlp", "align": "pool", "patience": 10}
+    stopped = train(options(tmp_path / "mlp-2", **chosen), TRAIN, VAL, should_stop=lambda: next(looks))
+    assert (stopped["stopped"], len(curve(tmp_path / "mlp-2"))) == ("asked", 1)
+    train(options(tmp_path / "whole", **chosen), TRAIN, VAL)
+    together = train_together(tmp_path, 2, "mlp", "pool", 50, 20)
+    np.testing.assert_allclose(curve(together), curve(tmp_path / "whole"), rtol=1e-4)
+    assert json.loads((together / "summary.json").read_text())["world_size"] == 2
+
+
 def test_more_workers_than_a_batch_has_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr("projector.training.World.join", lambda device: _CrowdedWorld())
     with pytest.raises(UsageError, match="9 workers cannot share batches of 8 pairs"):

@@ -195,7 +195,17 @@ def test_more_than_the_cluster_has(options, message):
 
 def test_more_workers_than_seats():
     with pytest.raises(UsageError, match="the cluster has 4 CPUs, one per worker; use at most 4"):
-        check_workers(TrainOptions(workers=5), Cluster(NODES, 4, 0))
+        check_workers(TrainOptions(workers=5), Cluster(NODES, 4, 0), 100)
     with pytest.raises(UsageError, match="the cluster has 2 GPUs"):
-        check_workers(TrainOptions(workers=3), Cluster(NODES, 64, 2))
-    check_workers(TrainOptions(workers=2), Cluster(NODES, 4, 2))
+        check_workers(TrainOptions(workers="3-8"), Cluster(NODES, 64, 2), 100)
+    check_workers(TrainOptions(workers="2-8"), Cluster(NODES, 4, 2), 100)  # the others may come
+
+
+def test_more_workers_than_a_batch_can_be_shared_by():
+    with pytest.raises(
+        UsageError, match=r"at most 32 workers can share batches of 32 pairs; .* train\.batch_size"
+    ):
+        check_workers(TrainOptions(workers="1-33"), Cluster(NODES, 4, 2), 100)
+    with pytest.raises(UsageError, match="at most 3 workers can share batches of 3 pairs"):
+        check_workers(TrainOptions(workers=4), Cluster(NODES, 4, 0), 3)
+    check_workers(TrainOptions(workers="1-32"), Cluster(NODES, 4, 2), 100)
