@@ -126,13 +126,13 @@ def test_a_suspect_and_its_batch_mates_are_made_alone_and_what_is_given_up_is_no
 
 
 def test_one_model_at_a_time_makes_the_same_samples(maker, tiny_sources, monkeypatch):
+    in_turn = FusedMaker.load(tiny_sources, SETTINGS, one_at_a_time=True)
     moves = []
     for kind in ("TextEncoder", "ImageGenerator", "VisionLanguageEncoder"):
         module = next(m for m in (text, generate, vision) if hasattr(m, kind))
         monkeypatch.setattr(
             getattr(module, kind), "to", lambda _, device, kind=kind: moves.append((kind, device))
         )
-    in_turn = FusedMaker.load(tiny_sources, SETTINGS, one_at_a_time=True)
     assert_same(make_all(in_turn, PLANNED), make_all(maker, PLANNED))
     # On this machine the device is the CPU too; what counts is that one leaves before the next one enters.
     assert moves == [
