@@ -26,6 +26,7 @@ from training import hardware
 
 from ray_jobs.monitor import Monitor
 from ray_jobs.schedule import simulate
+from shards.commit import Maker
 from shards.dataset import Dataset
 from shards.plan import PlannedShard, make_plan, shard_sizes
 from shards.prompts import Prompt
@@ -34,6 +35,7 @@ from shards.storage import open_storage
 PER_SHARD = 64
 REPORTS = 10  # of a shard: one before each batch, and at its ends
 SPREAD = 0.1  # of the builders' speeds, to both sides
+MAKER = Maker("run", "n" * 56, "host", "10.0.0.1", "a" * 32, 12345, "01000000", "worker-" + "0" * 70)
 
 
 def planned(samples: int, per_shard: int = PER_SHARD) -> list[PlannedShard]:
@@ -65,7 +67,7 @@ def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
 
     while True:
         while len(held) < builders:
-            shard = call("begin", f"builder {ticket % builders}", ticket).shard
+            shard = call("begin", f"builder {ticket % builders}", ticket, None, f"try {ticket}", MAKER).shard
             if shard is None:
                 break
             held[ticket] = shard
@@ -77,9 +79,10 @@ def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
             for part in range(1, REPORTS + 1):
                 call("report", number, made=size * part // REPORTS, failed=0, at_work=("x",))
             call("may_publish", number)
-            call("end", number, done=True)
+            call("end", number, done=True, outcome="committed")
             del held[number]
-        call("snapshot")
+        for question in ("snapshot", "take_events"):
+            call(question)
         call("stuck", 60.0)
     seconds = sum(spent.values())
     return {
@@ -135,7 +138,7 @@ def monitor_as_actor(builders: int, callers: int = 2, rounds: int = 30) -> dict[
 def requests_of_a_shard() -> dict[str, int]:
     """What making one shard asks of S3, beside what a builder asks once."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from shards.publish import adopt
+    from shards.publish import Circumstances, adopt
     from tests_support import SETTINGS, commit_shard
 
     requests: list[str] = []
@@ -147,7 +150,7 @@ def requests_of_a_shard() -> dict[str, int]:
         commit_shard(dataset, shards[0], Path(spool))  # what is asked once is over with the first
         requests.clear()
         dataset.is_committed(shards[1].name)
-        adopt(dataset, shards[1].name, shards[1].slice_hash, attempt="x")
+        adopt(dataset, shards[1].name, shards[1].slice_hash, Circumstances("x"))
         commit_shard(dataset, shards[1], Path(spool))
     return dict(Counter(requests))
 

@@ -1,6 +1,7 @@
 """What a cluster is started from: `cluster.yaml`, `cluster/`, held against what reads them here, Ray and EC2's API."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -185,6 +186,41 @@ def test_no_secret_stands_in_a_file(file):
 )
 def test_a_secret_would_be_seen(line):
     assert SECRETS.search(line)
+
+
+def strict(schema):
+    """A Kubernetes schema under which a field that it does not know is an error, as it is to `kubectl apply`."""
+    if isinstance(schema, list):
+        return [strict(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: strict(entry) for name, entry in schema.items()}
+    open_ended = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if isinstance(schema.get("properties"), dict) and not open_ended:
+        closed["additionalProperties"] = False
+    return closed
+
+
+@pytest.mark.skipif(
+    "KUBERAY_CRD" not in os.environ, reason="KUBERAY_CRD names no copy of ray.io_rayjobs.yaml"
+)
+def test_kuberay_knows_every_field():
+    """Its schema is another project's file of 1.4 MB; docs/cluster.md says where it is to be had."""
+    manifest = contents("cluster/rayjob.yaml")
+    versions = yaml.safe_load(Path(os.environ["KUBERAY_CRD"]).read_text())["spec"]["versions"]
+    (version,) = [each for each in versions if f"ray.io/{each['name']}" == manifest["apiVersion"]]
+    schema = strict(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own
+    jsonschema.validate(manifest, schema)
+    head = ["spec", "rayClusterSpec", "headGroupSpec"]
+    for path, value in (
+        (["spec", "backoffLimits"], 3),
+        ([*head, "template", "spec", "terminationGracePeriodSecond"], 60),
+        ([*head, "template", "spec", "restartPolicy"], 1),
+        (["spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplicas"], "4"),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(changed(manifest, path, value), schema)
 
 
 def test_the_manifest_runs_a_job_that_parses():
