@@ -1,7 +1,5 @@
 """Flags over YAML over defaults, and errors that fit on one line."""
 
-import shlex
-
 import pytest
 import yaml
 
@@ -9,7 +7,6 @@ from projector.options import ModelPaths
 from ray_jobs.__main__ import JOBS, main, with_lasting_paths
 from ray_jobs.command_line import as_yaml, parse
 from ray_jobs.options import BuildOptions
-from ray_support import ROOT
 from shards.errors import UsageError
 
 
@@ -153,11 +150,3 @@ def test_in_a_submitted_job_relative_places_are_taken_from_home(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert with_lasting_paths(BuildOptions(output="data")).output == str(tmp_path / "home" / "data")
     assert "does not last" in capsys.readouterr().out
-
-
-def test_the_commands_of_the_page_on_import_are_understood():
-    page = (ROOT / "docs" / "import.md").read_text().replace("\\\n", " ")
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("python -m ray_jobs")]
-    assert len(commands) == 4
-    for words in commands:
-        assert main([*words[3:], "--print-config"]) == 0

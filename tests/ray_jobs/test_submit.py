@@ -1,7 +1,6 @@
 """The ways onto a cluster that README.md and docs/cluster.md tell of, tried on a head of its own."""
 
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
-from ray_jobs.__main__ import JOBS
-from ray_jobs.command_line import parse
 from ray_support import CREDENTIALS, NEEDS_A_CLOUD, RAY, ROOT, blocks, blocks_to_run, build_command
 from s3_support import moto, rclone, use
 from shards.storage import open_storage
@@ -110,19 +107,6 @@ def test_a_job_joins_the_head_that_was_started(head, tmp_path, named):
 
 
 PAIRS = {"samples": 24, "samples_per_shard": 4, "val_fraction": 0.25, "height": 64, "width": 64, "steps": 2}
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/cluster.md", "docs/guide.md"])
-def test_every_job_in_a_document_is_one_that_parses(page):
-    jobs = 0
-    for _, text in blocks(page):
-        for line in text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True) if "ray_jobs" in line else []
-            if "ray_jobs" in words and "-m" in words:
-                given = words[words.index("ray_jobs") + 1 :]
-                parse([word for word in given if word not in ("--config", "run.yaml")], JOBS)
-                jobs += 1
-    assert jobs > 3
 
 
 def test_what_needs_a_cloud_says_so():
