@@ -1,6 +1,7 @@
 """`train`: a projector by DDP on Ray Train. The loop is `projector.training`; this starts its workers and watches."""
 
 import json
+import os
 import tempfile
 import threading
 import time
@@ -34,6 +35,7 @@ from shards.storage import open_storage
 
 MAX_FAILURES = 3  # restarts of the worker group; each one goes on from the last saved state
 GROW_SECONDS = 30.0  # between looks for seats that have become free, where there may be more workers
+SEATS_SECONDS = "10"  # for workers to get the seats Ray Train counted: a lost node's too, for up to 20 s
 NOTICE_SECONDS = 2.0  # between questions whether a worker's node is about to be taken away
 
 
@@ -112,6 +114,8 @@ def _fit(options: TrainOptions, cluster: Cluster) -> dict[str, Any]:
 def _trainer(options: TrainOptions, cluster: Cluster, scratch: str, leaving: set[str]) -> TorchTrainer:
     on_gpu = cluster.gpus > 0
     fewest, most = options.worker_range
+    if fewest < most:  # soon counted anew, then maybe fewer; a fixed number can only be waited for
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", SEATS_SECONDS)
     return TorchTrainer(
         _worker,
         train_loop_config=options.model_dump(mode="json"),
