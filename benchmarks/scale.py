@@ -77,9 +77,9 @@ def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
         for number, shard in list(held.items()):
             size = len(shard.samples)
             for part in range(1, REPORTS + 1):
-                call("report", number, made=size * part // REPORTS, failed=0, at_work=("x",))
-            call("may_publish", number)
-            call("end", number, done=True, outcome="committed")
+                call("report", number, f"try {number}", made=size * part // REPORTS, failed=0, at_work=("x",))
+            call("may_publish", number, f"try {number}")
+            call("end", number, f"try {number}", done=True, outcome="committed")
             del held[number]
         for question in ("snapshot", "take_events"):
             call(question)

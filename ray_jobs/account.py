@@ -16,7 +16,7 @@ from ray_jobs.options import WatchedOptions
 from ray_jobs.progress import INTERVAL, Progress
 from shards.dataset import Dataset
 from shards.errors import StorageError
-from shards.runs import Run, put_run, read_run, run_entries
+from shards.runs import Run, put_run, runs_on_record
 from shards.standing import Standing, spending_parts, standing
 
 RECORD_SECONDS = 60.0  # between records: what a killed driver loses track of
@@ -41,7 +41,7 @@ class Account:
         self._commits = {commit.name: commit for commit in dataset.commits()}
         self._made = sum(commit.samples for commit in self._commits.values())
         self._segments = dataset.segments()
-        self._others = [read_run(dataset.storage, other) for other in run_entries(dataset.storage)]
+        self._others = runs_on_record(dataset.storage)
         begun = utc_now()
         ray_job = ray.get_runtime_context().get_job_id()
         self._run = Run(run, job, ray_job, begun, begun, "", 0, gpus, {}, 0.0, recorded_packages())

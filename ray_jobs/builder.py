@@ -78,7 +78,13 @@ class ShardBuilder:
     @cached_property
     def _maker(self) -> ShardMaker:
         # With the first shard and not in __init__, where an error would be a worker's traceback.
-        maker = self._spec.maker()
+        try:
+            maker = self._spec.maker()
+        except RuntimeError as error:  # torch's, of a device that is full, broken or occupied
+            reason = " ".join(str(error).split())[:500]
+            raise StorageError(
+                f"the models cannot be loaded on {self._name}, {self._device}: {reason}"
+            ) from error
         for note in maker.notes:
             ray.get(self._monitor.note.remote(f"{self._name}, {self._device}: {note}"))
         return maker
@@ -115,19 +121,21 @@ class ShardBuilder:
             shard = orders.shard
             if shard is None:
                 return "", "nothing"
-            outcome = self._guarded(ticket, shard.name, lambda: self._make(ticket, attempt, shard, orders))
+            outcome = self._guarded(
+                ticket, attempt, shard.name, lambda: self._make(ticket, attempt, shard, orders)
+            )
         if callable(outcome):
-            outcome = self._guarded(ticket, shard.name, outcome)
+            outcome = self._guarded(ticket, attempt, shard.name, outcome)
         return shard.name, outcome
 
-    def _guarded(self, ticket: int, name: str, work: Callable[[], Any]) -> Any:
+    def _guarded(self, ticket: int, attempt: str, name: str, work: Callable[[], Any]) -> Any:
         """What work returns; "refused", with the run stopped, where the store refuses."""
         try:
             return work()
         except (StorageError, CorruptShardError, UsageError) as error:
             # The store's failure is every builder's: the run stops with its words instead of a worker's traceback.
             ray.get(self._monitor.stop.remote(f"{name}: {error}"))
-            return self._end(ticket, "refused")
+            return self._end(ticket, attempt, "refused")
 
     def _make(
         self, ticket: int, attempt: str, planned: PlannedShard, orders: Orders
@@ -135,7 +143,8 @@ class ShardBuilder:
         """Make a shard up to its commit; gives what is left to do, or how it ended."""
         if self._here.dataset.is_committed(planned.name):
             commit = self._here.dataset.commit(planned.name)
-            return self._end(ticket, "there" if commit.made_by.run == self._spec.run else "taken", commit)
+            outcome = "there" if commit.made_by.run == self._spec.run else "taken"
+            return self._found(ticket, attempt, outcome, commit)
         circumstances = Circumstances(
             attempt,
             device=self._device,
@@ -146,8 +155,7 @@ class ShardBuilder:
         )
         adopted = adopt(self._here.dataset, planned.name, planned.slice_hash, circumstances)
         if adopted is not None:
-            self._tell(ticket, adopted.samples, adopted.failed, ())
-            return self._end(ticket, "adopted", adopted)
+            return self._found(ticket, attempt, "adopted", adopted)
         start = time.monotonic()
         _log("begun", attempt, shard=planned.name)
         where = Remote(self._readers[ticket % len(self._readers)]) if self._readers else self._here
@@ -156,7 +164,7 @@ class ShardBuilder:
             unless_made.callback(where.drop, ticket)
             busy = Stopwatch()
             if not self._write(ticket, attempt, planned, orders, where, busy):
-                return self._end(ticket, "stopped")
+                return self._end(ticket, attempt, "stopped")
             unless_made.pop_all()
         wall = time.monotonic() - start
         held = wall * self._spec.devices
@@ -166,19 +174,26 @@ class ShardBuilder:
         return partial(self._publish, ticket, where, circumstances)
 
     def _publish(self, ticket: int, where: Finisher | Remote, circumstances: Circumstances) -> str:
-        if not ray.get(self._monitor.may_publish.remote(ticket)):
+        attempt = circumstances.attempt
+        if not ray.get(self._monitor.may_publish.remote(ticket, attempt)):
             where.drop(ticket)
-            return self._end(ticket, "overtaken")
+            return self._end(ticket, attempt, "overtaken")
         commit = where.commit(ticket, circumstances)
-        if commit.attempt != circumstances.attempt:  # another build was first: this try was for nothing
-            return self._end(ticket, "duplicate", commit)
+        if commit.attempt != attempt:  # another build was first: this try was for nothing
+            return self._end(ticket, attempt, "duplicate", commit)
         _log("committed", commit.attempt, shard=commit.name)
-        return self._end(ticket, "adopted" if commit.adopted else "committed", commit)
+        return self._end(ticket, attempt, "adopted" if commit.adopted else "committed", commit)
 
-    def _end(self, ticket: int, outcome: str, commit: Commit | None = None) -> str:
+    def _found(self, ticket: int, attempt: str, outcome: str, commit: Commit) -> str:
+        """A shard that needed no making counts as far as it is."""
+        self._tell(ticket, attempt, commit.samples, commit.failed, ())
+        return self._end(ticket, attempt, outcome, commit)
+
+    def _end(self, ticket: int, attempt: str, outcome: str, commit: Commit | None = None) -> str:
         done = outcome in ("committed", "adopted", "there", "taken", "duplicate")
         lost = outcome in ("duplicate", "overtaken", "stopped", "refused")
-        ray.get(self._monitor.end.remote(ticket, done=done, outcome=outcome, lost=lost, commit=commit))
+        told = self._monitor.end.remote(ticket, attempt, done=done, outcome=outcome, lost=lost, commit=commit)
+        ray.get(told)
         return outcome
 
     def _write(
@@ -205,7 +220,7 @@ class ShardBuilder:
                     made, failed = made - refused, failed + refused
                 at_work = [sample.id for _, samples in behind for sample in samples]
                 at_work += [sample.id for sample in step.samples]
-                if not self._tell(ticket, made, failed, at_work):
+                if not self._tell(ticket, attempt, made, failed, at_work):
                     return False
                 for sample in step.samples:
                     crash_point(f"sample-{sample.id}")
@@ -219,10 +234,12 @@ class ShardBuilder:
                     behind.append((pen.submit(where.write, ticket, results), step.samples))
                     crash_point("mid-shard")
             while behind:
-                self._tell(ticket, made, failed, [sample.id for _, samples in behind for sample in samples])
+                self._tell(
+                    ticket, attempt, made, failed, [sample.id for _, samples in behind for sample in samples]
+                )
                 refused = behind.popleft()[0].result()
                 made, failed = made - refused, failed + refused
-        self._tell(ticket, made, failed, ())
+        self._tell(ticket, attempt, made, failed, ())
         return True
 
     def _suspects(self, planned: PlannedShard, orders: Orders) -> tuple[set[str], dict[str, Failure]]:
@@ -240,8 +257,10 @@ class ShardBuilder:
                 given_up[identity] = Failure.from_exception("worker", error)
         return {identity for identity, deaths in orders.deaths.items() if deaths >= DEATHS_ALONE}, given_up
 
-    def _tell(self, ticket: int, made: int, failed: int, at_work: Sequence[str]) -> bool:
-        report = self._monitor.report.remote(ticket, made=made, failed=failed, at_work=tuple(at_work))
+    def _tell(self, ticket: int, attempt: str, made: int, failed: int, at_work: Sequence[str]) -> bool:
+        report = self._monitor.report.remote(
+            ticket, attempt, made=made, failed=failed, at_work=tuple(at_work)
+        )
         return bool(ray.get(report))
 
 

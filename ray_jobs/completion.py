@@ -26,6 +26,7 @@ from shards.lease import HeldError, Lease
 from shards.plan import Plan, PlannedShard
 from shards.standing import duration
 
+MANIFEST_SECONDS = 600.0  # between manifests: what is read anew, a request a shard, after a driver was killed
 CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
 
 
@@ -84,6 +85,7 @@ def complete(
     todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
         tell("resumed", f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make")
+        dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
     spec = replace(spec, superseded=plan.superseded, run=uuid.uuid4().hex)
     account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)
@@ -94,7 +96,7 @@ def complete(
     if todo:
         account.record()
         readers = start_readers(crew, Reader, spec.finish, make_reader)
-        with _watched(monitor, progress, guard, account):
+        with _watched(monitor, progress, guard, account, dataset):
             for row in _run(len(todo), crew, spec, monitor, readers):
                 taken += row["outcome"] in ("taken", "duplicate")
     if taken:
@@ -160,8 +162,10 @@ def _run(
 
 
 @contextmanager
-def _watched(monitor: Any, progress: Progress, guard: Guard, account: Account) -> Iterator[None]:
-    """Tell how far it is, pass a stop request on and restart stuck builders, from a thread beside the pass."""
+def _watched(
+    monitor: Any, progress: Progress, guard: Guard, account: Account, dataset: Dataset
+) -> Iterator[None]:
+    """Tell how far it is, pass a stop request on and restart stuck builders, from threads beside the pass."""
     passed_on = False
 
     def look() -> None:
@@ -181,8 +185,12 @@ def _watched(monitor: Any, progress: Progress, guard: Guard, account: Account) -
             ray.kill(stuck.handle, no_restart=False)
         account.show(ray.get(monitor.snapshot.remote()), ray.get(monitor.take_events.remote()), progress)
 
-    # A store that is slow to take the record must not keep a stop request waiting: two threads.
-    with repeated(look, 0.5), repeated(account.record, RECORD_SECONDS):
+    # A store that is slow to take a record must not keep a stop request waiting: a thread each.
+    with (
+        repeated(look, 0.5),
+        repeated(account.record, RECORD_SECONDS),
+        repeated(dataset.write_manifest, MANIFEST_SECONDS),
+    ):
         yield
 
 

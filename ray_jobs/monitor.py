@@ -206,11 +206,18 @@ class Monitor:
         mean = sum(pace.samples / pace.seconds for pace in paces) / len(paces)
         return self._left / (mean * len(at_work))
 
-    def report(self, ticket: int, *, made: int, failed: int, at_work: tuple[str, ...]) -> bool:
+    def _is_over(self, ticket: int, attempt: str) -> bool:
+        """Whether a try was taken for dead: its ticket is another's by now, or was put down by another."""
+        return ticket not in self._held or self._held[ticket].holds[ticket].attempt != attempt
+
+    def report(
+        self, ticket: int, attempt: str = "", *, made: int, failed: int, at_work: tuple[str, ...]
+    ) -> bool:
         """Progress within a shard.
 
         Args:
             ticket: under which it is made.
+            attempt: id of the try; one that was taken for dead, as its node was out of reach, is told to stop.
             made: samples of this try finished so far.
             failed: samples of this try given up so far.
             at_work: ids of the samples about to be made.
@@ -218,6 +225,8 @@ class Monitor:
         Returns:
             whether to go on.
         """
+        if self._is_over(ticket, attempt):
+            return False
         shard = self._held[ticket]
         hold, now = shard.holds[ticket], time.monotonic()
         finished = made + failed - hold.made - hold.failed
@@ -232,25 +241,37 @@ class Monitor:
         self._judge()
         return not self._stopping and not shard.done
 
-    def may_publish(self, ticket: int) -> bool:
+    def may_publish(self, ticket: int, attempt: str = "") -> bool:
         """Whether a builder may commit its shard: the first one that asks may, until it dies."""
+        if self._is_over(ticket, attempt):
+            return False
         shard = self._held[ticket]
         if shard.publisher is None and not shard.done:
             shard.publisher = ticket
         return shard.publisher == ticket
 
     def end(
-        self, ticket: int, *, done: bool, outcome: str = "", lost: bool = False, commit: Commit | None = None
+        self,
+        ticket: int,
+        attempt: str = "",
+        *,
+        done: bool,
+        outcome: str = "",
+        lost: bool = False,
+        commit: Commit | None = None,
     ) -> None:
         """A builder has put its shard down.
 
         Args:
             ticket: under which it was made.
+            attempt: id of the try; of one that was taken for dead its successor will tell, if only what it found.
             done: whether it is committed by now.
             outcome: what became of it.
             lost: whether what it did was for nothing.
             commit: that stands for it, this try's or another's.
         """
+        if self._is_over(ticket, attempt):
+            return
         shard = self._held.pop(ticket)
         self._recount(shard)
         if done and not shard.done:

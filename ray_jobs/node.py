@@ -36,6 +36,7 @@ RECORDED_PACKAGES = (
 ROOMS = ("projector", "ray_jobs", "shards")
 TO_BE_FETCHED = "to be fetched"  # what is said of a model that a node has not, and the hub has
 GLANCE = 1 << 20  # bytes at either end of a model's file that are hashed
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 DEVICES_SECONDS = 180.0  # for torch to be imported from a cold disk and say what it sees
 # In a process of its own: one that has no GPU reserved sees none, and one that looked would keep memory on each.
 LIST_DEVICES = """
@@ -261,7 +262,9 @@ def try_spool(spool: str | None, needed: int) -> int:
 
 def devices_here() -> tuple[Device, ...]:
     """The GPUs that torch sees on this machine; StorageError where it cannot say."""
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment = {name: value for name, value in os.environ.items() if name != VISIBLE}
+    if (visible := visible_to_ray()) is not None:
+        environment[VISIBLE] = visible
     try:
         told = subprocess.run(  # noqa: S603 - our own words to our own interpreter
             [sys.executable, "-c", LIST_DEVICES],
@@ -277,6 +280,19 @@ def devices_here() -> tuple[Device, ...]:
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise StorageError(f"torch cannot list the GPUs: {reason}; check driver and torch build") from None
     return tuple(Device(*device) for device in json.loads(told.stdout))
+
+
+def visible_to_ray() -> str | None:
+    """What CUDA_VISIBLE_DEVICES is to this node's raylet, None where it is not set or not to be known.
+
+    Ray hides all GPUs from a worker that reserves none; those that the node was started without stay hidden.
+    """
+    try:
+        entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    found = dict(entry.decode(errors="replace").partition("=")[::2] for entry in entries)
+    return found.get(VISIBLE)
 
 
 def versions_here() -> dict[str, str]:

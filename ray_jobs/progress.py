@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from ray_jobs.log import tell
 from shards.standing import duration
 
 INTERVAL = 5.0  # seconds between lines where the output is a file or a job log
@@ -14,12 +15,23 @@ INTERVAL = 5.0  # seconds between lines where the output is a file or a job log
 
 @contextmanager
 def repeated(act: Callable[[], None], seconds: float) -> Iterator[None]:
-    """Do something every so many seconds, from a thread beside the block that is entered."""
+    """Do something every so many seconds, from a thread beside the block that is entered.
+
+    What goes wrong is told, and tried again: whoever passes on stop requests must not end in silence over a store
+    that was away for a while.
+    """
     over = threading.Event()
 
     def again() -> None:
+        told = ""
         while not over.wait(seconds):
-            act()
+            try:
+                act()
+                told = ""
+            except Exception as error:
+                if str(error) != told:
+                    told = str(error)
+                    tell("watch", f"watching failed, and goes on: {type(error).__name__}: {error}")
 
     thread = threading.Thread(target=again, daemon=True)
     thread.start()

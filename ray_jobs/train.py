@@ -31,6 +31,7 @@ from ray_jobs.fitness import check_nodes
 from ray_jobs.progress import Progress, repeated
 from ray_jobs.workers import plain_error
 from shards.errors import NotFoundError, UsageError
+from shards.objects import Storage
 from shards.storage import open_storage
 
 MAX_FAILURES = 3  # restarts of the worker group; each one goes on from the last saved state
@@ -170,11 +171,12 @@ def _hear_of_leaving(leaving: list[str]) -> None:
 @contextmanager
 def _watched(options: TrainOptions) -> Iterator[None]:
     """Show progress from the lines the run itself writes: the file is the truth across restarts and machines."""
-    before = len(_lines(options))
+    storage = open_storage(options.output)
+    before = len(_lines(storage))
     progress = Progress(f"train {options.arch}", options.epochs, done=before, unit="epochs")
 
     def show(*, final: bool = False) -> None:
-        lines = _lines(options)
+        lines = _lines(storage)
         note = f"validation loss {lines[-1]['val_loss']:.4g}" if lines else ""
         progress.show(len(lines) - before, note, final=final)
 
@@ -185,9 +187,9 @@ def _watched(options: TrainOptions) -> Iterator[None]:
         show(final=True)
 
 
-def _lines(options: TrainOptions) -> list[dict[str, Any]]:
+def _lines(storage: Storage) -> list[dict[str, Any]]:
     try:
-        text = open_storage(options.output).get_bytes("metrics.jsonl").decode()
+        text = storage.get_bytes("metrics.jsonl").decode()
     except NotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines()]

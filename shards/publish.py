@@ -4,7 +4,7 @@ The order is the whole safety (FORMAT.md, the commit): whatever dies in between 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -55,15 +55,16 @@ def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -
         circumstances: how it was made.
 
     Returns:
-        the commit; the other builder's, when one came first with the same content.
+        the commit; the other builder's, when one came first with the same samples.
 
     Raises:
-        CorruptShardError: a commit of that name stands for other content.
+        CorruptShardError: a commit of that name stands for other samples.
         StorageError: the store failed for good, or another builder put a tar of other content just now.
     """
     name, storage = built.name, dataset.storage
     if dataset.is_committed(name):
-        return _other_commit(dataset, built.record)
+        # Its bytes may be others: another kind of device rounds otherwise. It is there, whole, and stays.
+        return _other_commit(dataset, built.record, ("slice_hash",))
     if storage.stat(tar_key(name)) is not None:
         adopted = adopt(dataset, name, built.record["slice_hash"], circumstances)
         if adopted is not None:
@@ -161,10 +162,12 @@ def _put_commit(
     return Commit.from_json(data)
 
 
-def _other_commit(dataset: Dataset, record: Mapping[str, Any]) -> Commit:
-    """The commit that came first; CorruptShardError when it stands for other content."""
+def _other_commit(
+    dataset: Dataset, record: Mapping[str, Any], alike: Sequence[str] = ("slice_hash", "sha256")
+) -> Commit:
+    """The commit that came first; CorruptShardError where it differs in what must be alike."""
     other = dataset.commit_file(record["name"])
-    if (other["sha256"], other["slice_hash"]) != (record["sha256"], record["slice_hash"]):
+    if any(other[field] != record[field] for field in alike):
         raise CorruptShardError(
             f"{record['name']}: attempt {other['attempt']} committed other content (tar {other['sha256'][:12]}) "
             f"while this one wrote {record['sha256'][:12]}; run `python -m shards verify {dataset.storage.root}`"

@@ -6,11 +6,12 @@ it stands here. Nothing else depends on these records: without them a dataset is
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from shards.commit import number, timestamp
-from shards.errors import CorruptShardError
+from shards.errors import CorruptShardError, NotFoundError
 from shards.objects import Entry, Storage, json_object, read_json_object
 
 RUNS = "_run/"
@@ -98,3 +99,12 @@ def read_run(storage: Storage, run: str) -> Run:
         raise CorruptShardError(
             f"{storage.url(key)} cannot be believed: {error}; remove it, nothing depends on it"
         ) from None
+
+
+def runs_on_record(storage: Storage) -> list[Run]:
+    """Those whose records can be read: nothing depends on the others."""
+    found = []
+    for name in run_entries(storage):
+        with suppress(NotFoundError, CorruptShardError):
+            found.append(read_run(storage, name))
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shards.commit import Commit, Maker, failed_key
 from shards.dataset import READERS, Dataset
-from shards.errors import NotFoundError, UsageError
+from shards.errors import CorruptShardError, NotFoundError, UsageError
 from shards.runs import read_run
 from shards.standing import plain
 from shards.tables import Row, read_table
@@ -108,7 +108,7 @@ def _versions(dataset: Dataset, maker: Maker) -> Mapping[str, str]:
     if re.fullmatch("[0-9a-f]{32}", maker.run):
         try:
             return read_run(dataset.storage, maker.run).packages
-        except NotFoundError:
+        except (NotFoundError, CorruptShardError):
             pass
     return dataset.packages
 

@@ -6,7 +6,7 @@ from typing import TextIO
 
 from shards.commit import Commit
 from shards.dataset import GROWTH, Dataset, Seen
-from shards.errors import NotFoundError
+from shards.errors import CorruptShardError, NotFoundError
 from shards.plan import Segment
 from shards.runs import Run, read_run, run_entries
 from shards.standing import Standing, progress_parts, spending_parts, standing
@@ -48,7 +48,7 @@ class Observer:
             if name not in self._runs or self._runs[name][0] != entry.tag:
                 try:
                     self._runs[name] = entry.tag, read_run(self._dataset.storage, name)
-                except NotFoundError:  # removed since the listing
+                except (NotFoundError, CorruptShardError):  # removed since the listing; nothing depends on it
                     continue
 
 

@@ -17,8 +17,8 @@ def a_monitor(*sizes, failed=1.0, consecutive=99):
     return Monitor([a_shard(index, size) for index, size in enumerate(sizes)], failed, consecutive)
 
 
-def report(monitor, ticket, made=0, failed=0, at_work=()):
-    return monitor.report(ticket, made=made, failed=failed, at_work=tuple(at_work))
+def report(monitor, ticket, made=0, failed=0, at_work=(), attempt=""):
+    return monitor.report(ticket, attempt, made=made, failed=failed, at_work=tuple(at_work))
 
 
 def eight_seconds_at_work(monitor, clock):
@@ -278,14 +278,14 @@ def test_seconds_of_a_dead_try_are_lost_and_told_to_whoever_tries_again(clock):
     monitor = a_monitor(4)
     monitor.begin("a", 0, attempt="first")
     clock[0] += 5
-    report(monitor, 0, made=2)
+    report(monitor, 0, made=2, attempt="first")
     clock[0] += 60  # dead, and nobody noticed: it was last heard of after five seconds
     orders = monitor.begin("b", 0, attempt="second")
     assert [(tried.attempt, tried.end, tried.seconds) for tried in orders.earlier] == [("first", "died", 5.0)]
     assert monitor.snapshot().lost == {"died": 5.0}
     clock[0] += 7
     assert monitor.snapshot().under_way == 7.0
-    monitor.end(0, done=True, outcome="committed", commit=made_by_attempt("second"))
+    monitor.end(0, "second", done=True, outcome="committed", commit=made_by_attempt("second"))
     assert (monitor.snapshot().lost, monitor.snapshot().under_way) == ({"died": 5.0}, 0)
     assert [event.kind for event in monitor.take_events()] == ["begun", "died", "begun", "committed"]
     assert monitor.take_events() == []
@@ -295,9 +295,9 @@ def test_a_try_that_had_committed_before_its_worker_died_was_not_for_nothing(clo
     monitor = a_monitor(4)
     monitor.begin("a", 0, attempt="first")
     clock[0] += 5
-    report(monitor, 0, made=4)
+    report(monitor, 0, made=4, attempt="first")
     monitor.begin("b", 0, attempt="second")
-    monitor.end(0, done=True, outcome="there", commit=made_by_attempt("first"))
+    monitor.end(0, "second", done=True, outcome="there", commit=made_by_attempt("first"))
     assert sum(monitor.snapshot().lost.values()) == 0
 
 
@@ -308,3 +308,18 @@ def test_tries_that_came_to_nothing_without_a_death(clock):
         clock[0] += 3
         monitor.end(ticket, done=False, outcome=outcome, lost=True)
     assert monitor.snapshot().lost == {"overtaken": 3.0, "stopped": 3.0}
+
+
+def test_a_try_that_was_taken_for_dead_and_is_heard_of_again_changes_nothing():
+    monitor = a_monitor(4)
+    monitor.begin("cut off", 0, attempt="first")
+    monitor.begin("b", 0, attempt="second")
+    assert not report(monitor, 0, made=4, attempt="first")
+    assert not monitor.may_publish(0, "first")
+    assert monitor.may_publish(0, "second")
+    monitor.end(0, "first", done=True, outcome="committed", commit=made_by_attempt("first"))
+    assert report(monitor, 0, made=2, attempt="second")
+    assert counts(monitor) == (2, 0)
+    monitor.end(0, "second", done=True, outcome="duplicate", lost=True, commit=made_by_attempt("first"))
+    assert not report(monitor, 0, made=4, attempt="first")
+    assert set(monitor.snapshot().lost) == {"died", "duplicate"}

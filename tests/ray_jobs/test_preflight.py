@@ -1,6 +1,7 @@
 """Preflight: each fault is named with its node, on paper and on a cluster that is broken in every way at once."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -242,6 +243,19 @@ def test_code_is_told_apart_by_what_it_says(monkeypatch, tmp_path):
     with (tmp_path / "shards" / "plan.py").open("a") as file:
         file.write("# another version\n")
     assert code_hash() != before
+
+
+@pytest.mark.parametrize("words", [{}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "1,3"}])
+def test_gpus_that_a_node_was_started_without_stay_hidden(words):
+    """The worker's own variable is Ray's, to hide what it has not reserved; its parent is the node's raylet."""
+    hide = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''"
+    worker = f"{hide}; from ray_jobs import node; print(node.visible_to_ray())"
+    raylet = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], check=True)"
+    clean = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-c", raylet], env=clean | words, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.returncode) == (str(words.get("CUDA_VISIBLE_DEVICES")), 0), done.stderr
 
 
 def test_gpus_are_listed_by_a_process_of_its_own(monkeypatch):

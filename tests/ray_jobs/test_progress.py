@@ -1,11 +1,12 @@
 """The progress line: counts over all runs, rate of this one."""
 
 import io
+import threading
 
 import pytest
 
 from ray_jobs import progress
-from ray_jobs.progress import Progress
+from ray_jobs.progress import Progress, repeated
 
 
 @pytest.fixture
@@ -59,3 +60,18 @@ def test_on_a_terminal_one_line_is_rewritten(clock):
     shown.show(2)
     assert stream.getvalue().count("\r") == 2
     assert "\n" not in stream.getvalue()
+
+
+def test_what_goes_wrong_beside_the_work_is_told_once_and_tried_again(capsys):
+    tries, enough = [], threading.Event()
+
+    def look():
+        tries.append(len(tries))
+        if len(tries) == 5:
+            enough.set()
+        if len(tries) < 4:
+            raise OSError("the store is away")
+
+    with repeated(look, 0.001):
+        assert enough.wait(60)
+    assert capsys.readouterr().out == "watching failed, and goes on: OSError: the store is away\n"

@@ -111,7 +111,7 @@ def test_each_event_is_a_line_and_the_last_figures_are_the_datasets(watched, tol
     )
     last = [line for line in told if line["event"] == "progress"][-1]
     assert (last["made"], last["planned"], last["left"], last["complete"]) == (SAMPLES, SAMPLES, 0, True)
-    assert last["shards"] == facts["shards"]
+    assert (last["shards"], last["under_way"]) == (facts["shards"], 0)
     assert last["lost"] == facts["lost_seconds"]
     assert set(last["lost"]) == {"died"}
     assert last["cost"] == facts["cost"] == 0  # on CPUs no GPU-hour is paid for

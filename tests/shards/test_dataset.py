@@ -133,11 +133,27 @@ def test_a_second_commit_of_the_same_content_is_the_first_one(make_dataset, tmp_
     assert commit.attempt == "test"
 
 
-def test_a_second_commit_of_other_content_is_an_error_and_changes_nothing(make_dataset, tmp_path):
+def files_of(dataset):
+    return {entry.key: dataset.storage.get_bytes(entry.key) for entry in dataset.storage.list("")}
+
+
+def test_a_second_commit_of_the_same_samples_in_other_bytes_is_the_first_one(make_dataset, tmp_path):
+    """As another kind of device makes them, whose builder was held for dead and was not."""
     dataset, plan = make_dataset()
-    other = write_shard(dataset, plan.shards[0], tmp_path / "again", failing=(0,))
+    before = files_of(dataset)
+    again = write_shard(dataset, plan.shards[0], tmp_path / "again", failing=(0,))
+    assert publish(dataset, again, Circumstances("second")).attempt == "test"
+    assert files_of(dataset) == before
+
+
+def test_a_second_commit_of_other_samples_is_an_error_and_changes_nothing(make_dataset, tmp_path):
+    dataset, plan = make_dataset()
+    before = files_of(dataset)
+    other = replace(plan.shards[0], samples=plan.shards[1].samples)
+    built = write_shard(dataset, other, tmp_path / "again")
     with pytest.raises(CorruptShardError, match="attempt test committed other content"):
-        publish(dataset, other, Circumstances("second"))
+        publish(dataset, built, Circumstances("second"))
+    assert files_of(dataset) == before
 
 
 @pytest.mark.parametrize("failing", [(), (1,)])

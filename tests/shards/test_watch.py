@@ -12,7 +12,7 @@ from shards.__main__ import main
 from shards.dataset import Dataset
 from shards.errors import CorruptShardError
 from shards.objects import json_object
-from shards.runs import Run, put_run, read_run, run_entries
+from shards.runs import Run, put_run, read_run, run_entries, runs_on_record
 from shards.storage import open_storage
 from shards.verify import verify
 from shards.watch import Observer, watch
@@ -182,6 +182,15 @@ def test_a_broken_record_is_named_and_said_to_be_needless(tmp_path, damage):
         CorruptShardError, match=f"_run/{RUN}.json cannot be believed: .*remove it, nothing depends on it"
     ):
         read_run(storage, RUN)
+
+
+def test_nothing_depends_on_a_broken_record(make_dataset):
+    dataset, _ = make_dataset()
+    put_run(dataset.storage, a_run())
+    dataset.storage.put_bytes(f"_run/{'b' * 32}.json", b"{")
+    assert [run.run for run in runs_on_record(dataset.storage)] == [RUN]
+    assert Observer(dataset).look(0.0).lost == {"died": 2.5}
+    assert main(["info", dataset.storage.root]) == 0
 
 
 def test_records_of_runs_are_no_foreign_files(make_dataset):
