@@ -124,19 +124,25 @@ class Lab:
         )
 
     def drain(self, name: str, seconds: int) -> None:
-        """Tell Ray that a node is taken away in so many seconds, as a watcher of spot notices would."""
-        self._ask(
-            f"node, = [n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == {ADDRESSES[name]!r}]\n"
-            f"words = [{str(PROGRAMS / 'ray')!r}, 'drain-node', '--node-id', node, '--reason-message', 'spot notice']\n"
-            "words += ['--reason', 'DRAIN_NODE_REASON_PREEMPTION']\n"
-            f"subprocess.run([*words, '--deadline-remaining-seconds', '{seconds}'], check=True)"
-        )
+        """Announce to a node, as EC2 does, that it is taken away in so many seconds; what AWS nodes run tells Ray."""
+        service = [
+            *at(name),
+            sys.executable,
+            str(ROOT / "tests" / "metadata_support.py"),
+            "8169",
+            str(seconds),
+        ]
+        watcher = [*at(name), sys.executable, str(ROOT / "cluster" / "spot_notice.py"), "--poll", "0.2"]
+        metadata = subprocess.Popen(service, env=self._environment)
+        try:
+            environment = self._environment | {"RAY_ADDRESS": GCS}
+            subprocess.run([*watcher, "--service", "http://127.0.0.1:8169"], env=environment, check=True)
+        finally:
+            metadata.kill()
 
     def _ask(self, script: str) -> None:
         """Run a script on the head that has joined the cluster."""
-        joined = (
-            f"import subprocess, time, ray\nray.init(log_to_driver=False, logging_level='ERROR')\n{script}"
-        )
+        joined = f"import time, ray\nray.init(log_to_driver=False, logging_level='ERROR')\n{script}"
         done = subprocess.run(
             [*at("head"), sys.executable, "-c", joined],
             env=self._environment | {"RAY_ADDRESS": GCS},

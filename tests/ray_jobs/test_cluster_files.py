@@ -188,6 +188,16 @@ def test_a_secret_would_be_seen(line):
     assert SECRETS.search(line)
 
 
+def test_what_nodes_run_of_the_checkout_is_there():
+    cluster = contents("cluster.yaml")
+    commands = " ".join(
+        command for name, lines in cluster.items() if name.endswith("_commands") for command in lines
+    )
+    used = re.findall(r"~/z-image-projector/([\w./-]+)", commands)
+    assert "cluster/spot_notice.py" in used
+    assert [name for name in used if not (ROOT / name).is_file()] == []
+
+
 def strict(schema):
     """A Kubernetes schema under which a field that it does not know is an error, as it is to `kubectl apply`."""
     if isinstance(schema, list):
