@@ -3,7 +3,8 @@
     python benchmarks/scale.py --output benchmarks/results/scale.json
 
 Measured here, in one process and one core each: how many builders the monitor can serve, as plain Python and as a Ray
-actor with callers in other processes. Simulated: the share of GPU time that is idle with the plan's real shard sizes
+actor with callers in other processes; what a commit of real size takes to be read by a driver that comes back and has
+no manifest of it. Simulated: the share of GPU time that is idle with the plan's real shard sizes
 (`ray_jobs/schedule.py`). Counted: requests of one shard to S3 (moto). The arithmetic from there is in
 docs/reliability.md.
 """
@@ -19,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from resume import note_requests
 from servers import serving
@@ -26,13 +28,16 @@ from training import hardware
 
 from ray_jobs.monitor import Monitor
 from ray_jobs.schedule import simulate
-from shards.commit import Maker
+from shards.commit import Commit, Maker
 from shards.dataset import Dataset
+from shards.objects import json_object
 from shards.plan import PlannedShard, make_plan, shard_sizes
 from shards.prompts import Prompt
+from shards.statistics import RunningStatistics
 from shards.storage import open_storage
 
 PER_SHARD = 64
+WIDTH = 2560  # of the hidden states
 REPORTS = 10  # of a shard: one before each batch, and at its ends
 SPREAD = 0.1  # of the builders' speeds, to both sides
 MAKER = Maker("run", "n" * 56, "host", "10.0.0.1", "a" * 32, 12345, "01000000", "worker-" + "0" * 70)
@@ -155,6 +160,32 @@ def requests_of_a_shard() -> dict[str, int]:
     return dict(Counter(requests))
 
 
+def reading_a_commit(rounds: int = 200) -> dict[str, Any]:
+    """Size of a commit at width 2560, one layer and two text modes, and the time its text takes to become a record."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from tests_support import SETTINGS, commit_shard
+
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Dataset.create_or_open(open_storage(f"{folder}/data"), SETTINGS, {})
+        dataset.grow(4, append=False)
+        (shard, *_) = planned(4, 1)
+        commit_shard(dataset, shard, Path(folder))
+        content = dataset.commit_file(shard.name)
+    wide = RunningStatistics(WIDTH)
+    wide.update(np.random.default_rng(0).standard_normal((8, WIDTH)).astype(np.float32))
+    content["statistics"] = {name: wide.to_json() for name in content["statistics"] if ".-6/" not in name}
+    text = json_object(content)
+    begun = time.perf_counter()
+    for _ in range(rounds):
+        Commit.from_json(json.loads(text))
+    seconds = (time.perf_counter() - begun) / rounds
+    return {
+        "statistics": len(content["statistics"]),
+        "bytes": len(text),
+        "milliseconds": round(1e3 * seconds, 2),
+    }
+
+
 def idle(gpus: int, samples: int) -> dict[str, Any]:
     """A run played through: builders of slightly different speeds, one at half of it."""
     drawn = random.Random(0)
@@ -175,6 +206,7 @@ def main(words: list[str]) -> None:
     result = {
         "hardware": hardware(),
         "requests_of_a_shard": requests_of_a_shard(),
+        "commit": reading_a_commit(),
         "idle": [idle(gpus, options.samples) for gpus in options.builders],
         "monitor": [monitor_alone(count, options.samples) for count in options.builders],
         "monitor_as_actor": [monitor_as_actor(count) for count in options.builders],
