@@ -1,6 +1,7 @@
 """Builds as users start them, each in a process of its own; tiny pictures keep them to seconds."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -63,6 +64,9 @@ def head(environment):
     clients = environment | {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": folder, "PATH": path}
     # A node's credentials are in files of its own, as on machines of one's own; there are none until a test needs some.
     clients |= {name: f"{folder}/{file}" for name, file in CREDENTIALS.items()}
+    # The token too: `ray start` makes none, and whether the user has one must not matter.
+    clients["RAY_AUTH_TOKEN_PATH"] = f"{folder}/auth_token"
+    Path(clients["RAY_AUTH_TOKEN_PATH"]).write_text(secrets.token_hex(32))
     start = [
         RAY,
         "start",

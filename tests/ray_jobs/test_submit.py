@@ -135,7 +135,7 @@ def bucket(head, moto):
 
 def told_of_jobs(head):
     """All that Ray tells of its jobs to whoever may ask."""
-    token = {"Authorization": f"Bearer {Path('~/.ray/auth_token').expanduser().read_text().strip()}"}
+    token = {"Authorization": f"Bearer {Path(head.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
     with urlopen(Request(f"{head.dashboard}/api/jobs/", headers=token)) as answer:
         return json.load(answer)
 
