@@ -2,13 +2,15 @@
 
 from ray_jobs.options import BuildOptions
 from shards.plan import Plan
+from shards.s3 import requests_to_put
 
 VL_PIXELS_PER_TOKEN = 32 * 32  # Qwen3-VL: patch 16, 2 x 2 patches merged into one token
 HIDDEN_SIZE = 2560  # Qwen3-4B and Qwen3-VL-4B
 TEMPLATE_TOKENS = 20  # chat template around image and caption, about
 CAPTION_TOKENS = 55  # the built-in prompts have 42 words on average
 PNG_BYTES_PER_PIXEL = 1.5  # generated photographs; flat graphics take less
-REQUESTS_PER_SHARD = 3  # parquet, tar, commit; a multipart upload of the tar adds its parts
+SMALL_OBJECTS = 2  # of a shard, beside the tar: parquet and commit, a request each
+OBJECTS_OF_ITS_OWN = 3  # of a dataset: settings, plan, manifest
 
 
 def bytes_per_sample(build: BuildOptions, hidden_size: int = HIDDEN_SIZE) -> int:
@@ -37,7 +39,7 @@ def estimated(made: Plan, build: BuildOptions) -> dict[str, int]:
         build: its settings.
 
     Returns:
-        samples, train and val samples, shards, bytes (estimated for the 4B models), put requests.
+        samples, train and val samples, shards, bytes (estimated for the 4B models), requests to put it all into S3.
     """
     per_sample = bytes_per_sample(build)
     held_out = sum(len(shard.samples) for shard in made.shards if shard.split == "val")
@@ -48,5 +50,6 @@ def estimated(made: Plan, build: BuildOptions) -> dict[str, int]:
         "shards": len(made.shards),
         "bytes": per_sample * len(made),
         "bytes_per_full_shard": per_sample * build.samples_per_shard,
-        "put_requests": REQUESTS_PER_SHARD * len(made.shards) + 3,
+        "put_requests": OBJECTS_OF_ITS_OWN
+        + sum(SMALL_OBJECTS + requests_to_put(per_sample * len(shard.samples)) for shard in made.shards),
     }

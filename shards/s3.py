@@ -27,6 +27,15 @@ ATTEMPT = (
 )
 
 
+def requests_to_put(size: int) -> int:
+    """How many requests it takes to put a file of so many bytes: one, or one for each part and two around them."""
+    return 1 if size <= PART else -(-size // _part_of(size)) + 2
+
+
+def _part_of(size: int) -> int:
+    return max(PART, -(-size // MOST_PARTS))
+
+
 class S3Storage:
     """A prefix of a bucket. See `Storage` for what the methods do.
 
@@ -147,7 +156,7 @@ class S3Storage:
 
     def _send(self, url: str, path: Path, size: int, upload: dict[str, Any]) -> list[Any]:
         """Upload the parts side by side; what completing needs to know of each."""
-        part = max(PART, -(-size // MOST_PARTS))
+        part = _part_of(size)
 
         def send(number: int) -> dict[str, Any]:
             with path.open("rb") as file:

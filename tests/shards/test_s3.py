@@ -82,6 +82,9 @@ def test_a_large_file_goes_up_in_parts(server, s3, fault_proxy, large):
     store = s3(server, proxy=proxy)
     store.put_file("large", large)
     assert parts_sent(proxy) == ["1", "2", "3"]
+    sent = {line for line in proxy.requests if "large" in line and line.startswith(("PUT", "POST"))}
+    assert len(sent) == module.requests_to_put(large.stat().st_size) == 5
+    assert module.requests_to_put(module.PART) == 1
     assert store.get_bytes("large") == large.read_bytes()
     assert uploads(server, store) == []
 
