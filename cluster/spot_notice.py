@@ -24,34 +24,51 @@ POLL_SECONDS = 5.0  # as often as EC2 advises
 PATIENCE = 2.0  # seconds for an answer from within the machine
 
 
-def taken_back_at(service: str) -> datetime | None:
-    """When this node is to be taken back, as the metadata service says (its second version, with a token).
+def answer_of(service: str, path: str) -> str | None:
+    """What the metadata service says, in its second version: a token first.
 
     Args:
         service: where it is.
+        path: what is asked, below `latest/meta-data/`.
 
     Returns:
-        the time; None where there is no notice.
+        the answer; None where there is no such thing.
 
     Raises:
         OSError: no answer.
-        ValueError: an answer that says no time.
     """
     ask = Request(  # noqa: S310 - http to a fixed address of this machine
         f"{service}/latest/api/token", method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     )
     with urlopen(ask, timeout=PATIENCE) as answer:  # noqa: S310
         token = answer.read().decode()
-    ask = Request(  # noqa: S310
-        f"{service}/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token}
-    )
+    ask = Request(f"{service}/latest/meta-data/{path}", headers={"X-aws-ec2-metadata-token": token})  # noqa: S310
     try:
         with urlopen(ask, timeout=PATIENCE) as answer:  # noqa: S310
-            return datetime.fromisoformat(json.load(answer)["time"])
+            return str(answer.read().decode())
     except HTTPError as error:
         if error.code == 404:
             return None
         raise
+
+
+def taken_back_at(service: str) -> datetime | None:
+    """When this node is to be taken back, None where there is no notice; ValueError where an answer says no time."""
+    notice = answer_of(service, "spot/instance-action")
+    try:
+        return None if notice is None else datetime.fromisoformat(json.loads(notice)["time"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no time in {notice!r}") from error
+
+
+def this_node(service: str) -> str:
+    """Ray's id of this node, by its private address; ValueError where the cluster has no such node."""
+    address = answer_of(service, "local-ipv4")
+    ray.init("auto", log_to_driver=False, logging_level="ERROR")
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeManagerAddress"] == address:
+            return str(node["NodeID"])
+    raise ValueError(f"Ray knows no node with address {address}")
 
 
 def drain_words(node: str, end: datetime) -> list[str]:
@@ -72,15 +89,14 @@ def main(words: list[str]) -> int:
     while end is None:
         try:
             end = taken_back_at(options.service)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # it may answer the next time
+        except (OSError, ValueError) as error:  # it may answer the next time
             if str(error) != told:
                 told = str(error)
                 print(f"{options.service}: {type(error).__name__}: {error}", flush=True)
         if end is None:
             time.sleep(options.poll)
     print(f"to be taken back at {end.isoformat()}: telling Ray", flush=True)
-    ray.init("auto", log_to_driver=False, logging_level="ERROR")
-    return subprocess.run(drain_words(ray.get_runtime_context().get_node_id(), end)).returncode  # noqa: S603
+    return subprocess.run(drain_words(this_node(options.service), end)).returncode  # noqa: S603
 
 
 if __name__ == "__main__":

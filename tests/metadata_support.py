@@ -18,6 +18,8 @@ class Metadata(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.headers["X-aws-ec2-metadata-token"] != TOKEN:
             self._answer(401, "")
+        elif self.path == "/latest/meta-data/local-ipv4":
+            self._answer(200, self.server.address)
         elif self.path == "/latest/meta-data/spot/instance-action" and self.server.notice is not None:
             self._answer(200, self.server.notice)
         else:
@@ -32,10 +34,10 @@ class Metadata(BaseHTTPRequestHandler):
         pass
 
 
-def service(port=0, notice=None):
+def service(port=0, notice=None, address="127.0.0.1"):
     """A server that waits to be served; `notice` is what it says of this node's end, None for nothing."""
     server = ThreadingHTTPServer(("127.0.0.1", port), Metadata)
-    server.notice = notice
+    server.notice, server.address = notice, address
     return server
 
 
@@ -45,5 +47,5 @@ def notice_in(seconds):
     return json.dumps({"action": "terminate", "time": end.strftime("%Y-%m-%dT%H:%M:%SZ")})
 
 
-if __name__ == "__main__":  # python tests/metadata_support.py PORT SECONDS: a notice at once
-    service(int(sys.argv[1]), notice_in(float(sys.argv[2]))).serve_forever()
+if __name__ == "__main__":  # python tests/metadata_support.py PORT SECONDS ADDRESS: a notice at once
+    service(int(sys.argv[1]), notice_in(float(sys.argv[2])), sys.argv[3]).serve_forever()

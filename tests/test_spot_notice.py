@@ -44,7 +44,7 @@ def test_without_a_notice_there_is_no_time():
 
 @pytest.mark.parametrize("notice", ["{", "[]", '{"action": "stop"}', '{"time": "soon"}', '{"time": 3}'])
 def test_an_answer_that_says_no_time_is_no_notice(notice):
-    with answering(notice) as (place, _), pytest.raises((ValueError, KeyError, TypeError)):
+    with answering(notice) as (place, _), pytest.raises(ValueError):
         spot_notice.taken_back_at(place)
 
 
@@ -53,32 +53,48 @@ def test_a_service_that_refuses_is_no_absence_of_notice(monkeypatch):
         spot_notice.taken_back_at(f"{place}/elsewhere")
 
 
-def test_it_asks_until_there_is_a_notice_and_then_tells_ray_once(monkeypatch, capsys):
-    told = []
+NODES = [
+    {"NodeID": "d" * 56, "NodeManagerAddress": "10.0.0.7", "Alive": False},
+    {"NodeID": "e" * 56, "NodeManagerAddress": "10.0.0.8", "Alive": True},
+    {"NodeID": "f" * 56, "NodeManagerAddress": "10.0.0.7", "Alive": True},
+]
 
-    def run(words):
-        told.append(words)
+
+@pytest.fixture
+def told(monkeypatch):
+    """What Ray is asked and told: the address it is joined at, then a command."""
+    words = []
+
+    def run(command):
+        words.append(command)
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(spot_notice.ray, "init", lambda *given, **options: told.append(given))
-    monkeypatch.setattr(spot_notice.ray, "get_runtime_context", lambda: Context)
+    monkeypatch.setattr(spot_notice.ray, "init", lambda *given, **options: words.append(given))
+    monkeypatch.setattr(spot_notice.ray, "nodes", lambda: NODES)
     monkeypatch.setattr(spot_notice.subprocess, "run", run)
+    return words
+
+
+def test_it_asks_until_there_is_a_notice_and_then_tells_ray_once(told, capsys):
     with answering("{") as (place, server):
+        server.address = "10.0.0.7"
         threading.Timer(0.3, lambda: setattr(server, "notice", None)).start()
         threading.Timer(0.6, lambda: setattr(server, "notice", notice_in(90))).start()
         assert spot_notice.main(["--service", place, "--poll", "0.01"]) == 0
     joined, words = told
     assert joined == ("auto",)
     assert words[2:4] == ["--node-id", "f" * 56]
-    out = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in out] == ["http", out[1].split(":")[0]]
-    assert out[1].startswith("to be taken back at ")
+    trouble, notice = capsys.readouterr().out.splitlines()
+    assert trouble.startswith(place)
+    assert notice.startswith("to be taken back at ")
 
 
-class Context:
-    @staticmethod
-    def get_node_id():
-        return "f" * 56
+def test_no_other_node_is_drained_where_ray_knows_none_of_this_address(told):
+    with answering(notice_in(90)) as (place, server):
+        server.address = "10.0.0.9"
+        with pytest.raises(ValueError, match=r"Ray knows no node with address 10\.0\.0\.9"):
+            spot_notice.main(["--service", place])
+    assert told == [("auto",)]
 
 
 @pytest.mark.parametrize(("seconds", "left"), [(100.9, "100"), (-5, "0")])
