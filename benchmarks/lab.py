@@ -125,18 +125,14 @@ class Lab:
 
     def drain(self, name: str, seconds: int) -> None:
         """Announce to a node, as EC2 does, that it is taken away in so many seconds; what AWS nodes run tells Ray."""
-        service = [
-            *at(name),
-            sys.executable,
-            str(ROOT / "tests" / "metadata_support.py"),
-            "8169",
-            str(seconds),
-        ]
-        watcher = [*at(name), sys.executable, str(ROOT / "cluster" / "spot_notice.py"), "--poll", "0.2"]
+        service = [*at(name), sys.executable, str(ROOT / "tests" / "metadata_support.py")]
+        service += ["8169", str(seconds), ADDRESSES[name]]
+        watcher = [*at(name), sys.executable, str(ROOT / "cluster" / "spot_notice.py")]
+        watcher += ["--service", "http://127.0.0.1:8169", "--poll", "0.2"]
         metadata = subprocess.Popen(service, env=self._environment)
         try:
             environment = self._environment | {"RAY_ADDRESS": GCS}
-            subprocess.run([*watcher, "--service", "http://127.0.0.1:8169"], env=environment, check=True)
+            subprocess.run(watcher, env=environment, check=True, timeout=60)
         finally:
             metadata.kill()
 

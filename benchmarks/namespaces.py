@@ -268,6 +268,8 @@ def main(words: list[str]) -> int:
     names = options.events or list(EVENTS)
     if unknown := [name for name in names if name not in EVENTS]:
         parser.error(f"{unknown[0]!r} is no event; allowed: {', '.join(EVENTS)}")
+    if options.page and options.events:
+        parser.error("--page takes the table of all events; leave the names out, or --page")
     if reason := why_not():
         parser.error(reason)
     if (code := enter([__file__, *words])) is not None:
