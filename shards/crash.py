@@ -15,7 +15,7 @@ def crash_point(name: str) -> None:
         name: of the point: mid-shard, before-parquet, after-parquet, before-tar, after-tar, before-commit,
             after-commit, reading, sample-ID. `SHARDS_CRASH_AT=after-tar:3` means the third passage in this process.
             With `SHARDS_CRASH_ONCE=/path` only the process that can create that file dies; with
-            `SHARDS_CRASH_HOW=hang` it hangs instead.
+            `SHARDS_CRASH_HOW=hang` it hangs instead, with `pause` until that file is removed.
     """
     wanted = os.environ.get("SHARDS_CRASH_AT")
     if not wanted:
@@ -31,6 +31,10 @@ def crash_point(name: str) -> None:
             os.close(os.open(once, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
+    if os.environ.get("SHARDS_CRASH_HOW") == "pause":
+        while once and os.path.exists(once):
+            time.sleep(0.01)
+        return
     if os.environ.get("SHARDS_CRASH_HOW") == "hang":
         time.sleep(3600)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,6 +10,9 @@ from shards.plan import Plan
 from shards.storage import open_storage
 from tests_support import SETTINGS, a_plan, commit_shard
 
+# Of the tests with Ray: what takes about as long as all others do.
+HALF = ("test_cluster", "test_guide", "test_reliability", "test_submit")
+
 
 class _Parts(LoadScopeScheduling):
     """Largest part first: each worker takes one with Ray, whose tests share its head in turn, then what remains."""
@@ -18,7 +21,7 @@ class _Parts(LoadScopeScheduling):
         path = Path(nodeid.split("::")[0])
         if path.parent.name != "ray_jobs":
             return nodeid
-        return "faults" if path.stem in ("test_cluster", "test_reliability") else "jobs"
+        return "one half" if path.stem in HALF else "the other"
 
 
 @pytest.hookimpl(optionalhook=True)

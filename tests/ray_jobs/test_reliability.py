@@ -3,14 +3,13 @@
 import re
 import subprocess
 import time
-from glob import glob
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from fault_proxy import FaultProxy
-from ray_support import ROOT, build_command, bytes_of
+from ray_support import ROOT, build_command, bytes_of, with_workers
 from s3_support import running_moto, running_rclone, use
 from shards.dataset import Dataset
 from shards.grammar import builtin_prompts
@@ -142,22 +141,22 @@ def test_a_spool_that_fills_up_is_named_and_the_rest_is_made_after_freeing(
 ):
     resize(disk, "2m")
     output = tmp_path / "data"
+    paused = tmp_path / "paused"
+    pause = {"SHARDS_CRASH_AT": "mid-shard:3", "SHARDS_CRASH_HOW": "pause", "SHARDS_CRASH_ONCE": str(paused)}
     with subprocess.Popen(
         build_command(output, spool=disk, actors=1),
-        env=head.environment,
+        env=with_workers(head.environment, pause),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as build:
-        seen = set()
-        # A tar that has just appeared is followed by the making of its samples: there is time to fill the disk.
-        while not list(output.glob("_commit/*.json")) or seen.issuperset(glob(f"{disk}/*/*.tar")):
+        while not (paused.exists() and list(output.glob("_commit/*.json"))):
             assert build.poll() is None, build.stdout.read()
-            seen.update(glob(f"{disk}/*/*.tar"))
-            time.sleep(0.002)
+            time.sleep(0.01)
         with pytest.raises(OSError, match="No space left"):
             (disk / "another file").write_bytes(bytes(4_000_000))
+        paused.unlink()
         said = build.stdout.read()
         assert build.wait(timeout=60) == 1, said
     verdict = said.splitlines()[-1]
