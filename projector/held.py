@@ -261,10 +261,15 @@ class Held:
 
 
 def statistics_of(rows: Rows, width: int) -> RunningStatistics:
-    """Per-dimension statistics over all positions, in float64."""
+    """Per-dimension statistics over all positions, in float64, added up where the rows are."""
     statistics = RunningStatistics(width)
     for block in rows.blocks():
-        statistics.update(block.double().cpu().numpy())
+        values = block.double()
+        mean = values.mean(0)
+        part = RunningStatistics(width)
+        part.count, part.mean = len(values), mean.cpu().numpy()
+        part.m2 = (values - mean).square_().sum(0).cpu().numpy()
+        statistics.merge(part)
     return statistics
 
 

@@ -37,10 +37,10 @@ class NormalEquations:
     """(D,) float64."""
 
     @classmethod
-    def empty(cls, width: int) -> "NormalEquations":
+    def empty(cls, width: int, device: torch.device | str = "cpu") -> "NormalEquations":
         """Of no rows."""
-        square = torch.zeros(width, width, dtype=torch.float64)
-        return cls(0.0, square, square.clone(), torch.zeros(width, dtype=torch.float64))
+        square = torch.zeros(width, width, dtype=torch.float64, device=device)
+        return cls(0.0, square, square.clone(), square.new_zeros(width))
 
     def update(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
         """Take in rows.
@@ -51,9 +51,9 @@ class NormalEquations:
         """
         self.count += float(weights.sum())
         weighted = x * weights[:, None]
-        self.xx += (weighted.T @ x).double().cpu()
-        self.xy += (weighted.T @ y).double().cpu()
-        self.yy += (y.double().square() * weights[:, None]).sum(0).cpu()
+        self.xx += (weighted.T @ x).double()
+        self.xy += (weighted.T @ y).double()
+        self.yy += (y.double().square() * weights[:, None]).sum(0)
 
     def merged(self, world: World) -> "NormalEquations":
         """The sums over all workers."""
@@ -157,8 +157,8 @@ def _equations(
     network: ProjectorNetwork, pairs: Held, rows: Literal["rows", "mean", "soft"]
 ) -> NormalEquations:
     """Add up this worker's rows: as aligned, one mean per pair, or softly matched to the network's predictions."""
-    equations = NormalEquations.empty(network.shape.width)
     device = network.input_mean.device
+    equations = NormalEquations.empty(network.shape.width, device)
     parts = torch.split(torch.arange(len(pairs.keys)), PAIRS_AT_A_TIME) if pairs.keys else ()
     for batch in (held.to(device) for held in pairs.batches(parts)):
         x = (batch.inputs.float() - network.input_mean) / network.input_std

@@ -81,15 +81,18 @@ class Trainer:
         self.network = seeded_network(options, train_pairs)
         self.mine = held(self.train_count, options.batch_size, world.rank, world.size)
         self.train_set, self.val_set = (
-            load_part(
-                pairs, part, self.alignment, options, world, keeps_positions=self.network.keeps_positions
+            placed(
+                load_part(
+                    pairs, part, self.alignment, options, world, keeps_positions=self.network.keeps_positions
+                ),
+                world,
             )
             for pairs, part in ((train_pairs, self.mine), (val_pairs, world.share(self.val_count)))
         )
         self.progress = Progress()
+        self.network.to(world.device)
         if state is None:
             self._set_constants(train_pairs)
-        self.network.to(world.device)
         self.averaged = deepcopy(self.network) if options.ema else None
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=0.0, weight_decay=options.weight_decay, fused=True
@@ -97,7 +100,6 @@ class Trainer:
         if state is not None:
             state.restore(self.network, self.optimizer, self.averaged)
             self.progress = state.progress
-        self.train_set, self.val_set = placed(self.train_set, world), placed(self.val_set, world)
         weights = dimension_weights(options.loss, options.dim_weights, self.network.target_std)
         self.objective = Objective(
             self.alignment, options.loss, weights, options.std_weight, self.network.keeps_positions

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from projector.patches import PatchMaker
 from projector.quantize import Quantize, quantize_weights
 from projector.text import SampleError, caption_kinds, special_token_in, template_around
 from shards.sample import KIND_IMAGE, KIND_MARKER, KIND_NAMES, KIND_TEMPLATE
@@ -94,6 +95,7 @@ class VisionLanguageEncoder:
     ) -> None:
         self.model = model.model.eval()
         self.tokenizer, self.image_processor = tokenizer, image_processor
+        self._patches = PatchMaker(image_processor)
         self.layers, self.text_modes = tuple(layers), tuple(text_modes)
         self._image_id = model.config.image_token_id
         self._templates = {
@@ -182,11 +184,8 @@ class VisionLanguageEncoder:
 
     def _encode(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[VisionEncoding]:
         device = self.model.language_model.embed_tokens.weight.device
-        pixels = self.image_processor(images=list(images), return_tensors="pt")
-        grid = pixels["image_grid_thw"].to(device)
-        seen = self.model.get_image_features(
-            pixels["pixel_values"].to(device, self.model.visual.dtype), grid, return_dict=True
-        )
+        patches, grid = self._patches(images, device)
+        seen = self.model.get_image_features(patches.to(self.model.visual.dtype), grid, return_dict=True)
         image_tokens = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
         tokens = [
             {mode: self._tokenize(mode, caption, count) for mode in self.text_modes}
