@@ -16,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from timeline import Clock, draw
 from torch.utils.flop_counter import FlopCounterMode
 from training import hardware
 
+from projector.generate import ImageGenerator
 from projector.pairs import PictureMaker, PictureReader
 from projector.residence import Residence
 from projector.steps import FusedMaker
@@ -137,9 +139,16 @@ def report(turns: dict[str, list[Clock]], models: Models, options: argparse.Name
     }
 
 
-def maker_of(models: Models, options: argparse.Namespace, layers: list[int], modes: list[str]) -> FusedMaker:
-    """This project's engine around the models."""
+def maker_of(
+    models: Models,
+    options: argparse.Namespace,
+    layers: list[int],
+    modes: list[str],
+    generator: ImageGenerator | None = None,
+) -> FusedMaker:
+    """This project's engine around the models, with a generator that is there already if one is given."""
     text, images, vision = models.ours(options.side, options.side, options.steps, layers, modes)
+    images = generator or images
     residence = Residence()
     return FusedMaker(
         PictureMaker(text, images, options.batch_size, residence),
@@ -167,12 +176,18 @@ def ours(
         clock("whole"),
         clocked(clock, inside),
         ShardWriter(shard, Path(folder), "benchmark", expected) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="writer") as pen,
     ):
-        for step in maker.steps(shard.samples, (), {}):
-            for result in step.run():
-                assert not isinstance(result, Failure), result
-                with clock("write"):
+
+        def write(results: Sequence[Any]) -> None:
+            with clock("write", on_device=False):
+                for result in results:
+                    assert not isinstance(result, Failure), result
                     writer.add(result)
+
+        behind = [pen.submit(write, step.run()) for step in maker.steps(shard.samples, (), {})]
+        for written in behind:
+            written.result()
         with clock("write"):
             writer.close()
 

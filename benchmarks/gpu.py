@@ -36,19 +36,19 @@ from training import hardware
 
 STEPS: dict[str, Callable[[Setting], Any]] = {
     "parity": parity,
+    "compile": compiled_blocks,
     "throughput": throughput,
     "utilisation": utilisation,
     "busy": busy_share,
-    "attention": attention_masks,
-    "response": response_steps,
+    "faults": sticky_fault,
     "projector": projector_calls,
     "epochs": epochs,
     "decoder": decoder_memory,
-    "compile": compiled_blocks,
-    "critical_path": critical_path,
-    "faults": sticky_fault,
-    "distributed": distributed_step,
+    "response": response_steps,
     "placements": placements,
+    "distributed": distributed_step,
+    "critical_path": critical_path,
+    "attention": attention_masks,
 }
 TARGETS = {
     "throughput.times_faster": 1.5,
@@ -66,6 +66,9 @@ def main(words: list[str]) -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the pictures, pixels")
     parser.add_argument("--steps", type=int, default=8, help="of denoising")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument(
+        "--turns", type=int, default=2, help="that count; 1 leaves out three layers and two modes"
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="no step begins after them")
     parser.add_argument("--only", nargs="+", choices=tuple(STEPS), default=tuple(STEPS))
     parser.add_argument("--device", default="cuda")
@@ -78,7 +81,9 @@ def main(words: list[str]) -> None:
         "targets": TARGETS,
         "steps": {},
     }
-    setting = Setting(options.size, options.side, options.steps, options.batch_size, options.device)
+    setting = Setting(
+        options.size, options.side, options.steps, options.batch_size, options.device, options.turns
+    )
     for name in options.only:
         left = 60 * options.minutes - (time.monotonic() - begun)
         result["steps"][name] = run_step(name, setting) if left > 0 else {"skipped": "no time was left"}

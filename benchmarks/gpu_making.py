@@ -1,5 +1,6 @@
 """Steps of `gpu.py` that make pairs: parity with the libraries, speed against the guide's loop, memory."""
 
+import copy
 import gc
 import statistics
 import time
@@ -23,7 +24,6 @@ from projector.pairs import PictureMaker, PictureReader
 from projector.residence import Residence
 from projector.steps import FusedMaker
 from projector.text import TextEncoding
-from projector.tuning import compile_checked
 from projector.vision import VisionEncoding
 from shards.sample import Failure
 
@@ -68,14 +68,23 @@ def parity(setting: Setting) -> dict[str, Any]:
         "norm": round(float(np.linalg.norm(levels) / np.linalg.norm(np.asarray(theirs, float))), 6)
     }
     pictures = _pictures(setting, 2)
+    reference = copy.deepcopy(models.vl).float()
     encoded = [item for item in vision.encode(pictures, captions[:2]) if isinstance(item, VisionEncoding)]
     for mode in ("caption", "none"):
         for index, item in enumerate(encoded):
             inputs = engine.read_inputs(models, pictures[index], captions[index] if mode == "caption" else "")
             states = models.vl(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
+            inputs["pixel_values"] = inputs["pixel_values"].float()
+            exact = reference(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
             for layer in LAYERS:
-                error = relative(item.states[mode][layer], states[layer][0])
-                found[f"{mode}, {layer}"] = max(error, found.get(f"{mode}, {layer}", 0.0))
+                mine, theirs = item.states[mode][layer], states[layer][0]
+                errors = {
+                    "ours to the library": relative(mine, theirs),
+                    "ours to float32": relative(mine, exact[layer][0]),
+                    "the library to float32": relative(theirs, exact[layer][0]),
+                }
+                row = found.setdefault(f"{mode}, {layer}", dict.fromkeys(errors, 0.0))
+                row |= {name: max(error, row[name]) for name, error in errors.items()}
     return found
 
 
@@ -90,9 +99,14 @@ def _pictures(setting: Setting, count: int) -> list[Image.Image]:
 def throughput(setting: Setting) -> dict[str, Any]:
     """Images a second of the guide's loop and of ours, in turns; the first turn is short and not counted."""
     samples = 2 * setting.batch_size
-    found: dict[str, Any] = {}
-    for title, (layers, modes), turns in (("one layer", ONE, 2), ("three layers, two modes", ALL, 1)):
-        maker = engine.maker_of(setting.models, setting.words(samples), layers, modes)
+    found: dict[str, Any] = {"compile": setting.compile_note}
+    for title, (layers, modes), turns in (
+        ("one layer", ONE, setting.turns),
+        ("three layers, two modes", ALL, setting.turns - 1),
+    ):
+        if not turns:
+            continue
+        maker = engine.maker_of(setting.models, setting.words(samples), layers, modes, setting.images)
         seconds: dict[str, list[float]] = {"guide": [], "ours": []}
         stages: dict[str, dict[str, float]] = {}
         for turn in range(turns + 1):
@@ -122,13 +136,13 @@ def throughput(setting: Setting) -> dict[str, Any]:
 
 def utilisation(setting: Setting) -> dict[str, Any]:
     """Share of the measured matrix-product peak that a denoising step reaches, by batch size."""
-    _, images, _ = setting.models.ours(setting.side, setting.side, setting.steps, *ONE)
     with FlopCounterMode(display=False) as counter:
-        denoise(images, [CAPTION_ROWS])
-    flops = counter.get_total_flops()
+        denoise(setting.models.ours(setting.side, setting.side, setting.steps, *ONE)[1], [CAPTION_ROWS])
+    flops, images = counter.get_total_flops(), setting.images
     found: dict[str, Any] = {
         "peak_teraflops": round(setting.peak / 1e12, 1),
         "teraflop_a_step": round(flops / 1e12, 2),
+        "compile": setting.compile_note,
     }
     for size in (1, 2, 4, 8):
         spent = setting.median(lambda size=size: denoise(images, [CAPTION_ROWS] * size))
@@ -160,7 +174,8 @@ def busy_share(setting: Setting) -> dict[str, Any]:
 
     samples = 2 * setting.batch_size
     words, shard = setting.words(samples), setting.shard(samples)
-    maker = engine.maker_of(setting.models, words, *ONE)
+    maker = engine.maker_of(setting.models, words, *ONE, setting.images)
+    engine.ours(maker, shard, words, *ONE, Unclocked())
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         begun = time.perf_counter()
         engine.ours(maker, shard, words, *ONE, Unclocked())
@@ -192,7 +207,7 @@ class Unclocked(Clock):
 
 
 def attention_masks(setting: Setting) -> dict[str, Any]:
-    """What a mask costs: attention alone, and a denoising step whose captions differ in length."""
+    """Milliseconds of one attention of the transformer, with and without a mask, by kernel."""
     config = setting.models.pipeline.transformer.config
     heads, size = config.n_heads, config.dim // config.n_heads
     length = (setting.side // 16) ** 2 + CAPTION_ROWS
@@ -202,8 +217,6 @@ def attention_masks(setting: Setting) -> dict[str, Any]:
     )
     mask = torch.ones(setting.batch_size, 1, 1, length, dtype=torch.bool, device=setting.device)
     mask[0, ..., -32:] = False
-    _, images, _ = setting.models.ours(setting.side, setting.side, setting.steps, *ONE)
-    alike = [CAPTION_ROWS] * setting.batch_size
     kernels: dict[str, Any] = {}
     for backend in (None, *BACKENDS):
         for name, given in (("no mask", None), ("mask", mask)):
@@ -215,35 +228,28 @@ def attention_masks(setting: Setting) -> dict[str, Any]:
                     )
             except RuntimeError:
                 kernels[title] = "not available"
-    return {
-        "attention_ms": kernels,
-        "step_ms": {
-            "captions alike": setting.median(lambda: denoise(images, alike)),
-            "captions differ": setting.median(lambda: denoise(images, [CAPTION_ROWS - 32, *alike[1:]])),
-        },
-    }
+    return kernels
 
 
 def compiled_blocks(setting: Setting) -> dict[str, Any]:
-    """A denoising step without and with compiled blocks, and what compiling takes."""
-    _, images, _ = setting.models.ours(setting.side, setting.side, setting.steps, *ONE)
-    transformer = images.pipeline.transformer
+    """A denoising step of diffusers' transformer, of ours, and of ours compiled; captions of one length or of two."""
     alike = [CAPTION_ROWS] * setting.batch_size
     shapes = {"captions alike": alike, "captions differ": [CAPTION_ROWS - 32, *alike[1:]]}
-    eager = {name: setting.median(lambda rows=rows: denoise(images, rows)) for name, rows in shapes.items()}
-    begun = time.monotonic()
-    note = compile_checked(images)
-    compiling = time.monotonic() - begun
-    found: dict[str, Any] = {"eager_ms": eager, "compile_checked_seconds": round(compiling, 1), "note": note}
-    if not note:
-        begun = time.monotonic()
-        found["compiled_ms"] = {
+
+    def steps(images: Any) -> dict[str, float]:
+        return {
             name: setting.median(lambda rows=rows: denoise(images, rows)) for name, rows in shapes.items()
         }
-        found["seconds_with_new_shapes"] = round(time.monotonic() - begun, 1)
-    for module in transformer.modules():
-        module._compiled_call_impl = None
-    torch.compiler.reset()
+
+    library = ImageGenerator.__new__(ImageGenerator)
+    library.pipeline, library.height, library.width = setting.models.pipeline, setting.side, setting.side
+    found: dict[str, Any] = {"diffusers_ms": steps(library), "ours_ms": steps(setting.images)}
+    begun = time.monotonic()
+    found["note"] = setting.compile_note
+    found["compile_seconds"] = round(time.monotonic() - begun, 1)
+    begun = time.monotonic()
+    found["compiled_ms"] = steps(setting.images)
+    found["seconds_with_new_shapes"] = round(time.monotonic() - begun, 1)
     return found
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from random_models import Models, make_models
 
+from projector.generate import ImageGenerator
+from projector.tuning import compile_checked
 from shards.grammar import builtin_prompts
 from shards.plan import PlannedShard, make_plan
 
@@ -28,6 +30,7 @@ class Setting:
         steps: of denoising.
         batch_size: pictures made together.
         device: `cuda` or `cpu`.
+        turns: of the guide's loop and ours that count.
     """
 
     size: str
@@ -35,6 +38,7 @@ class Setting:
     steps: int
     batch_size: int
     device: str
+    turns: int = 2
 
     @property
     def on_gpu(self) -> bool:
@@ -51,6 +55,16 @@ class Setting:
         """Whole models with random weights, on the device."""
         with torch.inference_mode(False):  # weights made inside would refuse to be trained through
             return make_models(self.size, self.device, self.dtype)
+
+    @cached_property
+    def images(self) -> ImageGenerator:
+        """Our generator over the pipeline's weights, before blocks are compiled; `compile_note` compiles them."""
+        return self.models.ours(self.side, self.side, self.steps, [-8], ["caption"])[1]
+
+    @cached_property
+    def compile_note(self) -> str:
+        """What a build would say of compiled blocks, which `images` uses from then on if they are faster."""
+        return compile_checked(self.images, self.batch_size) if self.on_gpu else "not compiled on a CPU"
 
     @cached_property
     def width(self) -> int:

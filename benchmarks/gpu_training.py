@@ -45,7 +45,6 @@ def epochs(setting: Setting) -> dict[str, Any]:
     for name, options in {
         "mlp": TrainOptions(arch="mlp", align="pool", length=POSITIONS),
         "attention": TrainOptions(arch="attention", align="pool", length=POSITIONS),
-        "mlp, soft": TrainOptions(arch="mlp"),
     }.items():
         found[name] = _epochs(options, world, pairs, held_out)
     return found
@@ -127,8 +126,8 @@ def _steps(setting: Setting, device: torch.device, *, wrapped: bool) -> tuple[li
 
 def response_steps(setting: Setting) -> dict[str, Any]:
     """Time and memory of a gradient of the conditioning through the frozen image model, checkpointed or not."""
-    transformer = setting.models.pipeline.transformer
-    flags = (True, False)
+    _, images, _ = setting.models.ours(setting.side, setting.side, setting.steps, [-8], ["caption"])
+    transformer, flags = images.pipeline.transformer, (True, False)
     found: dict[str, Any] = {}
     for side in (setting.side // 2, setting.side):
         for count in RESPONSE_BATCHES:
@@ -138,7 +137,6 @@ def response_steps(setting: Setting) -> dict[str, Any]:
                     found[name] = _response(setting, transformer, side, count, checkpointed)
                 except torch.OutOfMemoryError:
                     found[name] = "out of memory"
-    transformer.disable_gradient_checkpointing()
     return found
 
 

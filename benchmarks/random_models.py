@@ -63,6 +63,7 @@ class Models:
     ) -> tuple[TextEncoder, ImageGenerator, VisionLanguageEncoder]:
         """This project's use of the same weights; what it cuts off is cut from copies that share them."""
         pipeline = copy.copy(self.pipeline)
+        pipeline.transformer = sharing(self.pipeline.transformer)
         return (
             TextEncoder(sharing(self.pipeline.text_encoder), self.pipeline.tokenizer),
             ImageGenerator(pipeline, height=height, width=width, steps=steps),

@@ -35,14 +35,16 @@ class Clock:
         self.spans: list[Span] = []
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Record what happens inside."""
-        self._wait()
+    def __call__(self, stage: str, *, on_device: bool = True) -> Iterator[None]:
+        """Record what happens inside; the device is waited for only by what happens there."""
+        if on_device:
+            self._wait()
         begun = time.perf_counter()
         try:
             yield
         finally:
-            self._wait()
+            if on_device:
+                self._wait()
             self.spans.append(Span(stage, begun, time.perf_counter(), threading.current_thread().name))
 
     def _wait(self) -> None:

@@ -13,6 +13,10 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
+class DeviceBrokenError(RuntimeError):
+    """A GPU that fails at whatever it is asked until its process ends, as after an illegal memory access."""
+
+
 class BatchMaker(ABC, Generic[Item, Made]):
     """What turns items into what is made of them; its kinds say how a batch is made.
 
@@ -39,6 +43,7 @@ class BatchMaker(ABC, Generic[Item, Made]):
 
         Raises:
             StorageError, CorruptShardError: what is read for it cannot be had, which is no fault of an item.
+            DeviceBrokenError: no item of this process can be made any more; end it.
         """
         parts: list[Sequence[Item]]
         try:
@@ -52,12 +57,27 @@ class BatchMaker(ABC, Generic[Item, Made]):
             self.batch_size = min(self.batch_size, max(1, half))
             parts = [batch[:half], batch[half:]]
         except Exception as error:
+            if device_is_broken():
+                raise DeviceBrokenError(" ".join(str(error).split())[:500]) from error
             if len(batch) == 1:
                 return [Failure.from_exception(_stage_of(error), error)]
             parts = [[item] for item in batch]
         # Here and not in the handler: there the exception still holds the tensors of the try that failed.
         torch.cuda.empty_cache()
         return [result for part in parts for result in self.make(part)]
+
+
+def device_is_broken() -> bool:
+    """Whether this process's GPU, where it has used one, no longer does even the simplest thing."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.zeros(1, device="cuda").item()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
 
 
 class Stage:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from projector.rotary import use_real_rotations
+
 
 class ImageGenerator:
     """A Z-Image pipeline without its text encoder: it is conditioned on given tensors only.
@@ -32,6 +34,7 @@ class ImageGenerator:
             raise ValueError(f"guidance {guidance} needs the conditioning of the empty prompt")
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
+        use_real_rotations(self.pipeline.transformer)
         self.height, self.width, self.steps = height, width, steps
         self.guidance, self.negative = guidance, negative
 
@@ -64,22 +67,26 @@ class ImageGenerator:
         return bool(self.pipeline.vae.use_tiling)
 
     @torch.inference_mode()
-    def one_step(self, pictures: int) -> torch.Tensor:
-        """One denoising step of so many pictures from fixed noise and conditioning, for checks and timing.
+    def one_step(self, rows: Sequence[int]) -> torch.Tensor:
+        """One denoising step from fixed noise and conditioning, for checks and timing.
+
+        Args:
+            rows: of the conditioning, for each picture.
 
         Returns:
             (pictures, C, H/8, W/8) latents.
         """
         transformer = self.pipeline.transformer
         noise = torch.Generator("cpu").manual_seed(0)
-        conditioning = torch.randn(32, transformer.config.cap_feat_dim, generator=noise)
+        conditioning = torch.randn(max(rows), transformer.config.cap_feat_dim, generator=noise)
+        conditioning = conditioning.to(transformer.device, transformer.dtype)
         latents: torch.Tensor = self.pipeline(
-            prompt_embeds=[conditioning.to(transformer.device, transformer.dtype)] * pictures,
+            prompt_embeds=[conditioning[:count] for count in rows],
             height=self.height,
             width=self.width,
             num_inference_steps=1,
             guidance_scale=0.0,
-            generator=[torch.Generator("cpu").manual_seed(index) for index in range(pictures)],
+            generator=[torch.Generator("cpu").manual_seed(index) for index in range(len(rows))],
             output_type="latent",
         ).images
         return latents.float().cpu()  # waits for the device

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -46,7 +47,11 @@ class Ragged:
     values: Tensor
     """(all positions, D)."""
     lengths: Tensor
-    """(N,) int64."""
+    """(N,) int64, on the CPU wherever the values are: a look at the longest must not wait for the device."""
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        return self.lengths.cumsum(0) - self.lengths
 
     @classmethod
     def of(cls, sequences: list[Tensor], width: int) -> "Ragged":
@@ -63,7 +68,7 @@ class Ragged:
 
     def to(self, device: torch.device) -> "Ragged":
         """The same on a device."""
-        return Ragged(self.values.to(device), self.lengths.to(device))
+        return Ragged(self.values.to(device), self.lengths)
 
     @property
     def bytes(self) -> int:
@@ -73,12 +78,13 @@ class Ragged:
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Rows.gather`; padding repeats real rows."""
         lengths = self.lengths[indices]
-        starts = (self.lengths.cumsum(0) - self.lengths)[indices]
         longest = int(lengths.max()) if len(indices) else 0
         mask = position_mask(lengths, longest)
-        offsets = torch.arange(longest, device=indices.device).expand_as(mask)
-        rows = starts[:, None] + torch.minimum(offsets, (lengths - 1).clamp(min=0)[:, None])
-        return self.values[rows.flatten()].view(len(indices), longest, -1), mask
+        offsets = torch.arange(longest).expand_as(mask)
+        rows = self._starts[indices][:, None] + torch.minimum(offsets, (lengths - 1).clamp(min=0)[:, None])
+        device = self.values.device
+        taken = self.values[rows.flatten().to(device, non_blocking=True)]
+        return taken.view(len(indices), longest, -1), mask.to(device, non_blocking=True)
 
     def blocks(self) -> Iterator[Tensor]:
         """See `Rows.blocks`."""
@@ -242,9 +248,9 @@ class Held:
         return sum(side.bytes for side in (self.inputs, self.targets) if isinstance(side, Ragged))
 
     def batch(self, indices: Tensor) -> Batch:
-        """The batch of these pairs; (B,) int64 indices."""
-        indices = indices.to(self.weights.device)
-        return Batch(*self.inputs.gather(indices), *self.targets.gather(indices), self.weights[indices])
+        """The batch of these pairs; (B,) int64 indices, on the CPU."""
+        weights = self.weights[indices.to(self.weights.device, non_blocking=True)]
+        return Batch(*self.inputs.gather(indices), *self.targets.gather(indices), weights)
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[Batch]:
         """The batches of these parts in order; what lies on disk is read ahead by a thread."""

@@ -179,8 +179,7 @@ class ProjectorNetwork(nn.Module):
         )
         if not self.shape.residual:
             return outputs.float()  # type: ignore[no-any-return]
-        with torch.autocast(x.device.type, enabled=False):
-            return outputs.float() + self._base(standardised, mask)  # type: ignore[no-any-return]
+        return outputs.float() + self._base(standardised, mask).float()  # type: ignore[no-any-return]
 
     def _base(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
         """The fixed linear map; where outputs have no position of their own, of the inputs spread over them."""

@@ -88,7 +88,8 @@ class Objective:
         if self.keeps_positions:
             return outputs
         lengths = mask.sum(1)
-        return area_weights(torch.full_like(lengths, outputs.shape[1]), lengths).float() @ outputs
+        shape = mask.shape[1], outputs.shape[1]  # known without a look at the device
+        return area_weights(torch.full_like(lengths, outputs.shape[1]), lengths, shape).float() @ outputs
 
     def _exists(self, outputs: Tensor, batch: Batch) -> Tensor:
         """(B, M) bool: which outputs exist; all of them where the network has positions of its own."""

@@ -199,8 +199,8 @@ class PictureMaker(PictureSource):
         compiled = residence.device == "cuda" if settings.compile is None else settings.compile
         if compiled or settings.batch_size is None:
             residence.let_in(images)
-        if compiled and (note := compile_checked(images)):
-            notes.append(note)
+        if compiled:
+            notes.append(compile_checked(images, settings.batch_size or READ_TOGETHER))
         batch_size = settings.batch_size or find_batch_size(images, source)
         return cls(text, images, batch_size, residence, notes)
 

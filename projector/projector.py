@@ -147,7 +147,10 @@ class Projector:
         batched = embeddings.to(home) if embeddings.dim() == 3 else embeddings.to(home)[None]
         if mask is not None:
             mask = (mask if mask.dim() == 2 else mask[None]).to(home)
-        outputs = self.network.project(batched, mask)
+        # What is bfloat16 before and after gains nothing from float32 products, which take three times as long.
+        reduced = home.type == "cuda" and embeddings.dtype == torch.bfloat16
+        with torch.autocast(home.type, torch.bfloat16, enabled=reduced):
+            outputs = self.network.project(batched, mask)
         outputs = outputs if embeddings.dim() == 3 else outputs[0]
         return outputs.to(embeddings.device, embeddings.dtype)
 

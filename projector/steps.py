@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from projector.batches import BatchMaker, make_sound
+from projector.batches import BatchMaker, DeviceBrokenError, device_is_broken, make_sound
 from projector.models import ModelSource, ModelSources, read_ahead
 from projector.pairs import PairSettings, PictureMaker, PictureReader, PictureSource
 from projector.residence import Residence
@@ -206,6 +206,8 @@ def text_steps(
 def _encode_ahead(pictures: PictureSource, planned: Sequence[PlannedSample]) -> list[Sample]:
     try:
         pictures.encode_ahead(planned)
-    except Exception:  # batch by batch it fails again, and there it is one sample's failure
+    except Exception as error:  # batch by batch it fails again, and there it is one sample's failure
+        if device_is_broken():
+            raise DeviceBrokenError(" ".join(str(error).split())[:500]) from error
         torch.cuda.empty_cache()
     return []

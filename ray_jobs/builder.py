@@ -21,7 +21,7 @@ import torch
 
 from projector.steps import ShardMaker
 from ray_jobs.events import Orders, utc_now
-from ray_jobs.finish import Finisher, FinishSpec, Remote, ShardLostError
+from ray_jobs.finish import Finisher, FinishSpec, Remote, ShardLostError, ending_with_the_device
 from ray_jobs.monitor import DEATHS_ALONE, DEATHS_FATAL
 from ray_jobs.stopwatch import Stopwatch
 from shards.commit import Commit, Maker
@@ -224,7 +224,7 @@ class ShardBuilder:
                     return False
                 for sample in step.samples:
                     crash_point(f"sample-{sample.id}")
-                with busy:
+                with busy, ending_with_the_device():
                     results = step.run()
                 failures = [result for result in results if isinstance(result, Failure)]
                 made, failed = made + len(results) - len(failures), failed + len(failures)

@@ -1,8 +1,10 @@
 """Where a shard's samples are checked, written and committed: in the builder, or in a reader that it sends them to."""
 
+import json
+import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +13,8 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from projector.batches import BatchMaker, make_sound
+from projector.batches import BatchMaker, DeviceBrokenError, make_sound
+from ray_jobs.events import utc_now
 from ray_jobs.stopwatch import Stopwatch
 from shards.commit import Commit
 from shards.crash import crash_point
@@ -112,6 +115,17 @@ class Finisher:
             self._open.pop(ticket)[1].close()
 
 
+@contextmanager
+def ending_with_the_device() -> Iterator[None]:
+    """End this process when its GPU is broken: every later sample would fail here, and Ray starts another process."""
+    try:
+        yield
+    except DeviceBrokenError as error:
+        line = {"time": utc_now(), "event": "device broken, process ends", "error": str(error)}
+        print(json.dumps(line), flush=True)
+        os._exit(1)
+
+
 class Reader(Finisher):
     """A finisher that gets pictures, with a vision-language model to read them; a Ray actor that builders share.
 
@@ -135,7 +149,7 @@ class Reader(Finisher):
         with self._model:
             torch.set_num_threads(1)  # in whichever thread this is; as in builders
             crash_point("reading")
-            with self._busy.setdefault(ticket, Stopwatch()):
+            with self._busy.setdefault(ticket, Stopwatch()), ending_with_the_device():
                 samples = make_sound(self._reader, results)
         failed = sum(isinstance(item, Failure) for item in samples)
         return failed - sum(isinstance(item, Failure) for item in results) + super().write(ticket, samples)

@@ -302,7 +302,7 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles(tiny_sources, monkeypat
 
 def test_a_batch_size_left_open_is_searched_for_and_compiling_is_asked_for(tiny_sources, monkeypatch):
     monkeypatch.setattr(pairs, "find_batch_size", lambda *_: 3)
-    monkeypatch.setattr(pairs, "compile_checked", lambda _: "not used, for a reason")
+    monkeypatch.setattr(pairs, "compile_checked", lambda *_: "not used, for a reason")
     maker = FusedMaker.load(tiny_sources, replace(SETTINGS, batch_size=None, compile=True))
     assert (maker.pictures.batch_size, maker.notes) == (3, ("not used, for a reason",))
     assert FusedMaker.load(tiny_sources, SETTINGS).notes == (), "on a CPU nothing is compiled unasked"

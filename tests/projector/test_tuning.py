@@ -20,7 +20,21 @@ def images(tiny):
     )
 
 
-def test_compiled_blocks_are_kept_where_a_step_comes_out_the_same(images, monkeypatch):
+@pytest.fixture
+def steps_that_take(monkeypatch):
+    """Have timed steps report given seconds, in the order in which they are taken."""
+
+    def use(*seconds):
+        given = iter(seconds)
+        timed = tuning._timed_step
+        monkeypatch.setattr(tuning, "_timed_step", lambda *what: (timed(*what)[0], next(given)))
+
+    return use
+
+
+def test_compiled_blocks_are_kept_where_steps_come_out_the_same_and_sooner(
+    images, monkeypatch, steps_that_take
+):
     """With the back end that traces and generates no code: a compiler takes a minute here (docs/performance.md)."""
     transformer, used = images.pipeline.transformer, []
     compiling = transformer.compile_repeated_blocks
@@ -29,33 +43,46 @@ def test_compiled_blocks_are_kept_where_a_step_comes_out_the_same(images, monkey
         "compile_repeated_blocks",
         lambda **options: used.append(options) or compiling(backend="eager", **options),
     )
-    eager = images.one_step(2)
-    assert compile_checked(images) == ""
-    assert used == [{"dynamic": False}]
+    rows = [tuning.ROWS, tuning.LONGER_ROWS]
+    eager = images.one_step(rows)
+    steps_that_take(3.0, 3.0, 2.0, 1.0)
+    assert compile_checked(images, 2) == "compiled blocks: a step is 2.00 times as fast"
+    assert used == [{"dynamic": True}]
     assert any(module._compiled_call_impl is not None for module in transformer.modules())
-    assert (images.one_step(2) - eager).norm() < 1e-4 * eager.norm()
+    assert (images.one_step(rows) - eager).norm() < 1e-4 * eager.norm()
+
+
+def test_compiled_blocks_that_are_not_faster_are_given_up(images, monkeypatch, steps_that_take):
+    transformer = images.pipeline.transformer
+    compiling = transformer.compile_repeated_blocks
+    monkeypatch.setattr(
+        transformer, "compile_repeated_blocks", lambda **options: compiling(backend="eager", **options)
+    )
+    steps_that_take(1.0, 1.0, 1.0, 1.0)
+    assert compile_checked(images, 2) == "compiled blocks are not used: a step is 1.00 times as fast"
+    assert all(module._compiled_call_impl is None for module in transformer.modules())
 
 
 def test_blocks_that_compute_something_else_are_given_up(images, monkeypatch):
     transformer = images.pipeline.transformer
-    expected = images.one_step(1)
+    expected = images.one_step([32])
 
     def compile_wrongly(**_options):
         for block in transformer.layers:
             block._compiled_call_impl = lambda x, *_, **__: 2 * x
 
     monkeypatch.setattr(transformer, "compile_repeated_blocks", compile_wrongly)
-    assert "a step differs by" in compile_checked(images)
-    assert torch.equal(images.one_step(1), expected)
+    assert "a step differs by" in compile_checked(images, 1)
+    assert torch.equal(images.one_step([32]), expected)
 
 
-def test_a_compiler_that_fails_is_told_of_and_done_without(images, monkeypatch):
+def test_a_compiler_that_fails_is_reported_and_done_without(images, monkeypatch):
     def fail(**_options):
         raise RuntimeError("no compiler\nhere")
 
     monkeypatch.setattr(images.pipeline.transformer, "compile_repeated_blocks", fail)
-    assert compile_checked(images) == "compiled blocks are not used: RuntimeError: no compiler here"
-    images.one_step(1)
+    assert compile_checked(images, 1) == "compiled blocks are not used: RuntimeError: no compiler here"
+    images.one_step([32])
 
 
 def times(table):
@@ -98,5 +125,11 @@ def test_a_batch_size_is_searched_for_once(images, tiny_sources, monkeypatch, tm
     assert len(searches) == 3
 
 
-def test_the_search_measures_real_steps(images):
-    assert fastest(lambda size: float(images.one_step(size).shape[0])) == 1
+def test_the_search_takes_real_steps_of_each_size(images, tiny_sources, monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    taken = []
+    step = images.one_step
+    monkeypatch.setattr(images, "one_step", lambda rows: taken.append(len(rows)) or step(rows))
+    monkeypatch.setattr(tuning, "fastest", lambda seconds: [seconds(size) > 0 for size in (1, 2)] and 2)
+    assert find_batch_size(images, tiny_sources.image) == 2
+    assert taken == [1, 1, 2, 2], "one to warm up and one that counts"
