@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from projector.data import Pair, PairSource, in_memory
 from projector.networks import ProjectorNetwork, Shape
 from projector.options import Arch, TrainOptions
+from projector.rotary import use_real_rotations
 from projector.trainer import Trainer
 from projector.world import World
 from shards.sample import KIND_IMAGE
@@ -128,6 +129,7 @@ def response_steps(setting: Setting) -> dict[str, Any]:
     """Time and memory of a gradient of the conditioning through the frozen image model, checkpointed or not."""
     _, images, _ = setting.models.ours(setting.side, setting.side, setting.steps, [-8], ["caption"])
     transformer, flags = images.pipeline.transformer, (True, False)
+    use_real_rotations(transformer)
     found: dict[str, Any] = {}
     for side in (setting.side // 2, setting.side):
         for count in RESPONSE_BATCHES:

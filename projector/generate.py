@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from projector.rotary import use_real_rotations
-
 
 class ImageGenerator:
     """A Z-Image pipeline without its text encoder: it is conditioned on given tensors only.
@@ -34,7 +32,6 @@ class ImageGenerator:
             raise ValueError(f"guidance {guidance} needs the conditioning of the empty prompt")
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
-        use_real_rotations(self.pipeline.transformer)
         self.height, self.width, self.steps = height, width, steps
         self.guidance, self.negative = guidance, negative
 
@@ -49,8 +46,6 @@ class ImageGenerator:
             path, text_encoder=None, tokenizer=None, dtype=dtype, revision=revision, use_safetensors=True
         )
         pipeline.to(device)
-        if device != "cpu":  # convolutions are faster so, and on a CPU bytes stay what they were
-            pipeline.vae.to(memory_format=torch.channels_last)
         return cls(pipeline, **settings)
 
     def to(self, device: str) -> None:

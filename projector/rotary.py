@@ -22,11 +22,11 @@ class RealRotations:
     """
 
     def __init__(self, table: Any) -> None:
-        self._table = table
+        self.table = table
 
     def __call__(self, positions: Tensor) -> Tensor:
         """(S, axes) positions to (S, E / 2, 2) cosines and sines, float32."""
-        return torch.view_as_real(self._table(positions))
+        return torch.view_as_real(self.table(positions))
 
 
 class RealRotaryAttention:
@@ -87,8 +87,20 @@ def rotated(x: Tensor, rotations: Tensor) -> Tensor:
 
 def use_real_rotations(transformer: Any) -> None:
     """Have a `ZImageTransformer2DModel` rotate in real numbers from now on; doing so twice changes nothing."""
+    if not isinstance(transformer.rope_embedder, RealRotations):
+        transformer.rope_embedder = RealRotations(transformer.rope_embedder)
+        _set_processors(transformer, RealRotaryAttention())
+
+
+def use_complex_rotations(transformer: Any) -> None:
+    """Have it rotate as diffusers does again."""
+    from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
+
     if isinstance(transformer.rope_embedder, RealRotations):
-        return
-    transformer.rope_embedder = RealRotations(transformer.rope_embedder)
+        transformer.rope_embedder = transformer.rope_embedder.table
+        _set_processors(transformer, ZSingleStreamAttnProcessor())
+
+
+def _set_processors(transformer: Any, processor: Any) -> None:
     for block in (*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers):
-        block.attention.set_processor(RealRotaryAttention())
+        block.attention.set_processor(processor)

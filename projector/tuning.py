@@ -13,6 +13,7 @@ import torch
 
 from projector.generate import ImageGenerator
 from projector.models import ModelSource, cache_folder
+from projector.rotary import use_complex_rotations, use_real_rotations
 
 COMPILED_PARITY = 0.02  # relative error of one step; bfloat16 rounding alone gives about 0.004 a block
 COMPILED_GAIN = 1.03  # by which compiled steps have to be faster
@@ -38,6 +39,9 @@ def compile_checked(images: ImageGenerator, pictures: int) -> str:
     shapes = [[ROWS] * pictures, [ROWS] * (pictures - 1) + [LONGER_ROWS]]
     eager = [_timed_step(images, rows) for rows in shapes]
     try:
+        use_real_rotations(transformer)
+        # Sizes that happen to be equal, a caption's rows and half a head's numbers, say, must not be taken for one.
+        torch.fx.experimental._config.use_duck_shape = False
         transformer.compile_repeated_blocks(dynamic=True)
         compiled = [_timed_step(images, rows) for rows in shapes]
         error = max(float((b - a).norm() / a.norm()) for (a, _), (b, _) in zip(eager, compiled, strict=True))
@@ -50,6 +54,7 @@ def compile_checked(images: ImageGenerator, pictures: int) -> str:
             return f"compiled blocks: a step is {faster:.2f} times as fast"
     except Exception as failure:  # a missing compiler is as good a reason as any to do without
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
+    use_complex_rotations(transformer)
     for module in transformer.modules():
         module._compiled_call_impl = None
     return f"compiled blocks are not used: {reason}"

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from projector.rotary import use_real_rotations
+from projector.rotary import use_complex_rotations, use_real_rotations
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -50,3 +50,13 @@ def test_the_rotation_is_used(transformer):
     ours.rope_embedder = lambda positions: table(torch.zeros_like(positions))
     still = ours(*arguments, return_dict=False)[0][0].detach()
     assert float((turned - still).norm() / still.norm()) > 1e-3
+
+
+def test_the_way_back_is_the_library(transformer):
+    ours = deepcopy(transformer)
+    before = type(ours.rope_embedder), type(ours.layers[0].attention.processor)
+    use_real_rotations(ours)
+    assert type(ours.rope_embedder) is not before[0]
+    use_complex_rotations(ours)
+    use_complex_rotations(ours)
+    assert (type(ours.rope_embedder), type(ours.layers[0].attention.processor)) == before
