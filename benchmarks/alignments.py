@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from steps import ALONE
+from synthetic import ContentProbe, Synthetic
 from training import hardware, over_seeds
 
-from projector.data import Pair, in_memory
-from projector.networks import ProjectorNetwork
+from projector.data.pairs import Pair, in_memory
+from projector.network.architectures import ProjectorNetwork
 from projector.options import Align, TrainOptions
-from projector.synthetic import ContentProbe, Synthetic
-from projector.trainer import Trainer
+from projector.training.worker import Trainer
 
 VAL, TEST = 100, 300
 FIRST_VAL, FIRST_TEST = 50_000, 80_000  # indices far from the training pairs'

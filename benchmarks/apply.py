@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from training import hardware
 
-from projector.networks import ProjectorNetwork, Shape
+from projector.network.architectures import ProjectorNetwork, Shape
+from projector.network.projector import Projector
 from projector.options import Arch, TrainOptions
-from projector.projector import Projector
 
 ARCHES: tuple[Arch, ...] = ("linear", "mlp", "attention")
 TARGET_MS = 1.0  # on a GPU

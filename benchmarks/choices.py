@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from quality import Bench, of_projector, trained
+from synthetic import Synthetic
 from training import hardware, over_seeds
 
 from projector.options import Arch, TrainOptions
-from projector.synthetic import Synthetic
 
 CHOICES: dict[str, dict[str, Any]] = {
     "defaults": {},

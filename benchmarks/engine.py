@@ -28,15 +28,15 @@ from timeline import Clock, draw
 from torch.utils.flop_counter import FlopCounterMode
 from training import hardware
 
-from projector.generate import ImageGenerator
-from projector.pairs import PictureMaker, PictureReader
-from projector.residence import Residence
-from projector.steps import FusedMaker
-from projector.text import TextEncoding
-from shards.grammar import builtin_prompts
-from shards.plan import PlannedShard, make_plan
-from shards.sample import Expected, Failure
-from shards.write import ShardWriter
+from projector.making.generated import PictureMaker, PictureReader
+from projector.making.shard_maker import FusedMaker
+from projector.models.image_generator import ImageGenerator
+from projector.models.offload import Residence
+from projector.models.text_encoder import TextEncoding
+from shards.format.plan import PlannedShard, make_plan
+from shards.format.sample import Expected, Failure
+from shards.format.shard_writer import ShardWriter
+from shards.prompts.builtin import builtin_prompts
 
 LAYERS, MODES = [-8, -6, -2], ["caption", "none"]
 TARGETS = {"text": 6.0, "vl_one_layer": 1.5, "vl_three_layers_two_modes": 2.5, "whole": 1.3}

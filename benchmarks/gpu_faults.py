@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from gpu_setting import Setting
 
-from projector.batches import BatchMaker
-from shards.sample import Failure
+from projector.making.batching import BatchMaker
+from shards.format.sample import Failure
 
 BATCHES = ([0, 1], [2, 13], [4, 5])
 POISON = 13  # its batch reads past the end of a tensor, which CUDA reports as a device-side assert

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from projector.generate import ImageGenerator
-from projector.pairs import PictureMaker, PictureReader
-from projector.residence import Residence
-from projector.steps import FusedMaker
-from projector.text import TextEncoding
-from projector.vision import VisionEncoding
-from shards.sample import Failure
+from projector.making.generated import PictureMaker, PictureReader
+from projector.making.shard_maker import FusedMaker
+from projector.models.image_generator import ImageGenerator
+from projector.models.offload import Residence
+from projector.models.text_encoder import TextEncoding
+from projector.models.vision_encoder import VisionEncoding
+from shards.format.sample import Failure
 
 LAYERS = [-2, -6, -8]
 ONE, ALL = ([-8], ["caption"]), ([-8, -6, -2], ["caption", "none"])

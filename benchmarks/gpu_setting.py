@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from random_models import Models, make_models
 
-from projector.generate import ImageGenerator
-from projector.tuning import compile_checked
-from shards.grammar import builtin_prompts
-from shards.plan import PlannedShard, make_plan
+from projector.models.compile_and_batch import compile_checked
+from projector.models.image_generator import ImageGenerator
+from shards.format.plan import PlannedShard, make_plan
+from shards.prompts.builtin import builtin_prompts
 
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 

@@ -14,13 +14,13 @@ from gpu_setting import Setting
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from projector.data import Pair, PairSource, in_memory
-from projector.networks import ProjectorNetwork, Shape
+from projector.data.pairs import Pair, PairSource, in_memory
+from projector.models.rotary import use_real_rotations
+from projector.network.architectures import ProjectorNetwork, Shape
 from projector.options import Arch, TrainOptions
-from projector.rotary import use_real_rotations
-from projector.trainer import Trainer
-from projector.world import World
-from shards.sample import KIND_IMAGE
+from projector.training.worker import Trainer
+from projector.training.world import World
+from shards.format.sample import KIND_IMAGE
 
 PAIRS = {"full": 20_000, "medium": 640, "tiny": 64}
 POSITIONS = 64

@@ -19,7 +19,7 @@ from PIL import Image
 from random_models import make_models
 from training import hardware
 
-from projector.quantize import quantize_weights
+from projector.models.int8 import quantize_weights
 
 LAYERS = [-8, -6]
 SAMPLES = 4

@@ -25,15 +25,15 @@ from typing import Any
 import guide
 import stock
 import torch
+from synthetic import Synthetic
+from synthetic_files import write_guide_files, write_shards
 from torch.utils.data import DataLoader
 from training import hardware
 
-from projector.align import Alignment
-from projector.data import Pair, load_pairs
-from projector.held import Held
-from projector.schedule import epoch_order
-from projector.synthetic import Synthetic
-from projector.synthetic_files import write_guide_files, write_shards
+from projector.data.align import Alignment
+from projector.data.packed import Held
+from projector.data.pairs import Pair, load_pairs
+from projector.training.schedule import epoch_order
 
 BATCH = 32
 ROUNDS = 3

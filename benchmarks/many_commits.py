@@ -5,13 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards.commit import COMMITS, Commit, commit_key, parquet_key, tar_key
-from shards.dataset import FORMAT_VERSION, MANIFEST, Dataset
-from shards.objects import json_object
-from shards.plan import Plan, PlannedShard, make_plan
-from shards.prompts import Prompt
-from shards.statistics import RunningStatistics
-from shards.storage import open_storage
+from shards.dataset.dataset import FORMAT_VERSION, MANIFEST, Dataset
+from shards.format.commit import COMMITS, Commit, commit_key, parquet_key, tar_key
+from shards.format.plan import Plan, PlannedShard, make_plan
+from shards.format.statistics import RunningStatistics
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
+from shards.stores.store import json_object
 
 SETTINGS = {"made_by": "a benchmark"}
 UNMADE = 8  # shards that are planned beyond the committed ones: what `missing` has to find

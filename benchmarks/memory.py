@@ -8,8 +8,8 @@ import json
 import torch
 from random_models import make_models
 
-from projector.quantize import quantize_weights
-from ray_jobs.placement import Needs
+from projector.models.int8 import quantize_weights
+from ray_jobs.building.model_placement import Needs
 
 
 def main() -> None:

@@ -29,20 +29,20 @@ import ray
 from PIL import Image
 from training import hardware
 
-from projector.batches import BatchMaker
-from projector.steps import InOneStage
-from ray_jobs.builder import BuilderSpec
-from ray_jobs.cluster import StopRequest
-from ray_jobs.completion import Guard, complete
-from ray_jobs.crew import Crew
-from ray_jobs.finish import FinishSpec
-from ray_jobs.options import BuildOptions
-from ray_jobs.schedule import simulate
-from shards.dataset import Dataset
-from shards.plan import PlannedSample, make_plan, shard_sizes
-from shards.prompts import Prompt
-from shards.sample import Expected, Failure, Sample, make_sample
-from shards.storage import open_storage
+from projector.making.batching import BatchMaker
+from projector.making.shard_maker import InOneStage
+from ray_jobs.building.builder import BuilderSpec
+from ray_jobs.building.run import Guard, complete
+from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.shard_schedule import simulate
+from ray_jobs.cli.run_options import BuildOptions
+from ray_jobs.cluster.connect import StopRequest
+from ray_jobs.cluster.crew import Crew
+from shards.dataset.dataset import Dataset
+from shards.format.plan import PlannedSample, make_plan, shard_sizes
+from shards.format.sample import Expected, Failure, Sample, make_sample
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
 
 PER_SHARD, BATCH, WIDTH, SIDE = 16, 2, 64, 64
 SHARDS_EACH = 8
@@ -161,10 +161,10 @@ def driver_memory(planned: int) -> dict[str, Any]:
     script = (
         "import resource, time; begun = time.time()\n"
         "import ray\n"
-        "from shards.plan import make_plan\n"
-        "from shards.grammar import builtin_prompts\n"
-        "from ray_jobs.completion import start_monitor\n"
-        "from ray_jobs.options import BuildOptions\n"
+        "from shards.format.plan import make_plan\n"
+        "from shards.prompts.builtin import builtin_prompts\n"
+        "from ray_jobs.building.run import start_monitor\n"
+        "from ray_jobs.cli.run_options import BuildOptions\n"
         "ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; begun = time.time()\n"
         "prompts = builtin_prompts().prompts\n"

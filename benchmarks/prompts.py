@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from shards.grammar import Language, builtin_prompts
-from shards.plan import make_plan
-from shards.prompt_figures import prompt_figures
+from shards.format.plan import make_plan
+from shards.prompts.builtin import Language, builtin_prompts
+from shards.prompts.variety import prompt_figures
 
 
 def peak_mb() -> float:

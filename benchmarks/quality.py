@@ -11,26 +11,26 @@ from typing import Any
 import guide
 import numpy as np
 import torch
+from synthetic import PREFIX, ContentProbe, Synthetic
+from synthetic_files import write_guide_files, write_shards
 from torch import Tensor, nn
 
-from projector.align import Alignment
-from projector.baselines import Reference
-from projector.checkpoint import WEIGHTS
-from projector.data import Pair, PairSource, load_pairs
-from projector.distances import random_directions
-from projector.held import Held as HeldPairs
-from projector.held import Ragged, statistics_of
-from projector.metrics import Metrics, Standard
-from projector.networks import ProjectorNetwork, Shape
+from projector.data.align import Alignment
+from projector.data.packed import Held as HeldPairs
+from projector.data.packed import Ragged, statistics_of
+from projector.data.pairs import Pair, PairSource, load_pairs
+from projector.evaluation.baselines import TrainStatistics
+from projector.evaluation.distances import random_directions
+from projector.evaluation.metrics import Metrics, Standard
+from projector.network.architectures import ProjectorNetwork, Shape
+from projector.network.checkpoint import WEIGHTS
+from projector.network.projector import Projector
 from projector.options import TrainOptions
-from projector.projector import Projector
-from projector.ridge import fit_ridge
-from projector.synthetic import PREFIX, ContentProbe, Synthetic
-from projector.synthetic_files import write_guide_files, write_shards
-from projector.trainer import Tick
-from projector.training import train
-from projector.world import World
-from shards.plan import is_held_out
+from projector.training.loop import train
+from projector.training.ridge import fit_ridge
+from projector.training.worker import Tick
+from projector.training.world import World
+from shards.format.plan import is_held_out
 
 DIRECTIONS = 64
 VAL_FRACTION = 0.15
@@ -101,9 +101,9 @@ class Bench:
             yield Held(pair, torch.from_numpy(whole))
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> TrainStatistics:
         """Statistics of the training split."""
-        return Reference.of(self.source("train"))
+        return TrainStatistics.of(self.source("train"))
 
     @cached_property
     def probe(self) -> ContentProbe:

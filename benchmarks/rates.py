@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from synthetic import Synthetic
 from training import ARCHES, hardware
 
 from projector.options import TrainOptions
-from projector.synthetic import Synthetic
-from projector.training import train
+from projector.training.loop import train
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 STARTS = ("random", "ridge")

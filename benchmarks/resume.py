@@ -40,11 +40,11 @@ from typing import Any, cast
 from many_commits import SETTINGS, THREADS, UNMADE, fill, plan_of
 from servers import serving
 
-from shards.dataset import Dataset
-from shards.objects import Storage
-from shards.plan import Plan, PlannedShard
-from shards.retry import plan_retries
-from shards.storage import open_storage
+from shards.dataset.dataset import Dataset
+from shards.dataset.failed_samples import plan_retries
+from shards.format.plan import Plan, PlannedShard
+from shards.stores.local import open_storage
+from shards.stores.store import Storage
 
 WAYS = {
     "open": "Dataset.open: what the dataset is",
@@ -84,7 +84,7 @@ class Counted:
 
 def note_requests(requests: list[str]) -> None:
     """Have every S3 client made from now on note what it sends, by operation."""
-    from shards import s3_calls
+    from shards.stores import s3_client as s3_calls
 
     make_client = s3_calls.make_client
 
@@ -101,7 +101,7 @@ def note_requests(requests: list[str]) -> None:
 
 
 def start_of_build(storage: Storage, plan: Plan) -> list[PlannedShard]:
-    """What `ray_jobs/build.py` asks of the store before the first shard is built."""
+    """What `ray_jobs/jobs/build.py` asks of the store before the first shard is built."""
     dataset = Dataset.create_or_open(storage, SETTINGS, {})
     dataset.grow(len(plan), append=False)
     plan_retries(dataset, max_attempts=3)

@@ -5,7 +5,7 @@
 Measured here, in one process and one core each: how many builders the monitor can serve, as plain Python and as a Ray
 actor with callers in other processes; what a commit of real size takes to be read by a driver that comes back and has
 no manifest of it. Simulated: the share of GPU time that is idle with the plan's real shard sizes
-(`ray_jobs/schedule.py`). Counted: requests of one shard to S3 (moto). The arithmetic from there is in
+(`ray_jobs/building/shard_schedule.py`). Counted: requests of one shard to S3 (moto). The arithmetic from there is in
 docs/reliability.md.
 """
 
@@ -26,15 +26,15 @@ from resume import note_requests
 from servers import serving
 from training import hardware
 
-from ray_jobs.monitor import Monitor
-from ray_jobs.schedule import simulate
-from shards.commit import Commit, Maker
-from shards.dataset import Dataset
-from shards.objects import json_object
-from shards.plan import PlannedShard, make_plan, shard_sizes
-from shards.prompts import Prompt
-from shards.statistics import RunningStatistics
-from shards.storage import open_storage
+from ray_jobs.building.monitor import Monitor
+from ray_jobs.building.shard_schedule import simulate
+from shards.dataset.dataset import Dataset
+from shards.format.commit import Commit, Maker
+from shards.format.plan import PlannedShard, make_plan, shard_sizes
+from shards.format.statistics import RunningStatistics
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
+from shards.stores.store import json_object
 
 PER_SHARD = 64
 WIDTH = 2560  # of the hidden states
@@ -143,7 +143,7 @@ def monitor_as_actor(builders: int, callers: int = 2, rounds: int = 30) -> dict[
 def requests_of_a_shard() -> dict[str, int]:
     """What making one shard asks of S3, beside what a builder asks once."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from shards.publish import Circumstances, adopt
+    from shards.dataset.publish import Circumstances, adopt
     from tests_support import SETTINGS, commit_shard
 
     requests: list[str] = []

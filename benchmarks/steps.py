@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from projector.data import PairSource, in_memory
-from projector.held import Batch
-from projector.networks import ProjectorNetwork
+from projector.data.packed import Batch
+from projector.data.pairs import PairSource, in_memory
+from projector.network.architectures import ProjectorNetwork
 from projector.options import Align, Arch, TrainOptions
-from projector.trainer import Trainer, precision
-from projector.training import train
-from projector.world import World
+from projector.training.loop import train
+from projector.training.worker import Trainer, precision
+from projector.training.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 ROUNDS = 3

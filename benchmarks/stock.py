@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.data import PairSource, bfloat16_tensor
-from shards.sample import KIND_CAPTION, KIND_IMAGE, decode_tensors
+from projector.data.pairs import PairSource, bfloat16_tensor
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE, decode_tensors
 
 BATCH = 32
 RAY, MAPPED = "Ray Data iter_torch_batches", "one safetensors file, mapped"

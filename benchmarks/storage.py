@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.storage import Storage, open_storage
+from shards.stores.local import Storage, open_storage
 
 Ways = dict[str, dict[str, Callable[[], object]]]
 

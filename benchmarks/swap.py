@@ -8,9 +8,9 @@ import torch
 from quality import Bench, trained
 from torch import Tensor
 
-from projector.distances import retrieval
+from projector.evaluation.distances import retrieval
 from projector.options import Arch, TrainOptions
-from shards.sample import KIND_CAPTION, KIND_IMAGE
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 
 # Text mode and VL tokens at training, and the tokens used at inference.
 CASES = (

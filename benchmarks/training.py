@@ -4,8 +4,8 @@
     python benchmarks/training.py --width 512 --seeds 3 --output results.json
     python benchmarks/training.py --width 2560 --pairs 1000 --output results.json
 
-Everything is made on the spot (`projector.synthetic`), written as shards and as the guide's .pt files, and trained
-through `projector.training.train`. The guide's epochs are timed before and after ours in the same process and
+Everything is made on the spot (`synthetic`), written as shards and as the guide's .pt files, and trained
+through `projector.training.loop.train`. The guide's epochs are timed before and after ours in the same process and
 multiplied by its 50; its final quality comes from one whole run, with the files read once and under bfloat16
 autocast unless `--literal` is given (`guide_shortcuts` in the result compares both). The JSON is rewritten after
 every step, so an interrupted run leaves what it had.
@@ -28,11 +28,11 @@ import steps
 import swap
 import torch
 from quality import Apply, Bench, guide_ridge, of_guide, of_projector, trained, untrained
+from synthetic import Synthetic
 from torch import nn
 
+from projector.network.projector import Projector
 from projector.options import Arch, TrainOptions
-from projector.projector import Projector
-from projector.synthetic import Synthetic
 
 PARTS = ("quality", "closed", "steps", "ridge", "swap", "shortcuts")
 ARCHES: tuple[Arch, ...] = ("linear", "mlp", "attention")

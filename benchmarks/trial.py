@@ -14,7 +14,7 @@ from typing import Any
 from lab import Job, Lab, until
 from network import ADDRESSES, pids
 
-from shards.verify import verify
+from shards.tools.verify import verify
 
 BUILD = (
     "samples=320 samples_per_shard=8 val_fraction=0.25 height=192 width=192 steps=8 layers=-8 "

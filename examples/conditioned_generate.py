@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from projector import Projector, VLEmbeddingExtractor, blend_interpolate
-from projector.generate import ImageGenerator
-from projector.text import SampleError, TextEncoder
+from projector.models.image_generator import ImageGenerator
+from projector.models.text_encoder import SampleError, TextEncoder
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

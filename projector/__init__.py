@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from projector.blend import blend_interpolate
-    from projector.extractor import VLEmbeddingExtractor
-    from projector.projector import Projector
+    from projector.network.projector import Projector
+    from projector.steering.blend import blend_interpolate
+    from projector.steering.extractor import VLEmbeddingExtractor
 
 __all__ = ["Projector", "VLEmbeddingExtractor", "blend_interpolate"]
 
 _HOMES = {
-    "Projector": "projector.projector",
-    "VLEmbeddingExtractor": "projector.extractor",
-    "blend_interpolate": "projector.blend",
+    "Projector": "projector.network.projector",
+    "VLEmbeddingExtractor": "projector.steering.extractor",
+    "blend_interpolate": "projector.steering.blend",
 }
 
 

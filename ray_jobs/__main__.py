@@ -2,16 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from projector.options import EvaluateOptions, TrainOptions
-from ray_jobs.command_line import Job, as_yaml, parse
-from ray_jobs.import_options import ImportOptions
-from ray_jobs.log import start_log, tell
-from ray_jobs.options import (
+from ray_jobs.cli.import_options import ImportOptions
+from ray_jobs.cli.log import start_log, tell
+from ray_jobs.cli.parse import Job, as_yaml, parse
+from ray_jobs.cli.run_options import (
     BuildOptions,
     CompareOptions,
     DemoOptions,
@@ -33,6 +32,7 @@ JOBS = {
             "plan",
             "Print what a build would make: samples, shards, coverage, bytes, requests.",
             {"plan": PlanOptions, "build": BuildOptions},
+            first=("calibrate", "price_gpu_hour", "output"),
         ),
         Job(
             "rewrite",
@@ -48,35 +48,74 @@ JOBS = {
             "build",
             "Generate images, extract paired embeddings, commit shards; resumes.",
             {"build": BuildOptions},
+            first=(
+                "output",
+                "samples",
+                "prompts",
+                "models",
+                "layers",
+                "text_modes",
+                "height",
+                "width",
+                "append",
+                "actors",
+            ),
         ),
         Job(
             "extract",
             "Read an existing dataset's images again: other layers, text modes or VL model; resumes.",
             {"extract": ExtractOptions},
+            first=("data", "output", "vl", "layers", "text_modes", "actors"),
         ),
         Job(
             "import",
             "Take over an external captioned set (COCO, LAION tars, parquet) as a dataset; resumes.",
             {"import": ImportOptions},
-            module="importing",  # `import` is a keyword
+            module="jobs.importing",  # `import` is a keyword
+            function="importing",
+            first=("source", "kind", "output", "models", "layers", "samples", "images", "actors"),
         ),
-        Job("train", "Train a projector on the shards with Ray Train.", {"train": TrainOptions}),
+        Job(
+            "train",
+            "Train a projector on the shards with Ray Train.",
+            {"train": TrainOptions},
+            first=(
+                "data",
+                "output",
+                "arch",
+                "layer",
+                "epochs",
+                "learning_rate",
+                "batch_size",
+                "workers",
+                "max_samples",
+                "also",
+            ),
+        ),
         Job(
             "evaluate",
             "Measure projectors on held-out pairs against every baseline.",
             {"evaluate": EvaluateOptions},
+            first=("data", "checkpoint", "output", "others", "models", "workers"),
         ),
         Job(
             "compare",
             "Make pictures with and without the projector and score them; resumes.",
             {"compare": CompareOptions},
+            first=("checkpoint", "output", "models", "prompts", "images", "methods", "alphas"),
         ),
         Job(
             "ladder",
             "Linear on few pairs, MLP on more, attention on most, a learning curve, a verdict; resumes.",
             {"ladder": LadderOptions, "build": BuildOptions, "train": TrainOptions},
+            first=("output",),
         ),
-        Job("report", "Write one HTML page from a run's files.", {"report": ReportOptions}),
+        Job(
+            "report",
+            "Write one HTML page from a run's files.",
+            {"report": ReportOptions},
+            module="report.page",
+        ),
         Job("export", "Write a folder to publish: weights, config, card.", {"export": ExportOptions}),
         Job("demo", "The whole chain on tiny random models.", {"demo": DemoOptions}),
     )
@@ -129,9 +168,7 @@ def main(argv: Sequence[str]) -> int:
             print(as_yaml(invocation.options), end="")
             return 0
         start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
-        # Imported now: a usage error or --help should not wait for ray and torch.
-        module = JOBS[invocation.job].module or invocation.job
-        job = getattr(import_module(f"ray_jobs.{module}"), module)
+        job = JOBS[invocation.job].load()
         return int(job(*map(with_lasting_paths, invocation.options.values())))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -141,5 +178,10 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-if __name__ == "__main__":
+def console() -> None:
+    """The command `zimage-projector`."""
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    console()

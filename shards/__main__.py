@@ -10,17 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from shards.commit import MOST
-from shards.dataset import Dataset, is_new
+from shards.dataset.dataset import Dataset, is_new
+from shards.dataset.failed_samples import retryable
 from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.info import details, info
-from shards.maintain import collect_garbage, repair, require_shards
-from shards.plan import SPLITS
-from shards.retry import retryable
-from shards.spool import Spool
-from shards.storage import open_storage
-from shards.trace import lines, trace
-from shards.watch import watch
+from shards.format.commit import MOST
+from shards.format.plan import SPLITS
+from shards.stores.local import open_storage
+from shards.stores.spool import Spool
+from shards.tools.gc_and_repair import collect_garbage, repair, require_shards
+from shards.tools.info import details, info
+from shards.tools.trace import lines, trace
+from shards.tools.watch import watch
 
 DAY = 86_400
 
@@ -160,7 +160,7 @@ def _trace(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from shards.verify import verify
+    from shards.tools.verify import verify
 
     findings = verify(options.root, workers=max(1, options.workers))
     for problem in findings.problems:
@@ -204,7 +204,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _card(options: argparse.Namespace) -> int:
-    from shards.card import put_card
+    from shards.tools.dataset_card import put_card
 
     dataset = _open(options)
     require_shards(dataset)
@@ -213,8 +213,8 @@ def _card(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
-    from shards.preview import contact_sheet
-    from shards.read import read_samples
+    from shards.dataset.read import read_samples
+    from shards.tools.preview import contact_sheet
 
     dataset = _open(options)
     require_shards(dataset)
@@ -233,8 +233,8 @@ def _gc(options: argparse.Namespace) -> int:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from shards.lease import sole_writer
-    from shards.merge import merge
+    from shards.stores.lease import sole_writer
+    from shards.tools.merge import merge
 
     sources = [Dataset.open(open_storage(root)) for root in options.sources]
     storage = open_storage(options.root)

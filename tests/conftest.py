@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from shards.dataset import Dataset
-from shards.plan import Plan
-from shards.storage import open_storage
+from shards.dataset.dataset import Dataset
+from shards.format.plan import Plan
+from shards.stores.local import open_storage
 from tests_support import SETTINGS, a_plan, commit_shard
 
 # Of the tests with Ray: what takes about as long as all others do.

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from shards.dataset import Dataset
-from shards.plan import make_plan
-from shards.prompts import Prompt
-from shards.storage import open_storage
+from shards.dataset.dataset import Dataset
+from shards.format.plan import make_plan
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
 from tests_support import SETTINGS, commit_shard
 
 WIDTH = 400  # dimensions; enough for 396

@@ -18,7 +18,7 @@ import pytest
 from botocore.config import Config
 
 from fault_proxy import FaultProxy
-from shards.s3_calls import Patience
+from shards.stores.s3_client import Patience
 
 HASTY = Patience(
     first_contact=2.0,

@@ -9,6 +9,33 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("shards", "projector", "ray_jobs")
+# Bottom up: a folder may import those before it and itself.
+FOLDERS = (
+    "shards.errors",
+    "shards.stores",
+    "shards.format",
+    "shards.dataset",
+    "shards.prompts",
+    "shards.sources",
+    "shards.tools",
+    "shards",
+    "projector.options",
+    "projector.models",
+    "projector.data",
+    "projector.making",
+    "projector.network",
+    "projector.training",
+    "projector.steering",
+    "projector.evaluation",
+    "projector.comparison",
+    "projector",
+    "ray_jobs.cli",
+    "ray_jobs.cluster",
+    "ray_jobs.building",
+    "ray_jobs.report",
+    "ray_jobs.jobs",
+    "ray_jobs",
+)
 FORBIDDEN = {
     "shards": ("projector", "ray_jobs", "ray", "torch", "transformers", "diffusers"),
     "projector": ("ray_jobs", "ray"),
@@ -65,20 +92,75 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-def test_imports_run_one_way_without_cycles():
+def test_imports_run_down_the_list_of_folders():
     graph = {
         module: {name for name in imports_of(file_of(module)) if name.split(".")[0] in ROOMS}
         for room in ROOMS
         for module in modules(room)
     }
-    for module, imported in graph.items():
-        rank = ROOMS.index(module.split(".")[0])
-        assert all(ROOMS.index(name.split(".")[0]) <= rank for name in imported), module
+    assert climbing(graph) == []
     done: set[str] = set()
     while len(done) < len(graph):
         ready = [module for module in graph if module not in done and graph[module] & graph.keys() <= done]
         assert ready, f"import cycle among {sorted(graph.keys() - done)}"
         done.update(ready)
+
+
+def test_the_rule_sees_an_import_that_climbs():
+    assert climbing({"shards.stores.s3": {"shards.format.plan"}}) == [
+        "shards.stores.s3 imports shards.format.plan"
+    ]
+    assert climbing({"projector.data.pairs": {"ray_jobs.cli.log"}}) == [
+        "projector.data.pairs imports ray_jobs.cli.log"
+    ]
+
+
+def climbing(graph: dict[str, set[str]]) -> list[str]:
+    """Imports from a folder further up in FOLDERS."""
+    return [
+        f"{module} imports {name}"
+        for module, names in graph.items()
+        for name in sorted(names)
+        if rank_of(name) > rank_of(module)
+    ]
+
+
+def rank_of(module: str) -> int:
+    """The place in FOLDERS of the longest name there that a module's begins with."""
+    return FOLDERS.index(max((f for f in FOLDERS if f"{module}.".startswith(f"{f}.")), key=len))
+
+
+def test_every_folder_has_its_place_and_says_in_a_sentence_what_is_there():
+    for folder in folders():
+        assert folder.replace("/", ".") in FOLDERS, folder
+        said = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))
+        assert said, folder
+        assert said.endswith("."), folder
+        assert "\n" not in said, folder
+
+
+def folders() -> list[str]:
+    return [
+        str(path.parent.relative_to(ROOT))
+        for room in ROOMS
+        for path in sorted((ROOT / room).glob("*/__init__.py"))
+    ]
+
+
+def test_no_two_files_and_no_two_classes_share_a_name():
+    """Jobs are the exception: their files bear the names of their commands."""
+    stems: dict[str, list[str]] = {}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            if path.stem not in ("__init__", "__main__") and path.parent.name != "jobs":
+                stems.setdefault(path.stem, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in stems.items() if len(paths) > 1} == {}
+    classes: dict[str, list[str]] = {}
+    for path in [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in classes.items() if len(paths) > 1} == {}
 
 
 def file_of(module: str) -> Path:
@@ -95,14 +177,9 @@ def test_there_is_no_room_for_forgotten_code():
     ]
 
 
-def test_the_map_names_every_file():
+def test_the_page_names_each_folder_once_and_nothing_that_is_not_there():
     page = (ROOT / "docs" / "architecture.md").read_text()
-    files = [
-        str(path.relative_to(ROOT))
-        for room in ROOMS
-        for path in sorted((ROOT / room).rglob("*.py"))
-        if path.name != "__init__.py"
-    ]
-    assert [file for file in files if f"`{file}`" not in page] == []
+    rows = [line.split("`")[1].rstrip("/") for line in page.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(folders())
     named = {word for word in page.split("`") if word.endswith(".py") and word.split("/")[0] in ROOMS}
-    assert named - set(files) == set(), "the map names files that do not exist"
+    assert [word for word in sorted(named) if not (ROOT / word).is_file()] == []

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from ray_jobs.__main__ import JOBS
-from ray_jobs.command_line import parse
+from ray_jobs.cli.parse import parse
 from ray_support import ROOT, blocks
 from shards.__main__ import main as run_tool
 

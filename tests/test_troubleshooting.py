@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.__main__ import JOBS
-from ray_jobs.command_line import parse
+from ray_jobs.cli.parse import parse
 from shards.__main__ import main as run_tool
-from shards.plan import make_plan
-from shards.prompts import Prompt
+from shards.format.plan import make_plan
+from shards.prompts.prompt import Prompt
 from tests_support import a_plan, commit_shard
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +129,7 @@ def test_rows_are_whole_and_no_message_stands_twice():
 def test_every_stage_stands_in_the_page():
     stages = set()
     for room in ("projector", "ray_jobs"):
-        for path in (ROOT / room).glob("*.py"):
+        for path in (ROOT / room).rglob("*.py"):
             for call in ast.walk(ast.parse(path.read_text())):
                 called = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
                 if called in ("Stage", "Failure.from_exception") and isinstance(call.args[0], ast.Constant):

@@ -7,12 +7,12 @@ import ml_dtypes
 import numpy as np
 from PIL import Image
 
-from shards.dataset import Dataset
-from shards.plan import Plan, PlannedSample, PlannedShard, make_plan
-from shards.prompts import Prompt
-from shards.publish import Circumstances, publish
-from shards.sample import Expected, Failure, Sample, make_sample
-from shards.write import ShardWriter
+from shards.dataset.dataset import Dataset
+from shards.dataset.publish import Circumstances, publish
+from shards.format.plan import Plan, PlannedSample, PlannedShard, make_plan
+from shards.format.sample import Expected, Failure, Sample, make_sample
+from shards.format.shard_writer import ShardWriter
+from shards.prompts.prompt import Prompt
 
 HIDDEN = 8
 SIZE = 32  # pixels

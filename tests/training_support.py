@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import safetensors.torch
-
-from projector.synthetic import Synthetic
+from synthetic import Synthetic
 
 WORLD = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
 TRAIN, VAL = WORLD.source(50), WORLD.source(20, first=1000)

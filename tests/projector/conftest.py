@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from projector.models import resolve_models
+from projector.models.resolve import resolve_models
+from projector.models.tiny import make_tiny_models
 from projector.options import ModelPaths
-from projector.tiny import make_tiny_models
 
 
 @pytest.fixture(scope="session")

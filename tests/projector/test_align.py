@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projector.align import (
+from projector.data.align import (
     Alignment,
     area_pool,
     area_weights,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from projector import batches
-from projector.batches import BatchMaker, DeviceBrokenError
-from shards.sample import Failure
+from projector.making import batching as batches
+from projector.making.batching import BatchMaker, DeviceBrokenError
+from shards.format.sample import Failure
 
 
 class FailsAt(BatchMaker[int, int]):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from projector.blockiness import blockiness
+from projector.comparison.blockiness import blockiness
 
 ROWS, COLUMNS = np.mgrid[:256, :256]
 NOISE = np.random.default_rng(5).integers(0, 256, (256, 256))

@@ -11,20 +11,20 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from projector import VLEmbeddingExtractor
-from projector.baselines import Reference
-from projector.blend import BLENDS
-from projector.comparison import Comparer, CompareSettings, CompareSpec, check_prompts, columns_of
-from projector.data import Pair, in_memory
-from projector.generate import ImageGenerator
-from projector.grid import CELL, comparison_grid
+from projector.comparison.cases import Case, as_webp
+from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts, columns_of
+from projector.comparison.grid import CELL, comparison_grid
+from projector.data.pairs import Pair, in_memory
+from projector.evaluation.baselines import TrainStatistics
+from projector.models.image_generator import ImageGenerator
+from projector.models.text_encoder import TextEncoder
 from projector.options import TrainOptions
-from projector.text import TextEncoder
-from projector.training import train
-from shards.cases import Case, as_webp
+from projector.steering.blend import BLENDS
+from projector.training.loop import train
 from shards.errors import StorageError, UsageError
-from shards.sample import open_image
-from shards.statistics import RunningStatistics
-from shards.storage import open_storage
+from shards.format.sample import open_image
+from shards.format.statistics import RunningStatistics
+from shards.stores.local import open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "conditioned_generate.py"
@@ -66,7 +66,7 @@ def checkpoint(tmp_path_factory):
 def reference():
     """Statistics under which no baseline is the identity."""
     random = np.random.default_rng(0)
-    known = Reference(RunningStatistics(WIDTH), RunningStatistics(WIDTH))
+    known = TrainStatistics(RunningStatistics(WIDTH), RunningStatistics(WIDTH))
     known.inputs.update(random.normal(1, 3, (40, WIDTH)))
     known.targets.update(random.normal(-2, 50, (40, WIDTH)))
     return known

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from projector.control import INSTRUCTION, Captioner, WrittenCaptions
-from projector.text import TextEncoder
+from projector.evaluation.caption_control import INSTRUCTION, Captioner, WrittenCaptions
+from projector.models.text_encoder import TextEncoder
 from shards.errors import CorruptShardError
-from shards.sample import KIND_CAPTION
+from shards.format.sample import KIND_CAPTION
 from vision_support import full_forward, pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -18,7 +18,7 @@ def captioner(tiny):
 
 
 def test_the_first_word_is_the_likeliest_of_the_librarys_own_forward(tiny, captioner, monkeypatch):
-    monkeypatch.setattr("projector.control.NEW_TOKENS", 3)
+    monkeypatch.setattr("projector.evaluation.caption_control.NEW_TOKENS", 3)
     image = pictures(1)[0]
     states = full_forward(tiny, image, INSTRUCTION)
     likeliest = captioner.model.lm_head(states[-1][-1]).argmax()
@@ -46,8 +46,10 @@ def encoder(tiny):
 
 def written(monkeypatch, encoder, captions, keys):
     samples = [type("Sample", (), {"key": key, "image": b""}) for key in keys]
-    monkeypatch.setattr("projector.control.read_samples", lambda *_args, **_named: iter(samples))
-    monkeypatch.setattr("projector.control.open_image", lambda _: pictures(1)[0])
+    monkeypatch.setattr(
+        "projector.evaluation.caption_control.read_samples", lambda *_args, **_named: iter(samples)
+    )
+    monkeypatch.setattr("projector.evaluation.caption_control.open_image", lambda _: pictures(1)[0])
     dataset = type("Dataset", (), {"storage": type("Storage", (), {"root": "here"})})
     return WrittenCaptions(Told(captions), encoder, dataset, "val")
 

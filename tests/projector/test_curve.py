@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projector.curve import fit_curve
+from projector.evaluation.learning_curve import fit_curve
 
 PAIRS = (1000, 2000, 5000, 10_000, 20_000)
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.align import Alignment
-from projector.data import Pair, bfloat16_tensor, in_memory, load_pairs
-from projector.held import Held, Ragged, statistics_of
-from shards.dataset import Dataset
+from projector.data.align import Alignment
+from projector.data.packed import Held, Ragged, statistics_of
+from projector.data.pairs import Pair, bfloat16_tensor, in_memory, load_pairs
+from shards.dataset.dataset import Dataset
+from shards.dataset.publish import Circumstances, publish
 from shards.errors import UsageError
-from shards.plan import make_plan
-from shards.prompts import Prompt
-from shards.publish import Circumstances, publish
-from shards.sample import Expected, make_sample
-from shards.storage import open_storage
-from shards.write import ShardWriter
+from shards.format.plan import make_plan
+from shards.format.sample import Expected, make_sample
+from shards.format.shard_writer import ShardWriter
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
 
 WIDTH = 4
 

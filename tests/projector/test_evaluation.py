@@ -3,16 +3,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from synthetic import Synthetic
 
-from projector.align import Alignment
-from projector.baselines import Reference, overall_std
-from projector.contest import Contest
-from projector.data import in_memory
-from projector.evaluation import evaluate
+from projector.data.align import Alignment
+from projector.data.pairs import in_memory
+from projector.evaluation.baselines import TrainStatistics, overall_std
+from projector.evaluation.contest import Contest
+from projector.evaluation.evaluator import evaluate
+from projector.network.projector import Projector
 from projector.options import EvaluateOptions, TrainOptions
-from projector.projector import Projector
-from projector.synthetic import Synthetic
-from projector.training import train
+from projector.training.loop import train
 from shards.errors import UsageError
 
 WORLD = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
@@ -187,6 +187,6 @@ def test_another_width(tmp_path):
 
 
 def test_overall_std_is_that_of_all_numbers():
-    reference = Reference.of(TRAIN)
+    reference = TrainStatistics.of(TRAIN)
     text = torch.cat([pair.text.double() for pair in TRAIN]).numpy()
     assert overall_std(reference.targets) == pytest.approx(text.std(), rel=1e-6)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load
 from torch.nn import functional
 
-from projector import export
-from projector.export import folded_bytes, onnx_bytes, program_bytes, program_of, without_places
-from projector.networks import ProjectorNetwork, Shape
-from projector.projector import Projector
+from projector.network import publishing as export
+from projector.network.architectures import ProjectorNetwork, Shape
+from projector.network.projector import Projector
+from projector.network.publishing import folded_bytes, onnx_bytes, program_bytes, program_of, without_places
 from shards.errors import UsageError
-from shards.statistics import RunningStatistics
+from shards.format.statistics import RunningStatistics
 
 WIDTH = 16
 SHAPES = [(1, 1), (2, 5), (1, 9), (3, 64)]  # shorter and longer than twice attention's queries, and as traced

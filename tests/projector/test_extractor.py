@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from projector import Projector, VLEmbeddingExtractor, blend_interpolate
-from projector.data import Pair, in_memory
+from projector.data.pairs import Pair, in_memory
+from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.options import TrainOptions
-from projector.training import train
-from projector.vision import VisionLanguageEncoder
+from projector.training.loop import train
 from shards.errors import UsageError
-from shards.sample import KIND_IMAGE
+from shards.format.sample import KIND_IMAGE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (256, 256, 3), dtype=np.uint8))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from projector.align import Alignment
-from projector.data import Pair
-from projector.held import Held, Packed, Ragged, room_in_memory, statistics_of
+from projector.data.align import Alignment
+from projector.data.packed import Held, Packed, Ragged, room_in_memory, statistics_of
+from projector.data.pairs import Pair
 
 WIDTH = 16
 

@@ -9,25 +9,25 @@ import pytest
 import torch
 
 from import_support import coco_content, encoded, write_coco
-from projector.imports import ImportSettings, load_import
+from projector.making.generated import as_array
+from projector.making.imported import ImportSettings, load_import
+from projector.making.reread import RereadSettings, rereading
+from projector.models.resolve_readers import resolve_readers
+from projector.models.text_encoder import TextEncoder
+from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.options import ModelPaths
-from projector.pairs import as_array
-from projector.readers import resolve_readers
-from projector.reread import RereadSettings, rereading
-from projector.text import TextEncoder
-from projector.vision import VisionLanguageEncoder
-from shards.catalogue import catalogued
-from shards.dataset import Dataset
+from shards.dataset.dataset import Dataset
+from shards.dataset.failed_samples import HOPELESS
+from shards.dataset.publish import Circumstances, publish
 from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.filters import Rules
-from shards.plan import PlannedShard, make_plan
-from shards.publish import Circumstances, publish
-from shards.retry import HOPELESS
-from shards.sample import Expected, Failure, check_sample, open_image
-from shards.source import SourceSpec
-from shards.storage import open_storage
-from shards.verify import expected_of, verify
-from shards.write import ShardWriter
+from shards.format.plan import PlannedShard, make_plan
+from shards.format.sample import Expected, Failure, check_sample, open_image
+from shards.format.shard_writer import ShardWriter
+from shards.sources.catalogue import catalogued
+from shards.sources.filters import Rules
+from shards.sources.source import SourceSpec
+from shards.stores.local import open_storage
+from shards.tools.verify import expected_of, verify
 
 SETTINGS = ImportSettings(
     layers=(-8, -2),

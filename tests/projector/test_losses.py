@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from projector.losses import dimension_weights, masked_error, masked_std, spread_error
+from projector.training.losses import dimension_weights, masked_error, masked_std, spread_error
 from shards.errors import UsageError
 
 

@@ -7,9 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from projector.distances import random_directions, retrieval, sliced_wasserstein, weighted_wasserstein
-from projector.metrics import Metrics, Standard, rms_norm
-from projector.moments import PAIRS_AT_A_TIME, Moments, bootstrap_weights, row_sums
+from projector.evaluation.distances import (
+    random_directions,
+    retrieval,
+    sliced_wasserstein,
+    weighted_wasserstein,
+)
+from projector.evaluation.metrics import Metrics, Standard, rms_norm
+from projector.evaluation.moments import PAIRS_AT_A_TIME, Moments, bootstrap_weights, row_sums
 
 WIDTH = 5
 
@@ -98,7 +103,7 @@ def test_workers_merged_equal_one_alone(seed, cut):
 
 
 def test_the_sample_for_retrieval_is_bounded_and_the_same_in_any_order(monkeypatch):
-    monkeypatch.setattr("projector.metrics.KEPT_PAIRS", 10)
+    monkeypatch.setattr("projector.evaluation.metrics.KEPT_PAIRS", 10)
     predictions, targets, mean, std = made(0, 40)
     directions = random_directions(WIDTH, 7, seed=0)
     whole = measured(predictions, targets, mean, std, directions)

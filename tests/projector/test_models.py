@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from projector.models import CACHE_VARIABLE, file_hashes, resolve_models, tiny_folder
+from projector.models.resolve import CACHE_VARIABLE, file_hashes, resolve_models, tiny_folder
+from projector.models.tiny import RECIPE, make_tiny_models
 from projector.options import ModelPaths
-from projector.tiny import RECIPE, make_tiny_models
 from shards.errors import UsageError
 
 

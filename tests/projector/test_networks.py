@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from projector.networks import ProjectorNetwork, Shape, relative_positions, safe_std
+from projector.network.architectures import ProjectorNetwork, Shape, relative_positions, safe_std
 from shards.errors import UsageError
-from shards.statistics import RunningStatistics
+from shards.format.statistics import RunningStatistics
 
 SINK = 13504.0  # the largest activation published for Qwen3-4B, at the attention sink
 

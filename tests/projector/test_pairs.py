@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from projector import generate, pairs, text, vision
-from projector.batches import make_sound
-from projector.pairs import PairSettings, Pictured, PictureReader
-from projector.residence import Residence
-from projector.steps import FusedMaker, StagedMaker
-from projector.vision import pool_by_kind
-from shards.plan import make_plan
-from shards.prompts import Prompt
-from shards.sample import Expected, Failure, Sample, check_sample
+from projector.making import generated as pairs
+from projector.making.batching import make_sound
+from projector.making.generated import PairSettings, Pictured, PictureReader
+from projector.making.shard_maker import FusedMaker, StagedMaker
+from projector.models import image_generator as generate
+from projector.models import text_encoder as text
+from projector.models import vision_encoder as vision
+from projector.models.offload import Residence
+from projector.models.vision_encoder import pool_by_kind
+from shards.format.plan import make_plan
+from shards.format.sample import Expected, Failure, Sample, check_sample
+from shards.prompts.prompt import Prompt
 
 SETTINGS = PairSettings(
     height=64,
@@ -255,7 +258,7 @@ def test_guidance_and_default_settings_run(tiny_sources):
 
 def test_there_is_something_to_learn(tiny_sources):
     """A closed-form ridge from mean image token to mean caption token beats identity by far on held-out pairs."""
-    from shards.grammar import builtin_prompts
+    from shards.prompts.builtin import builtin_prompts
 
     torch.set_num_threads(2)
     maker = FusedMaker.load(

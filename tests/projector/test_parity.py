@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.generate import ImageGenerator
-from projector.text import SampleError, TextEncoder
-from projector.vision import VisionLanguageEncoder
-from shards.grammar import builtin_prompts
+from projector.models.image_generator import ImageGenerator
+from projector.models.text_encoder import SampleError, TextEncoder
+from projector.models.vision_encoder import VisionLanguageEncoder
+from shards.prompts.builtin import builtin_prompts
 
 CAPTIONS = [
     "a red fox",

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from projector.networks import ProjectorNetwork, Shape
-from projector.projector import Projector
+from projector.network.architectures import ProjectorNetwork, Shape
+from projector.network.projector import Projector
 from shards.errors import UsageError
-from shards.statistics import RunningStatistics
+from shards.format.statistics import RunningStatistics
 
 WIDTH = 16
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from projector.pairs import PairSettings
-from projector.quantize import Int8Linear
-from projector.steps import FusedMaker
-from projector.text import TextEncoder
-from ray_jobs.build import dataset_settings, pair_settings
-from ray_jobs.options import BuildOptions
-from ray_jobs.placement import needs
-from shards.grammar import builtin_prompts
-from shards.plan import make_plan
-from shards.prompts import Prompt
-from shards.sample import Sample
+from projector.making.generated import PairSettings
+from projector.making.shard_maker import FusedMaker
+from projector.models.int8 import Int8Linear
+from projector.models.text_encoder import TextEncoder
+from ray_jobs.building.model_placement import needs
+from ray_jobs.cli.run_options import BuildOptions
+from ray_jobs.jobs.build import dataset_settings, pair_settings
+from shards.format.plan import make_plan
+from shards.format.sample import Sample
+from shards.prompts.builtin import builtin_prompts
+from shards.prompts.prompt import Prompt
 
 SETTINGS = PairSettings(
     64, 64, 2, 0.0, (-8, -6), ("caption", "none"), "all", 60, "float32", 4, quantize="int8"

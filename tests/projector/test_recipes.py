@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from synthetic import Synthetic
 from torch import nn
 from torch.nn import functional as F
 
-from projector.align import guide_pool
-from projector.data import in_memory, joined
+from projector.data.align import guide_pool
+from projector.data.pairs import in_memory, joined
+from projector.network.projector import Projector
 from projector.options import TrainOptions
-from projector.projector import Projector
-from projector.schedule import epoch_order, learning_rate
-from projector.synthetic import Synthetic
-from projector.training import train
+from projector.training.loop import train
+from projector.training.schedule import epoch_order, learning_rate
 from shards.errors import UsageError
 from training_support import TRAIN, VAL, WORLD, curve, weights
 
@@ -106,15 +106,15 @@ def test_the_loader_changes_nothing(tmp_path, arch):
 
 @pytest.mark.parametrize(("room", "packed"), [(1e12, False), (1e4, True)])
 def test_auto_looks_at_the_memory_there_is(tmp_path, monkeypatch, room, packed):
-    monkeypatch.setattr("projector.loading.room_in_memory", lambda: room)
+    monkeypatch.setattr("projector.training.pair_storage.room_in_memory", lambda: room)
     made = []
-    monkeypatch.setattr("projector.held.Packed.__init__", recording(made))
+    monkeypatch.setattr("projector.data.packed.Packed.__init__", recording(made))
     train(options(tmp_path, loader="auto"), TRAIN, VAL)
     assert bool(made) == packed
 
 
 def recording(made):
-    from projector.held import Packed
+    from projector.data.packed import Packed
 
     original = Packed.__init__
 

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from projector.models import resolve_vision
-from projector.pairs import PairSettings, as_array
-from projector.reread import RereadMaker, RereadSettings
-from projector.steps import FusedMaker, InOneStage
-from projector.vision import VisionLanguageEncoder
-from shards.dataset import Dataset
+from projector.making.generated import PairSettings, as_array
+from projector.making.reread import RereadMaker, RereadSettings
+from projector.making.shard_maker import FusedMaker, InOneStage
+from projector.models.resolve import resolve_vision
+from projector.models.vision_encoder import VisionLanguageEncoder
+from shards.dataset.dataset import Dataset
+from shards.dataset.publish import Circumstances, publish
+from shards.dataset.read import read_plan, read_samples
 from shards.errors import CorruptShardError, UsageError
-from shards.plan import Plan, make_plan
-from shards.prompts import Prompt
-from shards.publish import Circumstances, publish
-from shards.read import read_plan, read_samples
-from shards.sample import Expected, Failure, Sample, open_image
-from shards.storage import open_storage
-from shards.verify import verify
-from shards.write import ShardWriter
+from shards.format.plan import Plan, make_plan
+from shards.format.sample import Expected, Failure, Sample, open_image
+from shards.format.shard_writer import ShardWriter
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
+from shards.tools.verify import verify
 
 BUILT = PairSettings(
     height=64,

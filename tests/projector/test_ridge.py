@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from synthetic import Synthetic
 
-from projector.align import Alignment
-from projector.held import Held, statistics_of
-from projector.networks import ProjectorNetwork, Shape
-from projector.ridge import PENALTIES, NormalEquations, Spectrum, fit_ridge
-from projector.synthetic import Synthetic
-from projector.world import World
+from projector.data.align import Alignment
+from projector.data.packed import Held, statistics_of
+from projector.network.architectures import ProjectorNetwork, Shape
+from projector.training.ridge import PENALTIES, NormalEquations, Spectrum, fit_ridge
+from projector.training.world import World
 
 WIDTH = 12
 ALONE = World(0, 1, torch.device("cpu"))

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projector.schedule import NOBODY, epoch_order, held, learning_rate
+from projector.training.schedule import NOBODY, epoch_order, held, learning_rate
 
 counts = st.integers(1, 200)
 sizes = st.integers(1, 50)

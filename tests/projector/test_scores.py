@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from projector.models import file_hashes
-from projector.scores import SiglipScorer, interval, load_scorers, resolve_scorer, score_pictures
-from projector.tiny_siglip import make_tiny_siglip
+from projector.comparison.scores import SiglipScorer, interval, load_scorers, resolve_scorer, score_pictures
+from projector.models.resolve import file_hashes
+from projector.models.tiny_siglip import make_tiny_siglip
 from shards.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

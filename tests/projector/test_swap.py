@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from synthetic import Synthetic
 
-from projector.distances import random_directions
-from projector.metrics import Standard
+from projector.evaluation.caption_swap import caption_swap, swapped, with_next
+from projector.evaluation.distances import random_directions
+from projector.evaluation.metrics import Standard
+from projector.network.projector import Projector
 from projector.options import TrainOptions
-from projector.projector import Projector
-from projector.swap import caption_swap, swapped, with_next
-from projector.synthetic import Synthetic
-from projector.training import train
-from shards.sample import KIND_CAPTION, KIND_IMAGE
+from projector.training.loop import train
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 
 WIDTH = 48
 SEEN = Synthetic(WIDTH, image_tokens=24, text_tokens=(5, 12), latent=6, image_signal=0.9)

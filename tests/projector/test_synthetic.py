@@ -5,14 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import ContentProbe, Synthetic
+from synthetic_files import guide_pool, tensors_of, write_guide_files, write_shards
 
-from projector.data import load_pairs
-from projector.synthetic import ContentProbe, Synthetic
-from projector.synthetic_files import guide_pool, tensors_of, write_guide_files, write_shards
-from shards.dataset import Dataset
-from shards.sample import KIND_CAPTION, KIND_IMAGE
-from shards.storage import open_storage
-from shards.verify import verify
+from projector.data.pairs import load_pairs
+from shards.dataset.dataset import Dataset
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from shards.stores.local import open_storage
+from shards.tools.verify import verify
 
 SMALL = Synthetic(width=24, image_tokens=12, text_tokens=(3, 9), latent=4)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projector.template import WholeSample, find_template
+from projector.data.template import WholeSample, find_template
 
 WIDTH = 512
 SINK = torch.zeros(WIDTH)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from projector.text import SENTINEL, SampleError, TextEncoder, caption_kinds, template_around
-from shards.sample import KIND_CAPTION, KIND_TEMPLATE
+from projector.models.text_encoder import SENTINEL, SampleError, TextEncoder, caption_kinds, template_around
+from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 
 CAPTIONS = [
     "a red fox",

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from projector import tiny as recipe
-from projector.generate import ImageGenerator
-from projector.models import file_hashes
-from projector.text import TextEncoder
-from projector.tiny import OUTLIER_DIMENSIONS, make_tiny_models
-from shards.grammar import builtin_prompts
+from projector.models import tiny as recipe
+from projector.models.image_generator import ImageGenerator
+from projector.models.resolve import file_hashes
+from projector.models.text_encoder import TextEncoder
+from projector.models.tiny import OUTLIER_DIMENSIONS, make_tiny_models
+from shards.prompts.builtin import builtin_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PROMPTS = [prompt.caption for prompt in builtin_prompts().prompts[:12]]
@@ -25,9 +25,7 @@ def conditioning(tiny):
 
 
 def test_processes_that_ask_at_once_get_one_whole_folder(tiny, tmp_path):
-    code = (
-        "import sys, pathlib; from projector.tiny import make_tiny_models as m; m(pathlib.Path(sys.argv[1]))"
-    )
+    code = "import sys, pathlib; from projector.models.tiny import make_tiny_models as m; m(pathlib.Path(sys.argv[1]))"
     asking = [
         subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "models")])
         for _ in range(3)

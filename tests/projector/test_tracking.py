@@ -8,13 +8,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from projector import tracking
-from projector.data import Pair, in_memory
+from projector.data.pairs import Pair, in_memory
 from projector.options import TrainOptions
-from projector.tracking import check_trackers
-from projector.training import train
+from projector.training import trackers as tracking
+from projector.training.loop import train
+from projector.training.trackers import check_trackers
 from shards.errors import UsageError
-from shards.storage import open_storage
+from shards.stores.local import open_storage
 
 
 def pairs(count=8):

@@ -1,16 +1,18 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from projector.data import in_memory
+from projector.data.pairs import in_memory
+from projector.network.projector import Projector
 from projector.options import TrainOptions
-from projector.projector import Projector
-from projector.training import NonFiniteLossError, train
+from projector.training.loop import NonFiniteLossError, train
 from shards.errors import UsageError
 from training_support import TRAIN, VAL, WORLD, curve, weights
 
@@ -79,7 +81,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, arch):
 
 def test_a_run_stopped_inside_an_epoch_goes_on_at_the_same_step(tmp_path, monkeypatch):
     train(options(tmp_path / "whole"), TRAIN, VAL)
-    monkeypatch.setattr("projector.trainer.STEPS_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr("projector.training.worker.STEPS_BETWEEN_LOOKS", 2)
     asked = iter([False] * 5 + [True])  # the sixth look: 7 steps an epoch, so step 4 of the second
     ticks = []
     first = train(
@@ -93,7 +95,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_at_the_same_step(tmp_path, monkey
 
 
 def test_long_epochs_save_on_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("projector.trainer.STEPS_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr("projector.training.worker.STEPS_BETWEEN_LOOKS", 2)
     seen = []
     train(
         options(tmp_path, checkpoint_seconds=1e-9, epochs=1, start="mean"),
@@ -191,12 +193,13 @@ def test_the_strength_asked_for_is_kept(tmp_path):
         projector.restore = 1.5
 
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WORKER = """
 import os, sys, torch
 from torch import distributed
 from projector.options import TrainOptions
-from projector.synthetic import Synthetic
-from projector.training import train
+from synthetic import Synthetic
+from projector.training.loop import train
 rank, size, meeting, output, arch, align, count, val = sys.argv[1:]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
@@ -228,6 +231,7 @@ def train_together(tmp_path, size, arch, align, count, val):
                 str(val),
             ],
             stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(BENCHMARKS)},
             text=True,
         )
         for rank in range(size)
@@ -265,7 +269,7 @@ def test_one_two_and_four_workers_train_alike(tmp_path, arch, align, count, val)
 
 def test_the_number_of_workers_may_change_on_the_way(tmp_path, monkeypatch):
     """One worker stops in the middle of the second epoch, two go on from its state."""
-    monkeypatch.setattr("projector.trainer.STEPS_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr("projector.training.worker.STEPS_BETWEEN_LOOKS", 2)
     looks = iter([False] * 5 + [True])  # four in an epoch of seven steps
     chosen = {"arch": "mlp", "align": "pool", "patience": 10}
     stopped = train(options(tmp_path / "mlp-2", **chosen), TRAIN, VAL, should_stop=lambda: next(looks))
@@ -277,7 +281,7 @@ def test_the_number_of_workers_may_change_on_the_way(tmp_path, monkeypatch):
 
 
 def test_more_workers_than_a_batch_has_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr("projector.training.World.join", lambda device: _CrowdedWorld())
+    monkeypatch.setattr("projector.training.loop.World.join", lambda device: _CrowdedWorld())
     with pytest.raises(UsageError, match="9 workers cannot share batches of 8 pairs"):
         train(options(tmp_path), TRAIN, VAL)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from projector.vision import VisionLanguageEncoder
-from shards.sample import KIND_CAPTION, KIND_IMAGE, KIND_MARKER, KIND_TEMPLATE
+from projector.models.vision_encoder import VisionLanguageEncoder
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE, KIND_MARKER, KIND_TEMPLATE
 from vision_support import full_forward, pictures
 
 BLOCKS = 12

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from projector.models import CACHE_VARIABLE, resolve_models
+from projector.models.resolve import CACHE_VARIABLE, resolve_models
 from ray_support import CREDENTIALS, RAY, ROOT, build_command, kill, with_workers
 
 

@@ -6,14 +6,14 @@ import pytest
 import ray
 import transformers
 
-from projector.models import CACHE_VARIABLE
+from projector.models.resolve import CACHE_VARIABLE
 from projector.options import TrainOptions
-from ray_jobs import cluster
 from ray_jobs.__main__ import main
-from ray_jobs.cluster import Cluster
-from ray_jobs.crew import crew_for
-from ray_jobs.options import BuildOptions
-from ray_jobs.train import check_workers
+from ray_jobs.cli.run_options import BuildOptions
+from ray_jobs.cluster import connect as cluster
+from ray_jobs.cluster.connect import Cluster
+from ray_jobs.cluster.crew import crew_for
+from ray_jobs.jobs.train import check_workers
 from shards.errors import UsageError
 
 

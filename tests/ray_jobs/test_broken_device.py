@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 CHILD = """
-from projector.batches import DeviceBrokenError
-from ray_jobs.finish import ending_with_the_device
+from projector.making.batching import DeviceBrokenError
+from ray_jobs.building.shard_output import ending_with_the_device
 with ending_with_the_device():
     print("at work", flush=True)
     raise DeviceBrokenError("an illegal memory access was encountered")

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_support import ROOT, build_command, bytes_of
-from shards.dataset import Dataset
-from shards.info import info
-from shards.read import read_samples
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.dataset.read import read_samples
+from shards.stores.local import open_storage
+from shards.tools.info import info
+from shards.tools.verify import verify
 
 pytestmark = pytest.mark.ray
 

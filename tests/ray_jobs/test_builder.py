@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ray_jobs.builder import ShardBuilder
+from ray_jobs.building.builder import ShardBuilder
 from shards.errors import StorageError
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_support import RAY, ROOT, build_command, bytes_of, kill, processes_of
-from shards.verify import verify
+from shards.tools.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -65,8 +65,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from ray_jobs.__main__ import main
-from ray_jobs.completion import start_monitor
-from ray_jobs.options import BuildOptions
+from ray_jobs.building.run import start_monitor
+from ray_jobs.cli.run_options import BuildOptions
 
 cluster, joined = Cluster(), []
 ray_command, hanging, commits = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])

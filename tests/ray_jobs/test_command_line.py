@@ -5,8 +5,8 @@ import yaml
 
 from projector.options import ModelPaths
 from ray_jobs.__main__ import JOBS, main, with_lasting_paths
-from ray_jobs.command_line import as_yaml, parse
-from ray_jobs.options import BuildOptions
+from ray_jobs.cli.parse import as_yaml, parse
+from ray_jobs.cli.run_options import BuildOptions
 from shards.errors import UsageError
 
 

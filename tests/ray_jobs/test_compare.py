@@ -12,25 +12,25 @@ import transformers
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from projector.blend import BLENDS
-from projector.comparison import CompareSpec
-from projector.data import training_pairs
-from projector.models import CACHE_VARIABLE, ModelSource, ModelSources
+from projector.comparison.cases import Case
+from projector.comparison.comparer import CompareSpec
+from projector.data.pairs import training_pairs
+from projector.models.resolve import CACHE_VARIABLE, ModelSource, ModelSources
 from projector.options import TrainOptions
-from projector.training import train
-from ray_jobs import workers
+from projector.steering.blend import BLENDS
+from projector.training.loop import train
 from ray_jobs.__main__ import JOBS, main
-from ray_jobs.cluster import StopRequest
-from ray_jobs.command_line import parse
-from ray_jobs.compare import SETTINGS, claim, comparison, settings_of
-from ray_jobs.options import CompareOptions
+from ray_jobs.cli.parse import parse
+from ray_jobs.cli.run_options import CompareOptions
+from ray_jobs.cluster import workers
+from ray_jobs.cluster.connect import StopRequest
+from ray_jobs.jobs.compare import SETTINGS, claim, comparison, settings_of
 from ray_support import ROOT
-from shards.cases import Case
-from shards.dataset import Dataset
+from shards.dataset.dataset import Dataset
+from shards.dataset.read import read_samples
 from shards.errors import StorageError, UsageError
-from shards.read import read_samples
-from shards.sample import open_image
-from shards.storage import open_storage
+from shards.format.sample import open_image
+from shards.stores.local import open_storage
 
 METHODS = ("identity", "global_scale", "per_dim_norm", "projector")
 SMALL = {"height": 64, "width": 64, "steps": 2, "samples": 2, "alphas": "0,0.5"}
@@ -60,7 +60,7 @@ TWICE = """
 import json, shutil, sys
 from pathlib import Path
 from ray_jobs.__main__ import main
-from ray_jobs.cluster import connected
+from ray_jobs.cluster.connect import connected
 first, second, output = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
 with connected():
     code = main(first)

@@ -7,9 +7,9 @@ import sys
 import pytest
 import ray
 
-from projector.data import load_pairs
+from projector.data.pairs import load_pairs
 from projector.options import TrainOptions
-from projector.training import train
+from projector.training.loop import train
 from ray_jobs.__main__ import main
 from ray_support import ROOT
 

@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from PIL import Image, PngImagePlugin
 
 from projector import Projector
-from projector.data import Pair, in_memory
+from projector.data.pairs import Pair, in_memory
 from projector.options import TrainOptions
-from projector.training import train
+from projector.training.loop import train
 from ray_jobs.__main__ import main
 from ray_support import ROOT
 
@@ -214,6 +214,6 @@ def test_the_folder_and_the_installed_project_are_all_it_takes(run, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"(5, 8) projector.projector {packages / 'projector' / '__init__.py'}",
+        f"(5, 8) projector.network.projector {packages / 'projector' / '__init__.py'}",
         "[]",
     ]

@@ -12,17 +12,17 @@ import ray
 import torch
 import transformers
 
-from projector.models import CACHE_VARIABLE, tiny_folder
-from projector.pairs import as_array
-from projector.vision import VisionLanguageEncoder
+from projector.making.generated import as_array
+from projector.models.resolve import CACHE_VARIABLE, tiny_folder
+from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.__main__ import main
 from ray_support import ROOT, with_workers
-from shards.dataset import Dataset
-from shards.maintain import uncommit
-from shards.read import read_plan, read_samples
-from shards.sample import open_image
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.dataset.read import read_plan, read_samples
+from shards.format.sample import open_image
+from shards.stores.local import open_storage
+from shards.tools.gc_and_repair import uncommit
+from shards.tools.verify import verify
 
 pytestmark = pytest.mark.ray
 

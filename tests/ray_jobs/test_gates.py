@@ -2,8 +2,8 @@
 
 import pytest
 
-from projector.curve import fit_curve
-from ray_jobs.gates import judge, verdict
+from projector.evaluation.learning_curve import fit_curve
+from ray_jobs.jobs.ladder_gates import judge, ladder_verdict
 
 IDENTITY = {"mse_standardized": 1.0, "outlier_dims": 30}
 
@@ -63,17 +63,17 @@ def curve(exponent=0.4, scale=3.0, noise=(0.0, 0.0, 0.0)):
     ],
 )
 def test_is_more_data_worth_it(made, answer):
-    said = verdict(*made, seconds_per_sample=3.6, steps=[], planned=[1000])
+    said = ladder_verdict(*made, seconds_per_sample=3.6, steps=[], planned=[1000])
     assert said.startswith("From 1,000 to 2,000 pairs the validation loss is expected to fall by ")
     assert said.endswith(f"for 1.00 device-hours: {answer}.")
 
 
 def test_a_climb_that_ended_early_says_so_first():
     step = {"arch": "mlp", **judged(loss=0.22).as_json()}
-    said = verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000, 5000])
+    said = ladder_verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000, 5000])
     assert said.startswith("The climb ended at mlp with 950 pairs: no gain over ridge")
-    assert "climb ended" not in verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000])
+    assert "climb ended" not in ladder_verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000])
 
 
 def test_without_a_curve_nothing_is_promised():
-    assert "Too few pairs" in verdict([], None, seconds_per_sample=1, steps=[], planned=[10])
+    assert "Too few pairs" in ladder_verdict([], None, seconds_per_sample=1, steps=[], planned=[10])

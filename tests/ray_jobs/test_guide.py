@@ -9,9 +9,9 @@ import yaml
 from PIL import Image
 
 from ray_jobs.__main__ import JOBS
-from ray_jobs.command_line import parse
+from ray_jobs.cli.parse import parse
 from ray_support import NEEDS_A_CLOUD, NEEDS_GPUS, ROOT, blocks, blocks_to_run
-from shards.verify import verify
+from shards.tools.verify import verify
 
 PAGE = "docs/guide.md"
 TINY, REAL = (text for language, text in blocks(PAGE) if language == "yaml")

@@ -14,18 +14,18 @@ import torch
 import transformers
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
-from projector.models import CACHE_VARIABLE, tiny_folder
-from projector.pairs import as_array
-from projector.text import TextEncoder
+from projector.making.generated import as_array
+from projector.models.resolve import CACHE_VARIABLE, tiny_folder
+from projector.models.text_encoder import TextEncoder
 from ray_jobs.__main__ import main
 from ray_support import ROOT, bytes_of, kill, with_workers
 from s3_support import moto, use
-from shards.dataset import Dataset
-from shards.maintain import collect_garbage
-from shards.read import read_samples
-from shards.retry import failures, retryable
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.dataset.failed_samples import failures, retryable
+from shards.dataset.read import read_samples
+from shards.stores.local import open_storage
+from shards.tools.gc_and_repair import collect_garbage
+from shards.tools.verify import verify
 
 __all__ = ["moto"]
 pytestmark = pytest.mark.ray

@@ -9,12 +9,12 @@ import time
 import pytest
 
 from ray_jobs.__main__ import main
-from ray_jobs.options import ReportOptions
-from ray_jobs.report import report
+from ray_jobs.cli.run_options import ReportOptions
+from ray_jobs.report.page import report
 from ray_support import ROOT
-from shards.dataset import Dataset
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.stores.local import open_storage
+from shards.tools.verify import verify
 
 pytestmark = pytest.mark.ray
 

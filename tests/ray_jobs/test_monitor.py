@@ -2,10 +2,10 @@
 
 import pytest
 
-from ray_jobs import monitor as module
-from ray_jobs.monitor import FAILURE_GRACE, MAX_ATTEMPTS, Monitor
-from shards.commit import Commit, tar_key
-from shards.plan import PlannedSample, PlannedShard
+from ray_jobs.building import monitor as module
+from ray_jobs.building.monitor import FAILURE_GRACE, MAX_ATTEMPTS, Monitor
+from shards.format.commit import Commit, tar_key
+from shards.format.plan import PlannedSample, PlannedShard
 
 
 def a_shard(index, size=4):

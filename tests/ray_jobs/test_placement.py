@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from projector import residence
-from projector.models import resolve_models
-from projector.pairs import PairSettings, PictureReader
-from ray_jobs.build import maker_of
-from ray_jobs.cluster import Cluster
-from ray_jobs.crew import Crew, crew_for, with_readers
-from ray_jobs.options import BuildOptions
-from ray_jobs.placement import Needs, choose_placement, needs, weight_bytes
+from projector.making.generated import PairSettings, PictureReader
+from projector.models import offload as residence
+from projector.models.resolve import resolve_models
+from ray_jobs.building.model_placement import Needs, choose_placement, needs, weight_bytes
+from ray_jobs.cli.run_options import BuildOptions
+from ray_jobs.cluster.connect import Cluster
+from ray_jobs.cluster.crew import Crew, crew_for, with_readers
+from ray_jobs.jobs.build import maker_of
 from shards.errors import UsageError
 
 GB = 1e9

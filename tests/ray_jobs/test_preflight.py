@@ -13,14 +13,24 @@ from pathlib import Path
 import pytest
 
 from fault_proxy import FaultProxy
-from projector.models import CACHE_VARIABLE, resolve_models
+from projector.models.resolve import CACHE_VARIABLE, resolve_models
 from projector.options import TrainOptions
-from ray_jobs import fitness, node, preflight
-from ray_jobs.cluster import Cluster
-from ray_jobs.fitness import Node, check_nodes, faults_of
-from ray_jobs.node import TO_BE_FETCHED, Answer, Device, Question, code_hash, glance_at, look_around
-from ray_jobs.options import BuildOptions
-from ray_jobs.preflight import crowded, placed, table, verdict
+from ray_jobs.cli.run_options import BuildOptions
+from ray_jobs.cluster import node_checks as fitness
+from ray_jobs.cluster import node_probe as node
+from ray_jobs.cluster.connect import Cluster
+from ray_jobs.cluster.node_checks import Node, check_nodes, faults_of
+from ray_jobs.cluster.node_probe import (
+    TO_BE_FETCHED,
+    Answer,
+    Device,
+    Question,
+    code_hash,
+    glance_at,
+    look_around,
+)
+from ray_jobs.jobs import preflight
+from ray_jobs.jobs.preflight import crowded, placed, preflight_verdict, table
 from ray_support import RAY, ROOT, SMALL
 from s3_support import moto, rclone, use
 from shards.errors import StorageError, UsageError
@@ -114,8 +124,8 @@ def test_the_table_has_a_line_for_each_node_and_the_verdict_counts():
     assert "+0 s" in first
     assert second.split() == ["10.0.0.8", "(abababab)", "FAULT", "ok", "ok", "FAULT", "ok", "ok"]
     assert third.count("no answer") == 6
-    assert verdict(nodes, faults) == "preflight: not fit (3 nodes, 6 GPUs): 3 faults in 2 places"
-    assert verdict([fit], []) == "preflight: fit (1 node, 2 GPUs)"
+    assert preflight_verdict(nodes, faults) == "preflight: not fit (3 nodes, 6 GPUs): 3 faults in 2 places"
+    assert preflight_verdict([fit], []) == "preflight: fit (1 node, 2 GPUs)"
 
 
 def test_models_are_placed_on_the_smallest_gpu(tiny_sources):
@@ -238,9 +248,9 @@ def test_code_is_told_apart_by_what_it_says(monkeypatch, tmp_path):
     before = code_hash()
     for room in node.ROOMS:
         shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(node, "__file__", str(tmp_path / "ray_jobs" / "node.py"))
+    monkeypatch.setattr(node, "__file__", str(tmp_path / "ray_jobs" / "cluster" / "node_probe.py"))
     assert code_hash() == before
-    with (tmp_path / "shards" / "plan.py").open("a") as file:
+    with (tmp_path / "shards" / "format" / "plan.py").open("a") as file:
         file.write("# another version\n")
     assert code_hash() != before
 
@@ -249,7 +259,7 @@ def test_code_is_told_apart_by_what_it_says(monkeypatch, tmp_path):
 def test_gpus_that_a_node_was_started_without_stay_hidden(words):
     """The worker's own variable is Ray's, to hide what it has not reserved; its parent is the node's raylet."""
     hide = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''"
-    worker = f"{hide}; from ray_jobs import node; print(node.visible_to_ray())"
+    worker = f"{hide}; from ray_jobs.cluster import node_probe; print(node_probe.visible_to_ray())"
     raylet = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], check=True)"
     clean = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     done = subprocess.run(

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from ray_jobs import progress
-from ray_jobs.progress import Progress, repeated
+from ray_jobs.cli import progress
+from ray_jobs.cli.progress import Progress, repeated
 
 
 @pytest.fixture

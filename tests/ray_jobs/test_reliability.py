@@ -11,13 +11,13 @@ import pytest
 from fault_proxy import FaultProxy
 from ray_support import ROOT, build_command, bytes_of, with_workers
 from s3_support import running_moto, running_rclone, use
-from shards.dataset import Dataset
-from shards.grammar import builtin_prompts
-from shards.info import info
-from shards.maintain import uncommit
-from shards.plan import make_plan
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.format.plan import make_plan
+from shards.prompts.builtin import builtin_prompts
+from shards.stores.local import open_storage
+from shards.tools.gc_and_repair import uncommit
+from shards.tools.info import info
+from shards.tools.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

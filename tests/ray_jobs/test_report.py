@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs import coverage as coverage_module
-from ray_jobs import gallery
-from ray_jobs import report as report_module
 from ray_jobs.__main__ import main
-from ray_jobs.charts import heat_map, histogram, interval_chart, line_chart, ratio_chart
-from ray_jobs.coverage import OTHERS, coverage
-from ray_jobs.run_files import Run, find_run
-from ray_jobs.run_schema import Evaluation
-from ray_jobs.verdict import best_first, verdict
+from ray_jobs.report import coverage as coverage_module
+from ray_jobs.report import page as report_module
+from ray_jobs.report import pictures as gallery
+from ray_jobs.report.charts import heat_map, histogram, interval_chart, line_chart, ratio_chart
+from ray_jobs.report.coverage import OTHERS, coverage
+from ray_jobs.report.run_files import Run, find_run
+from ray_jobs.report.run_schema import Evaluation
+from ray_jobs.report.verdict import best_first, verdict
 from report_example import (
     HOSTILE,
     evaluation,
@@ -26,7 +26,7 @@ from report_example import (
 )
 from s3_support import moto, use
 from shards.errors import UsageError
-from shards.storage import LocalStorage, open_storage
+from shards.stores.local import LocalStorage, open_storage
 
 __all__ = ["moto"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from projector.models import tiny_folder
-from projector.rewrite import INSTRUCTION, Rewriter
+from projector.making.prompt_rewriter import INSTRUCTION, Rewriter
+from projector.models.resolve import tiny_folder
 from ray_jobs.__main__ import main
-from shards.prompt_files import read_prompts
+from shards.prompts.files import read_prompts
 
 LONG = " ".join(f"word{i}" for i in range(30))
 # The last one holds what some take for the end of a line.

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.schedule import choose, simulate, to_copy
-from shards.plan import shard_sizes
+from ray_jobs.building.shard_schedule import choose, simulate, to_copy
+from shards.format.plan import shard_sizes
 
 FULL = 64
 

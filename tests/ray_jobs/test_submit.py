@@ -15,8 +15,8 @@ import yaml
 
 from ray_support import CREDENTIALS, NEEDS_A_CLOUD, RAY, ROOT, blocks, blocks_to_run, build_command
 from s3_support import moto, rclone, use
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.stores.local import open_storage
+from shards.tools.verify import verify
 
 __all__ = ["moto", "rclone"]
 
@@ -86,7 +86,7 @@ def test_the_demo_as_a_submitted_job_with_everything_on_s3(head, rclone, monkeyp
     assert places_of(rclone.secret_key, head) == []
 
 
-CONNECT = "from ray_jobs.cluster import connected\nwith connected() as cluster: print(cluster)"
+CONNECT = "from ray_jobs.cluster.connect import connected\nwith connected() as cluster: print(cluster)"
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -9,8 +9,8 @@ import pytest
 
 from projector import Projector
 from ray_support import ROOT
-from shards.dataset import Dataset
-from shards.storage import open_storage
+from shards.dataset.dataset import Dataset
+from shards.stores.local import open_storage
 
 pytestmark = pytest.mark.ray
 

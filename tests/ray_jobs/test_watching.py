@@ -11,13 +11,13 @@ from urllib.request import urlopen
 
 import pytest
 
-from ray_jobs.log import start_log, tell
-from ray_jobs.metrics import EVENTS, GAUGES, SECONDS, SORTED_GAUGES
+from ray_jobs.building.prometheus import EVENTS, GAUGES, SECONDS, SORTED_GAUGES
+from ray_jobs.cli.log import start_log, tell
 from ray_support import ROOT, build_command, with_workers
 from shards.__main__ import main as shards_main
-from shards.dataset import Dataset
-from shards.info import info
-from shards.storage import open_storage
+from shards.dataset.dataset import Dataset
+from shards.stores.local import open_storage
+from shards.tools.info import info
 
 NAMES = {*GAUGES, *SORTED_GAUGES, EVENTS, SECONDS}
 SAMPLES = 48  # in shards of four and, towards the end, fewer

@@ -6,8 +6,8 @@ import botocore.loaders
 import pytest
 
 from s3_support import HASTY, fault_proxy, moto, rclone, use
-from shards.s3 import S3Storage
-from shards.storage import open_storage
+from shards.stores.local import open_storage
+from shards.stores.s3 import S3Storage
 
 __all__ = ["fault_proxy", "moto", "rclone", "s3", "store"]
 

@@ -9,9 +9,9 @@ import yaml
 from markdown_it import MarkdownIt
 
 from shards.__main__ import main
-from shards.card import dataset_card
-from shards.markdown import LONGEST, front_matter, inline, table
-from shards.verify import verify
+from shards.tools.dataset_card import dataset_card
+from shards.tools.markdown import LONGEST, front_matter, inline, table
+from shards.tools.verify import verify
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import cases
-from shards.cases import LONGEST_SIDE, Case, as_webp, held_out_pictures, name_of, paired, user_pictures
+from projector.comparison import cases
+from projector.comparison.cases import (
+    LONGEST_SIDE,
+    Case,
+    as_webp,
+    held_out_pictures,
+    name_of,
+    paired,
+    user_pictures,
+)
 from shards.errors import UsageError
-from shards.sample import open_image
+from shards.format.sample import open_image
 
 RANDOM = np.random.default_rng(1)
 

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from import_support import coco_content, laion_samples, tar_of, write_coco, write_laion
-from shards import catalogue as catalogue_module
-from shards.catalogue import Catalogue, catalogued
-from shards.dataset import Dataset
+from shards.dataset.dataset import Dataset
 from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
-from shards.filters import Rules
-from shards.maintain import collect_garbage
-from shards.plan import make_plan
-from shards.sample import Sample
-from shards.source import SourceSpec
-from shards.storage import open_storage
-from shards.verify import expected_of, verify
-from shards.write import ShardWriter
+from shards.format.plan import make_plan
+from shards.format.sample import Sample
+from shards.format.shard_writer import ShardWriter
+from shards.sources import catalogue as catalogue_module
+from shards.sources.catalogue import Catalogue, catalogued
+from shards.sources.filters import Rules
+from shards.sources.source import SourceSpec
+from shards.stores.local import open_storage
+from shards.tools.gc_and_repair import collect_garbage
+from shards.tools.verify import expected_of, verify
 from tests_support import SETTINGS, Circumstances, a_sample, publish
 
 RULES = Rules(val_fraction=0.3)

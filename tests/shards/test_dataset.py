@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.dataset import Dataset, fingerprint_of
+from shards.dataset.dataset import Dataset, fingerprint_of
+from shards.dataset.publish import Circumstances, adopt, publish
 from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
-from shards.publish import Circumstances, adopt, publish
-from shards.storage import open_storage
+from shards.stores.local import open_storage
 from tests_support import SETTINGS, a_plan, commit_shard, write_shard
 
 ROOT = Path(__file__).parent.parent.parent
@@ -205,7 +205,7 @@ def test_killed_at_any_step_the_shard_is_there_whole_or_not_at_all(tmp_path, poi
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path\n"
         "from tests_support import *\n"
-        "from shards.storage import open_storage\n"
+        "from shards.stores.local import open_storage\n"
         f"d = Dataset.create_or_open(open_storage({str(root)!r}), SETTINGS, {{}})\n"
         f"commit_shard(d, a_plan().shards[0], Path({str(tmp_path / 'spool')!r}))\n"
     )
@@ -228,7 +228,7 @@ def test_killed_at_any_step_the_shard_is_there_whole_or_not_at_all(tmp_path, poi
 
 
 def test_the_crash_hook_is_silent_by_default(monkeypatch):
-    from shards.crash import crash_point
+    from shards.dataset.crash_points import crash_point
 
     monkeypatch.delenv("SHARDS_CRASH_AT", raising=False)
     crash_point("after-tar")

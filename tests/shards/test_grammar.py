@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.grammar import CONTENT_TYPES, STYLES, SUBJECTS, builtin_prompts
-from shards.near_duplicates import near_duplicates
-from shards.plan import make_plan, normalise_caption
+from shards.format.plan import make_plan, normalise_caption
+from shards.prompts.builtin import CONTENT_TYPES, STYLES, SUBJECTS, builtin_prompts
+from shards.prompts.near_duplicates import near_duplicates
 
 SPACE = builtin_prompts().prompts
 CELLS = {(cell.content, cell.style, cell.subject) for cell in SPACE.cells}
@@ -134,7 +134,7 @@ def test_the_space_never_changes_unnoticed(language, source, prompts):
     digest = hashlib.sha256()
     for number in (*range(1000), *range(0, len(space.prompts), 9973)):
         digest.update(space.prompts[number].caption.encode())
-    assert digest.hexdigest() == prompts, "raise shards.grammar.VERSION as well"
+    assert digest.hexdigest() == prompts, "raise shards.prompts.builtin.VERSION as well"
 
 
 def test_a_plan_of_many_is_small_in_memory():

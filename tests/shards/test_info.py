@@ -4,8 +4,8 @@ import json
 from collections import Counter
 
 from shards.__main__ import main
-from shards.info import details, prompts
-from shards.prompt_figures import prompt_figures
+from shards.prompts.variety import prompt_figures
+from shards.tools.info import details, prompts
 from tests_support import a_plan, commit_shard
 
 

@@ -12,10 +12,10 @@ from dataclasses import asdict
 
 import pytest
 
-from shards import lease as module
 from shards.errors import StorageError
-from shards.lease import LEASE, HeldError, Holder, Lease, sole_writer
-from shards.storage import open_storage
+from shards.stores import lease as module
+from shards.stores.lease import LEASE, HeldError, Holder, Lease, sole_writer
+from shards.stores.local import open_storage
 
 QUICK = {"settle": 0.02, "duration": 60}
 BRIEF = {"settle": 0.02, "duration": 0.2}  # renewed twenty times a second
@@ -66,7 +66,7 @@ def test_one_that_expired_is_taken_over(folder):
 
 def test_one_of_a_dead_process_of_this_machine_is_taken_over_at_once(folder):
     code = (
-        "import os, signal, sys; from shards.lease import Lease; from shards.storage import open_storage\n"
+        "import os, signal, sys; from shards.stores.lease import Lease; from shards.stores.local import open_storage\n"
         "Lease(open_storage(sys.argv[1]), settle=0.02, duration=3600).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, folder.root], check=False)

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main
-from shards.dataset import Dataset
+from shards.dataset.dataset import Dataset
+from shards.dataset.failed_samples import plan_retries
 from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
-from shards.info import info
-from shards.merge import merge
-from shards.retry import plan_retries
-from shards.spool import Spool
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.stores.local import open_storage
+from shards.stores.spool import Spool
+from shards.tools.info import info
+from shards.tools.merge import merge
+from shards.tools.verify import verify
 from tests_support import SETTINGS, a_plan, commit_shard
 
 

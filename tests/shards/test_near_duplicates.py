@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.near_duplicates import near_duplicates, similarity, triples, words_of
+from shards.prompts.near_duplicates import near_duplicates, similarity, triples, words_of
 
 
 def jaccard(one, other):

@@ -3,7 +3,7 @@
 import pytest
 
 from shards.errors import CorruptShardError, NotFoundError, OversizeError
-from shards.objects import json_object, read_json_object
+from shards.stores.store import json_object, read_json_object
 
 
 def test_an_object_above_the_limit_is_not_read(store):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from import_support import encoded
-from shards import picture
-from shards.picture import ImageError, kept
-from shards.sample import open_image
+from shards.format.sample import open_image
+from shards.sources import picture
+from shards.sources.picture import ImageError, kept
 
 
 def by_hand(data, max_side=1024):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UsageError
-from shards.plan import (
+from shards.format.plan import (
     is_held_out,
     make_plan,
     normalise_caption,
@@ -13,7 +13,7 @@ from shards.plan import (
     sample_seed,
     shard_sizes,
 )
-from shards.prompts import Prompt
+from shards.prompts.prompt import Prompt
 
 PROMPTS = [Prompt(f"caption {i}", "photograph", "vintage", "people") for i in range(400)]
 

@@ -1,8 +1,8 @@
 """Figures of prompts against counting by hand."""
 
-from shards.plan import make_plan
-from shards.prompt_figures import prompt_figures
-from shards.prompts import Prompt
+from shards.format.plan import make_plan
+from shards.prompts.prompt import Prompt
+from shards.prompts.variety import prompt_figures
 
 LONG = " ".join(f"word{i}" for i in range(40))
 CAPTIONS = ["a red fox", "a red fox in snow", LONG, f"{LONG} more", f"other {LONG}"]

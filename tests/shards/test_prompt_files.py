@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UsageError
-from shards.grammar import builtin_prompts
-from shards.prompt_files import read_prompts, without_near_duplicates
-from shards.prompts import Prompt, PromptSource
+from shards.prompts.builtin import builtin_prompts
+from shards.prompts.files import read_prompts, without_near_duplicates
+from shards.prompts.prompt import Prompt, PromptSource
 
 CAPTIONS = ["plain", " spaces  kept ", 'a "quoted", comma', "emoji 🦊", "עברית", "<script>alert(1)</script>"]
 

@@ -12,9 +12,9 @@ import pytest
 import safetensors.torch
 import webdataset
 
-from shards import read
+from shards.dataset import read
+from shards.dataset.read import check_intact, decode_safetensors, read_samples
 from shards.errors import CorruptShardError
-from shards.read import check_intact, decode_safetensors, read_samples
 from tests_support import a_sample
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from shards.dataset import Dataset
-from shards.info import info
-from shards.plan import planned_count
-from shards.retry import plan_retries, retryable
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.dataset.failed_samples import plan_retries, retryable
+from shards.format.plan import planned_count
+from shards.stores.local import open_storage
+from shards.tools.info import info
+from shards.tools.verify import verify
 from tests_support import a_plan, commit_shard
 
 
@@ -73,7 +73,7 @@ def test_growth_after_a_retry(dataset, tmp_path):
 
 def test_captions_that_can_never_work_are_left_alone(make_dataset, tmp_path, monkeypatch):
     import tests_support
-    from shards.sample import Failure
+    from shards.format.sample import Failure
 
     class SampleError(ValueError):
         pass

@@ -15,12 +15,12 @@ import pytest
 
 from fault_proxy import CODES
 from s3_support import HASTY, use
-from shards import s3 as module
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.s3 import MIB, S3Storage, parse_root
-from shards.s3_calls import Patience, Tries
-from shards.s3_reader import S3Reader
-from shards.storage import TEMPORARY
+from shards.stores import s3 as module
+from shards.stores.local import TEMPORARY
+from shards.stores.s3 import MIB, S3Storage, parse_root
+from shards.stores.s3_client import Patience, Tries
+from shards.stores.s3_stream import S3Reader
 
 pytestmark = pytest.mark.server
 BOTH = pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
@@ -408,7 +408,7 @@ def test_a_long_failure_is_not_silent(moto, s3, fault_proxy, caplog):
     proxy = fault_proxy(moto)
     store = s3(moto, proxy=proxy)
     proxy.inject("500", times=5)
-    with caplog.at_level(logging.WARNING, "shards.s3"):
+    with caplog.at_level(logging.WARNING, "shards.stores.s3"):
         store.put_bytes("a", b"x")
     assert [record.message.partition(" s3://")[0] for record in caplog.records] == ["cannot put"]
     assert "trying on for up to" in caplog.text

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from shards.sample import Failure, check_image, check_sample, decode_tensors, encode_tensors, open_image
+from shards.format.sample import (
+    Failure,
+    check_image,
+    check_sample,
+    decode_tensors,
+    encode_tensors,
+    open_image,
+)
 from tests_support import EXPECTED, a_plan, a_sample
 
 PLANNED = a_plan().shards[0].samples[0]

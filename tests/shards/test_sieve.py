@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.filters import Rules
-from shards.items import Item, Place, imported_id
-from shards.plan import make_plan, normalise_caption
-from shards.sieve import LONGEST_CAPTION, caption_problem, taken
-from shards.source import Found
+from shards.format.plan import make_plan, normalise_caption
+from shards.sources.filters import Rules
+from shards.sources.item import Item, Place, imported_id
+from shards.sources.selection import LONGEST_CAPTION, caption_problem, taken
+from shards.sources.source import Found
 
 HERE = Place("a.jpg")
 # Few pictures and captions, so that they meet; case and spacing tell captions apart for nobody.

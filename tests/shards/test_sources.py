@@ -12,15 +12,15 @@ import pytest
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
 from s3_support import use
-from shards import rows
-from shards.catalogue import open_source
 from shards.errors import StorageError, UsageError
-from shards.filters import Rules, filters_of
-from shards.items import Item, Place
-from shards.originals import open_originals
-from shards.picture import MAX_BYTES, ImageError
-from shards.sieve import taken
-from shards.source import SourceSpec
+from shards.sources import parquet_rows as rows
+from shards.sources.catalogue import open_source
+from shards.sources.filters import Rules, filters_of
+from shards.sources.item import Item, Place
+from shards.sources.picture import MAX_BYTES, ImageError
+from shards.sources.picture_bytes import open_originals
+from shards.sources.selection import taken
+from shards.sources.source import SourceSpec
 
 
 def items_of(spec, **rules):

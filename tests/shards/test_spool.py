@@ -12,12 +12,12 @@ from collections import namedtuple
 import pytest
 
 from shards.errors import StorageError, UsageError
-from shards.spool import PREFIX, Spool
+from shards.stores.spool import PREFIX, Spool
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from shards.spool import Spool
+from shards.stores.spool import Spool
 with Spool(Path(sys.argv[1])).workspace("train-000000") as folder:
     (folder / "half.tar").write_bytes(bytes(1000))
     print("ready", flush=True)
@@ -27,7 +27,7 @@ with Spool(Path(sys.argv[1])).workspace("train-000000") as folder:
 CROWD = """
 import sys
 from pathlib import Path
-from shards.spool import Spool
+from shards.stores.spool import Spool
 for turn in range(300):
     with Spool(Path(sys.argv[1])).workspace("train-000000") as folder:
         (folder / "half.tar").touch()

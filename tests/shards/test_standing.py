@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from shards.commit import Commit
-from shards.runs import SILENT, Run
-from shards.standing import duration, plain, progress_parts, spending_parts, standing
+from shards.dataset.progress_figures import duration, plain, progress_parts, spending_parts, standing
+from shards.dataset.run_records import SILENT, RunRecord
+from shards.format.commit import Commit
 
 START = datetime(2026, 1, 5, 8, tzinfo=UTC)
 NOW = (START + timedelta(days=30)).timestamp()
@@ -43,7 +43,7 @@ def a_commit(number, begun=0.0, wall=100.0, samples=10, failed=0, **changes):
 
 
 def a_run(seen=0.0, **changes):
-    run = Run("a" * 32, "build", "01000000", at(0), at(seen), "complete", 0, 1.0, {}, 0.0, {})
+    run = RunRecord("a" * 32, "build", "01000000", at(0), at(seen), "complete", 0, 1.0, {}, 0.0, {})
     return replace(run, **changes)
 
 

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-import shards.publish
+import shards.dataset.publish
 import tests_support
-from shards.dataset import Dataset
-from shards.maintain import collect_garbage, leftovers, repair
-from shards.publish import Circumstances, adopt
-from shards.storage import open_storage
-from shards.verify import verify
+from shards.dataset.dataset import Dataset
+from shards.dataset.publish import Circumstances, adopt
+from shards.stores.local import open_storage
+from shards.tools.gc_and_repair import collect_garbage, leftovers, repair
+from shards.tools.verify import verify
 from tests_support import SETTINGS, a_plan, a_sample, commit_shard
 
 PER_SHARD = 3
@@ -109,7 +109,7 @@ class DatasetLife(RuleBasedStateMachine):
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(shards.publish, "crash_point", crash_point)
+            patch.setattr(shards.dataset.publish, "crash_point", crash_point)
             with contextlib.suppress(Killed):
                 self.make(self.missing())
         damage, _, suffix = spoilt.partition(" ")

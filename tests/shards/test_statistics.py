@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.statistics import RunningStatistics
+from shards.format.statistics import RunningStatistics
 
 
 @given(

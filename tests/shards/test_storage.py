@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.objects import Folder
-from shards.storage import TEMPORARY, Entry, check_key, open_storage
+from shards.stores.local import TEMPORARY, Entry, check_key, open_storage
+from shards.stores.store import Folder
 
 ODD = ["a b.txt", "é.txt", "a+b%20.txt", "z/1", "z-1", "z.1", "Z", "deep/er/still.tar", "emoji 🦊"]
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from shards.__main__ import main
-from shards.commit import Maker, Try
-from shards.publish import Circumstances, publish
-from shards.runs import Run, put_run
-from shards.trace import lines, trace
+from shards.dataset.publish import Circumstances, publish
+from shards.dataset.run_records import RunRecord, put_run
+from shards.format.commit import Maker, Try
+from shards.tools.trace import lines, trace
 from tests_support import a_plan, commit_shard, write_shard
 
 RUN = "b" * 32
@@ -36,7 +36,7 @@ def traced(make_dataset, tmp_path):
     publish(dataset, write_shard(dataset, plan.shards[0], tmp_path / "one", failing=(2,)), circumstances)
     put_run(
         dataset.storage,
-        Run(RUN, "build", "02000000", TIME, TIME, "complete", 0, 1.0, {}, 0.0, {"torch": "2.9"}),
+        RunRecord(RUN, "build", "02000000", TIME, TIME, "complete", 0, 1.0, {}, 0.0, {"torch": "2.9"}),
     )
     return dataset, plan.shards[0]
 

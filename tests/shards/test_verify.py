@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from shards import tables
-from shards.maintain import collect_garbage, repair
-from shards.tables import write_table
-from shards.verify import verify
+from shards.format import side_files as tables
+from shards.format.side_files import write_table
+from shards.tools.gc_and_repair import collect_garbage, repair
+from shards.tools.verify import verify
 from tests_support import a_plan, commit_shard
 
 

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from shards import watch as module
 from shards.__main__ import main
-from shards.dataset import Dataset
+from shards.dataset.dataset import Dataset
+from shards.dataset.run_records import RunRecord, put_run, read_run, run_entries, runs_on_record
 from shards.errors import CorruptShardError
-from shards.objects import json_object
-from shards.runs import Run, put_run, read_run, run_entries, runs_on_record
-from shards.storage import open_storage
-from shards.verify import verify
-from shards.watch import Observer, watch
+from shards.stores.local import open_storage
+from shards.stores.store import json_object
+from shards.tools import watch as module
+from shards.tools.verify import verify
+from shards.tools.watch import Observer, watch
 from tests_support import SETTINGS, a_plan, commit_shard
 
 PLAN = a_plan()
@@ -24,7 +24,7 @@ RUN = "0" * 31 + "a"
 
 def a_run(**changes):
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    run = Run(RUN, "build", "01000000", now, now, "", 3, 1.0, {"died": 2.5}, 0.0, {"torch": "2"})
+    run = RunRecord(RUN, "build", "01000000", now, now, "", 3, 1.0, {"died": 2.5}, 0.0, {"torch": "2"})
     return replace(run, **changes)
 
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import StorageError
-from shards.sample import Failure
-from shards.statistics import RunningStatistics
-from shards.tables import COMMIT_KEY
-from shards.write import ShardWriter, encode_members, sha256_of
+from shards.format.sample import Failure
+from shards.format.shard_writer import ShardWriter, encode_members, sha256_of
+from shards.format.side_files import COMMIT_KEY
+from shards.format.statistics import RunningStatistics
 from tests_support import EXPECTED, a_plan, a_sample, write_shard
 
 PLAN = a_plan()

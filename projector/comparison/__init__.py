@@ -1,0 +1,1 @@
+"""Pictures with and without a projector, side by side, and their scores."""

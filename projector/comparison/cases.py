@@ -1,0 +1,150 @@
+"""What a comparison is made on: reference pictures, users' or held out, each with a prompt; checked and named."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from shards.dataset.dataset import Dataset
+from shards.dataset.read import read_samples
+from shards.errors import UsageError
+from shards.format.sample import MAX_PIXELS, open_image
+from shards.sources.picture import MAX_BYTES, MOST_OBLONG
+
+SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+# Qwen3-VL makes a token of 32 x 32 pixels: a photograph of 12 megapixels would be 12,000 of them, where the
+# projector was trained on about a thousand.
+LONGEST_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference picture with one prompt, and under which keys what is made of it lies.
+
+    Attributes:
+        name: 16 hexadecimal digits, a hash of picture and prompt: safe as a key, whatever the user's names are.
+        prompt: exactly as it was given.
+        seed: of the noise that all pictures of the case start from.
+    """
+
+    name: str
+    prompt: str
+    seed: int
+
+    @property
+    def reference(self) -> str:
+        """Key of the reference picture."""
+        return f"references/{self.name}.webp"
+
+    @property
+    def grid(self) -> str:
+        """Key of the labelled grid."""
+        return f"grids/{self.name}.png"
+
+    def picture(self, method: str, alpha: float) -> str:
+        """Key of one picture."""
+        return f"pictures/{self.name}/{method}-{alpha}.png"
+
+
+def user_pictures(places: Sequence[str]) -> list[Image.Image]:
+    """Pictures of a user, turned upright and no longer than 2048 pixels.
+
+    Args:
+        places: image files, or folders of which all image files are taken in the order of their names.
+
+    Returns:
+        RGB pictures.
+
+    Raises:
+        UsageError: nothing there, or a file that is no sound picture; names it.
+    """
+    return [_opened(path) for place in places for path in _files(Path(place).expanduser())]
+
+
+def _files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    found = sorted(
+        path
+        for path in place.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not found:
+        raise UsageError(
+            f"compare.images = {str(place)!r}: no {', '.join(SUFFIXES)} files in that folder; give one with pictures"
+        )
+    return found
+
+
+def _opened(path: Path) -> Image.Image:
+    where = f"compare.images = {str(path)!r}"
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise UsageError(f"{where}: no such file; give image files, or folders of them")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UsageError(f"{where}: {size:,} bytes; at most {MAX_BYTES:,}, make it smaller")
+        picture = ImageOps.exif_transpose(open_image(path.read_bytes())).convert("RGB")
+    except OSError as error:
+        raise UsageError(f"{where}: cannot be read: {error.strerror or error}") from None
+    except UsageError:
+        raise
+    except Exception as error:  # what a broken EXIF block raises is not documented
+        raise UsageError(
+            f"{where}: {' '.join(str(error).split())}; give a sound PNG, WebP or JPEG of at most {MAX_PIXELS:,} pixels"
+        ) from None
+    if max(picture.size) > MOST_OBLONG * min(picture.size):
+        raise UsageError(
+            f"{where}: {picture.width} x {picture.height} pixels; crop it to at most {MOST_OBLONG} to 1"
+        )
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return picture
+
+
+def held_out_pictures(dataset: Dataset, count: int) -> list[tuple[Image.Image, str]]:
+    """The first held-out samples of a dataset: RGB pictures with their captions.
+
+    Raises:
+        UsageError: it has none.
+    """
+    samples = islice(read_samples(dataset, split="val", tensors=()), count)
+    found = [(open_image(sample.image).convert("RGB"), sample.caption) for sample in samples]
+    if not found:
+        raise UsageError(
+            f"{dataset.storage.root}: holds no held-out samples; build some (build.val_fraction), "
+            "or give compare.images and compare.prompts"
+        )
+    return found
+
+
+def paired(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[tuple[Image.Image, str]]:
+    """Picture i with prompt i, or every picture with the only prompt.
+
+    Raises:
+        UsageError: another number of prompts.
+    """
+    if len(prompts) not in (1, len(pictures)):
+        raise UsageError(
+            f"compare.prompts: {len(prompts)} prompts for {len(pictures)} pictures; give one for each, in their "
+            "order, or one for all"
+        )
+    return [(picture, prompts[index % len(prompts)]) for index, picture in enumerate(pictures)]
+
+
+def name_of(picture: Image.Image, prompt: str) -> str:
+    """A case's name: the same picture with the same prompt has the same one wherever it came from."""
+    digest = hashlib.sha256(f"{picture.width}x{picture.height}:".encode())
+    digest.update(picture.tobytes())
+    digest.update(b"\0" + prompt.encode())
+    return digest.hexdigest()[:16]
+
+
+def as_webp(picture: Image.Image) -> bytes:
+    """A picture as lossless WebP: what is read back is what was read from the user."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", lossless=True, method=2)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""From samples to the pairs that a training step takes."""

@@ -1,0 +1,324 @@
+"""Pairs of embeddings: from committed shards to what a training step takes.
+
+T text tokens, V vision-language tokens, D hidden.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projector.data.template import LOOKED_AT, Template, WholeSample, find_template, token_rms
+from projector.options import TextMode, Tokens, TrainOptions
+from shards.dataset.dataset import Dataset
+from shards.dataset.read import read_shard
+from shards.errors import UsageError
+from shards.format.commit import Commit
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE, Array, Sample
+from shards.stores.local import open_storage
+
+KINDS: Mapping[Tokens, tuple[int, ...]] = {
+    "image": (KIND_IMAGE,),
+    "text": (KIND_CAPTION,),
+    "all": (KIND_IMAGE, KIND_CAPTION),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sample's two sides, without what is the same in every sample.
+
+    Template tokens, vision markers and attention sinks are left out of both sides (`projector.data.template`), unless a
+    source was asked to keep them.
+    """
+
+    key: str
+    """The sample's key in the dataset."""
+    vl: Tensor
+    """(V, D) Qwen3-VL hidden states, any float dtype."""
+    vl_kind: Tensor
+    """(V,) uint8: 1 image, 2 caption."""
+    text: Tensor
+    """(T, D) Qwen3-4B hidden states of the caption's tokens, any float dtype."""
+    weight: float = 1.0
+    """What it counts beside other pairs."""
+
+    def __post_init__(self) -> None:
+        if self.vl.dim() != 2 or self.text.dim() != 2 or self.vl.shape[1] != self.text.shape[1]:
+            raise UsageError(
+                f"pair {self.key}: VL side {tuple(self.vl.shape)} and text side "
+                f"{tuple(self.text.shape)} do not fit; both must be (tokens, D) with the same D"
+            )
+        if len(self.vl_kind) != len(self.vl):
+            raise UsageError(
+                f"pair {self.key}: {len(self.vl)} VL tokens but {len(self.vl_kind)} kinds; one each"
+            )
+        if not len(self.vl) or not len(self.text):
+            empty = "VL" if not len(self.vl) else "text"
+            raise UsageError(
+                f"pair {self.key}: no {empty} tokens to learn from; choose other tokens or another text mode"
+            )
+
+    def only(self, tokens: Tokens) -> "Pair | None":
+        """The pair with VL tokens of these kinds alone; None when it has none."""
+        keep = torch.isin(self.vl_kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
+        return replace(self, vl=self.vl[keep], vl_kind=self.vl_kind[keep]) if keep.any() else None
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Pairs in a fixed order that can be read in ranges, any number of times, and what they are."""
+
+    count: int
+    """Number of pairs."""
+    read: Callable[[int, int], Iterator[Pair]]
+    """read(start, stop): the pairs start to stop - 1."""
+    layer: int
+    """Qwen3-VL layer of the VL side."""
+    text_mode: TextMode
+    """Text in the VL input."""
+    tokens: Tokens
+    """Kinds of VL tokens kept."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Root and fingerprint of the dataset, and its models: goes into config.json."""
+    template: Template | None = None
+    """What is the same in every sample and was left out of the pairs; None where nothing was."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self.read(0, self.count)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return next(self.read(0, 1)).text.shape[1]
+
+
+def in_memory(
+    pairs: Sequence[Pair], *, layer: int = -8, text_mode: TextMode = "caption", tokens: Tokens = "image"
+) -> PairSource:
+    """A source over pairs that exist already."""
+    return PairSource(len(pairs), lambda start, stop: iter(pairs[start:stop]), layer, text_mode, tokens)
+
+
+def load_pairs(
+    data: str,
+    split: str,
+    *,
+    layer: int,
+    text_mode: TextMode,
+    tokens: Tokens,
+    limit: int | None = None,
+    whole: bool = False,
+    weight: float = 1.0,
+) -> PairSource:
+    """The pairs of a dataset's split, read from its committed shards when asked for.
+
+    Args:
+        data: root of the dataset: local folder or s3://bucket/prefix.
+        split: `train` or `val`.
+        layer: of Qwen3-VL, from the end.
+        text_mode: text in the VL input; `mixed` draws one of the two for each sample.
+        tokens: kinds of VL tokens to keep.
+        limit: use the first so many pairs; None for all.
+        whole: keep template tokens and attention sinks, as the guide does.
+        weight: what each pair counts.
+
+    Returns:
+        a source that holds no pairs itself.
+
+    Raises:
+        UsageError: no such dataset, an empty split, or a layer, mode or kind that the dataset does not hold.
+    """
+    dataset = Dataset.open(open_storage(data))
+    commits = [commit for commit in dataset.commits() if commit.split == split]
+    count = sum(commit.samples for commit in commits)
+    count = count if limit is None else min(count, limit)
+    if not count:
+        raise UsageError(
+            f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
+        )
+    reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight)
+    reader.check()
+    if not whole:
+        reader = replace(reader, template=find_template(islice(reader.wholes(), LOOKED_AT)))
+    return PairSource(count, reader.read, layer, text_mode, tokens, provenance_of(dataset), reader.template)
+
+
+def training_pairs(options: TrainOptions, split: str, limit: int | None = None) -> PairSource:
+    """The pairs that a training's options name, of all its datasets.
+
+    Args:
+        options: data, also, layer, text mode and tokens.
+        split: `train` or `val`.
+        limit: use the first so many pairs of `data`; None for all.
+
+    Raises:
+        UsageError: see `load_pairs`; or datasets of different width.
+    """
+
+    def load(root: str, weight: float, most: int | None) -> PairSource:
+        return load_pairs(
+            root,
+            split,
+            layer=options.layer,
+            text_mode=options.text_mode,
+            tokens=options.tokens,
+            limit=most,
+            whole=options.align == "guide",
+            weight=weight,
+        )
+
+    main = load(options.data, 1.0, limit)
+    return joined(main, [load(root, weight, None) for root, weight in (options.also or {}).items()])
+
+
+def joined(main: PairSource, others: Sequence[PairSource]) -> PairSource:
+    """Sources one after the other; what is found in the first speaks for all."""
+    for other in others:
+        if other.width != main.width:
+            raise UsageError(
+                f"train.also: {other.provenance.get('root')} has width {other.width}, "
+                f"{main.provenance.get('root')} has {main.width}; all datasets must be of models of one width"
+            )
+    if not others:
+        return main
+    sources = (main, *others)
+
+    def read(start: int, stop: int) -> Iterator[Pair]:
+        first = 0
+        for source in sources:
+            low, high = max(start - first, 0), min(stop - first, source.count)
+            if low < high:
+                yield from source.read(low, high)
+            first += source.count
+
+    fingerprints = [str(source.provenance.get("fingerprint", "")) for source in sources]
+    provenance = {
+        **main.provenance,
+        "fingerprint": "+".join(fingerprints),
+        "also": [{"root": other.provenance.get("root"), "pairs": other.count} for other in others],
+    }
+    return replace(main, count=sum(source.count for source in sources), read=read, provenance=provenance)
+
+
+def provenance_of(dataset: Dataset) -> dict[str, Any]:
+    """Root, fingerprint and models of a dataset, without the models' file lists."""
+    models = {
+        name: {key: value for key, value in model.items() if key != "files"}
+        if isinstance(model, dict)
+        else model
+        for name, model in dict(dataset.settings.get("models", {})).items()
+    }
+    return {
+        "root": dataset.storage.root,
+        "fingerprint": dataset.fingerprint,
+        "models": models,
+        "vl_tokens": dataset.settings.get("vl_tokens", "all"),
+    }
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads pairs from the committed shards of a split."""
+
+    dataset: Dataset
+    commits: Sequence[Commit]
+    layer: int
+    text_mode: TextMode
+    tokens: Tokens
+    weight: float = 1.0
+    template: Template | None = None
+    """Leaves out template tokens and sinks; None keeps every token."""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The text modes that are read."""
+        return ("caption", "none") if self.text_mode == "mixed" else (self.text_mode,)
+
+    def check(self) -> None:
+        """Raise UsageError when the first sample lacks what was asked for."""
+        first = next(commit for commit in self.commits if commit.samples)
+        sample = next(read_shard(self.dataset.storage, first, image=False))
+        where = self.dataset.storage.root
+        layers, held = sample.metadata["layers"], sample.metadata["text_modes"]
+        if self.layer not in layers:
+            raise UsageError(
+                f"train.layer = {self.layer}: {where} holds layers {layers}; "
+                "choose one, or extract that layer"
+            )
+        if not set(self.modes) <= set(held):
+            raise UsageError(
+                f"train.text_mode = {self.text_mode!r}: {where} holds {held}; choose one, or extract that mode"
+            )
+        for mode in self.modes:
+            if not np.isin(sample.tensors[f"vl.{mode}.kind"], KINDS[self.tokens]).any():
+                raise UsageError(
+                    f"train.tokens = {self.tokens!r}: the VL input of text mode {mode!r} "
+                    "has no such tokens; use `image`, or text mode `caption`"
+                )
+
+    def read(self, start: int, stop: int) -> Iterator[Pair]:
+        """Pairs start to stop - 1, in the order of the shards."""
+        first = 0
+        for commit in self.commits:
+            low, high = max(start - first, 0), min(stop - first, commit.samples)
+            if low < high:
+                yield from map(self._pair, islice(self._samples(commit), low, high))
+            first += commit.samples
+
+    def wholes(self) -> Iterator[WholeSample]:
+        """All tokens of the samples, in the order of the shards."""
+        for commit in self.commits:
+            for sample in self._samples(commit):
+                mode, tensors = self._mode(sample), sample.tensors
+                yield WholeSample(
+                    _whole(tensors["text"]),
+                    torch.from_numpy(tensors["text.kind"].copy()),
+                    _whole(tensors[f"vl.{mode}.{self.layer}"]),
+                    torch.from_numpy(tensors[f"vl.{mode}.kind"].copy()),
+                )
+
+    def _samples(self, commit: Commit) -> Iterator[Sample]:
+        names = ["text", "text.kind"]
+        names += [f"vl.{mode}.{name}" for mode in self.modes for name in (self.layer, "kind")]
+        return read_shard(self.dataset.storage, commit, image=False, tensors=names)
+
+    def _mode(self, sample: Sample) -> str:
+        """The text mode of a sample; under `mixed` drawn by its id, hence the same in every epoch and run."""
+        return self.modes[int(sample.metadata["id"], 16) % len(self.modes)]
+
+    def _pair(self, sample: Sample) -> Pair:
+        mode, tensors = self._mode(sample), sample.tensors
+        vl, kind, text = tensors[f"vl.{mode}.{self.layer}"], tensors[f"vl.{mode}.kind"], tensors["text"]
+        if self.template is None:
+            keep = np.full(len(kind), True) if self.tokens == "all" else np.isin(kind, KINDS[self.tokens])
+            return Pair(
+                sample.key, bfloat16_tensor(vl[keep]), torch.from_numpy(kind[keep]), _whole(text), self.weight
+            )
+        keep = np.isin(kind, KINDS[self.tokens])
+        kept, caption = bfloat16_tensor(vl[keep]), bfloat16_tensor(text[tensors["text.kind"] == KIND_CAPTION])
+        ordinary = token_rms(kept) <= self.template.vl_limit
+        return Pair(
+            sample.key,
+            kept[ordinary],
+            torch.from_numpy(kind[keep])[ordinary],
+            caption[token_rms(caption) <= self.template.text_limit],
+            self.weight,
+        )
+
+
+def _whole(array: Array) -> Tensor:
+    """All rows as a tensor of its own memory: what is decoded from a shard may not be written to."""
+    return bfloat16_tensor(array.copy())
+
+
+def bfloat16_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A torch view on a numpy array of ml_dtypes.bfloat16, which torch cannot read directly."""
+    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)

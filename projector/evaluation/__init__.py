@@ -1,0 +1,1 @@
+"""How well a projector's embeddings fit, against every baseline."""

@@ -1,0 +1,307 @@
+"""From planned samples to whole samples: caption → conditioning → picture → hidden states.
+
+The caption is encoded once, and the stored tensor is the tensor that conditions the picture.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from PIL import Image
+
+from projector.making.batching import BatchMaker, Stage
+from projector.models.compile_and_batch import compile_checked, find_batch_size
+from projector.models.image_generator import ImageGenerator
+from projector.models.int8 import Quantize
+from projector.models.offload import Residence
+from projector.models.resolve import ModelSource
+from projector.models.text_encoder import SampleError, TextEncoder, TextEncoding
+from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
+from shards.format.plan import PlannedSample
+from shards.format.sample import Array, Failure, ImageFormat, Sample, as_png, make_sample, open_image
+
+READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
+PNG_THREADS = 4  # a batch's pictures side by side
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How pairs are made; fields as in `build`, `auto` resolved.
+
+    But for two: a batch size of None is searched for, and `compile` of None means on GPUs.
+    """
+
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    layers: tuple[int, ...]
+    text_modes: tuple[str, ...]
+    vl_tokens: str
+    max_tokens: int
+    dtype: str
+    batch_size: int | None
+    compile: bool | None = None
+    quantize: Quantize = "none"
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A sample half made.
+
+    Attributes:
+        planned: the sample.
+        text: `text` and `text.kind` as they are stored.
+        picture: RGB.
+        image: the same, encoded, or being encoded.
+        image_format: of `image`.
+        source: of an imported picture, what the sample says of where it is from.
+    """
+
+    planned: PlannedSample
+    text: Mapping[str, Array]
+    picture: Image.Image
+    image: Future[bytes]
+    image_format: ImageFormat = "png"
+    source: Mapping[str, Any] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "Pictured"], tuple[Any, ...]]:
+        """Another process is sent the encoded picture alone, which holds it whole."""
+        return _received, (self.planned, self.text, self.image.result(), self.image_format, self.source)
+
+
+def _received(
+    planned: PlannedSample,
+    text: Mapping[str, Array],
+    image: bytes,
+    image_format: ImageFormat,
+    source: Mapping[str, Any] | None,
+) -> Pictured:
+    picture = open_image(image).convert("RGB")
+    return Pictured(planned, text, picture, finished(image), image_format, source)
+
+
+def finished(image: bytes) -> Future[bytes]:
+    """A picture that is encoded already."""
+    done: Future[bytes] = Future()
+    done.set_result(image)
+    return done
+
+
+class PictureSource(BatchMaker[PlannedSample, Pictured]):
+    """What gives each planned sample its conditioning and its picture; its kinds say where pictures are from.
+
+    Args:
+        text: the pipeline's text encoder.
+        batch_size: pictures made together at first.
+        residence: what lets models onto the device.
+        notes: what people should know of how it works.
+    """
+
+    def __init__(
+        self, text: TextEncoder, batch_size: int, residence: Residence, notes: Sequence[str] = ()
+    ) -> None:
+        super().__init__(batch_size)
+        self.notes = tuple(notes)
+        self._text = text
+        self._residence = residence
+        self._ahead: dict[str, TextEncoding | SampleError] = {}
+
+    def encode_ahead(self, planned: Sequence[PlannedSample]) -> None:
+        """Encode a whole shard's captions, in batches of like length; `make` then finds them."""
+        encodings = self._encode([sample.caption for sample in planned])
+        self._ahead = {sample.id: found for sample, found in zip(planned, encodings, strict=True)}
+
+    @abstractmethod
+    def _picture(
+        self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]
+    ) -> Iterator[Pictured | Failure]:
+        """Their pictures, in order."""
+
+    def _make(self, batch: Sequence[PlannedSample]) -> list[Pictured | Failure]:
+        results: dict[str, Pictured | Failure] = {}
+        conditioned: list[tuple[PlannedSample, TextEncoding]] = []
+        for planned, encoding in zip(batch, self._encodings(batch), strict=True):
+            if isinstance(encoding, SampleError):
+                results[planned.id] = Failure.from_exception("text", encoding)
+            else:
+                conditioned.append((planned, encoding))
+        if conditioned:
+            pictured = zip(conditioned, self._picture(conditioned), strict=True)
+            results |= {planned.id: result for (planned, _), result in pictured}
+        return [results[sample.id] for sample in batch]
+
+    def _encodings(self, batch: Sequence[PlannedSample]) -> list[TextEncoding | SampleError]:
+        if all(sample.id in self._ahead for sample in batch):
+            return [self._ahead[sample.id] for sample in batch]
+        return self._encode([sample.caption for sample in batch])
+
+    def _encode(self, captions: Sequence[str]) -> list[TextEncoding | SampleError]:
+        """Conditioning as it is stored: rounded to bfloat16 before it is used, so that both are the same tensor."""
+        self._residence.let_in(self._text)
+        with Stage("text"):
+            return [
+                item
+                if isinstance(item, SampleError)
+                else TextEncoding(item.embeddings.to(torch.bfloat16).to(item.embeddings.dtype), item.kind)
+                for item in self._text.encode(captions)
+            ]
+
+
+class PictureMaker(PictureSource):
+    """The Z-Image pipeline on one device: captions to conditioning to pictures.
+
+    Args:
+        text, images: its models.
+        batch_size, residence, notes: see `PictureSource`.
+    """
+
+    def __init__(
+        self,
+        text: TextEncoder,
+        images: ImageGenerator,
+        batch_size: int,
+        residence: Residence,
+        notes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(text, batch_size, residence, notes)
+        # A 1024² PNG takes a tenth of a second, most of it in zlib, which lets other threads run.
+        self._encoders = ThreadPoolExecutor(PNG_THREADS, thread_name_prefix="png")
+        self._images = images
+
+    @classmethod
+    def load(cls, source: ModelSource, settings: PairSettings, residence: Residence) -> "PictureMaker":
+        """Load the pipeline's models for a run's settings."""
+        where: dict[str, Any] = {"device": residence.loading_device, "dtype": DTYPES[settings.dtype]}
+        text = TextEncoder.from_pretrained(
+            source.here(), max_tokens=settings.max_tokens, quantize=settings.quantize, **where
+        )
+        negative = None
+        if settings.guidance > 0:
+            residence.let_in(text)
+            negative = text.empty_prompt()
+        images = ImageGenerator.from_pretrained(
+            source.here(),
+            height=settings.height,
+            width=settings.width,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            negative=negative,
+            **where,
+        )
+        notes = []
+        compiled = residence.device == "cuda" if settings.compile is None else settings.compile
+        if compiled or settings.batch_size is None:
+            residence.let_in(images)
+        if compiled:
+            notes.append(compile_checked(images, settings.batch_size or READ_TOGETHER))
+        batch_size = settings.batch_size or find_batch_size(images, source)
+        return cls(text, images, batch_size, residence, notes)
+
+    def _picture(self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]) -> Iterator[Pictured]:
+        self._residence.let_in(self._images)
+        embeddings = [encoding.embeddings for _, encoding in conditioned]
+        seeds = [planned.seed for planned, _ in conditioned]
+        with Stage("image"):
+            try:
+                images = self._images.generate(embeddings, seeds)
+            except torch.OutOfMemoryError:
+                if len(seeds) > 1 or self._images.decodes_in_tiles:
+                    raise
+                self._images.decode_in_tiles()
+                images = self._images.generate(embeddings, seeds)
+        for (planned, encoding), image in zip(conditioned, images, strict=True):
+            png = self._encoders.submit(as_png, image)  # while the device goes on
+            yield Pictured(planned, text_tensors(encoding), image, png)
+
+
+class PictureReader(BatchMaker[Pictured, Sample]):
+    """The vision-language model on one device: pictures to whole samples.
+
+    Args:
+        vision: the model.
+        vl_tokens: which of its tokens are kept, as in `build`.
+        batch_size: pictures read together at first.
+        residence: what lets models onto the device.
+    """
+
+    def __init__(
+        self, vision: VisionLanguageEncoder, vl_tokens: str, batch_size: int, residence: Residence
+    ) -> None:
+        super().__init__(batch_size)
+        self._vision, self._vl_tokens = vision, vl_tokens
+        self._residence = residence
+
+    @classmethod
+    def load(
+        cls, source: ModelSource, settings: PairSettings, residence: Residence | None = None
+    ) -> "PictureReader":
+        """Load the model for a run's settings; alone on this process's device unless a residence is given."""
+        residence = residence or Residence()
+        vision = VisionLanguageEncoder.from_pretrained(
+            source.here(),
+            device=residence.loading_device,
+            dtype=DTYPES[settings.dtype],
+            layers=settings.layers,
+            text_modes=settings.text_modes,
+            quantize=settings.quantize,
+        )
+        return cls(vision, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
+
+    def _make(self, batch: Sequence[Pictured]) -> list[Sample | Failure]:
+        self._residence.let_in(self._vision)
+        with Stage("vl"):
+            seen = self._vision.encode(
+                [item.picture for item in batch], [item.planned.caption for item in batch]
+            )
+        results: list[Sample | Failure] = []
+        for item, states in zip(batch, seen, strict=True):
+            if isinstance(states, SampleError):
+                results.append(Failure.from_exception("vl", states))
+                continue
+            with Stage("check"):
+                sample = make_sample(
+                    item.planned,
+                    image=item.image.result(),
+                    image_format=item.image_format,
+                    tensors=dict(item.text) | vision_tensors(states, self._vl_tokens),
+                    source=item.source,
+                )
+            results.append(sample)
+        return results
+
+
+def text_tensors(encoding: TextEncoding) -> dict[str, Array]:
+    """The conditioning of a sample as it is stored."""
+    return {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
+
+
+def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
+    """The vision-language tensors of a sample as they are stored.
+
+    Args:
+        vision: hidden states.
+        vl_tokens: `all`, or `pooled:N` to average each kind of VL token down to at most N.
+
+    Returns:
+        arrays by name (FORMAT.md, the embeddings).
+    """
+    kept = pooled(vision, vl_tokens)
+    tensors: dict[str, Array] = {}
+    for mode, states in kept.states.items():
+        tensors[f"vl.{mode}.kind"] = kept.kind[mode].numpy()
+        tensors |= {f"vl.{mode}.{layer}": as_array(state) for layer, state in states.items()}
+    return tensors
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """A tensor as a numpy array of bfloat16, rounded to nearest even."""
+    bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
+    array: Array = np.ascontiguousarray(bits).view(ml_dtypes.bfloat16)
+    return array

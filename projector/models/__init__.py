@@ -1,0 +1,1 @@
+"""The models in use: found, loaded, cut to what is needed, and placed on a device."""

@@ -1,0 +1,353 @@
+"""Which models: resolved, pinned, hashed and checked before a single weight is loaded."""
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from projector.options import Models
+from shards.errors import UsageError
+
+CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
+TINY_MODELS = {"tiny/image": "image", "tiny/vl": "vl"}  # ids of the models that the project makes itself
+PIPELINE_CLASS = "ZImagePipeline"
+VL_CLASS = "Qwen3VLForConditionalGeneration"
+# Component folders of the pipeline and the file in each that says what it is.
+PIPELINE_PARTS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+WEIGHTED_PARTS = ("transformer", "vae", "text_encoder")
+VL_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+HASHED_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
+PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model, pinned.
+
+    Attributes:
+        id: hub id, or the folder's name for local ones.
+        path: local folder of the machine that found it.
+        revision: the hub's commit; empty for local folders.
+        files: SHA-256 by file name.
+    """
+
+    id: str
+    path: str
+    revision: str
+    files: Mapping[str, str]
+
+    def here(self) -> str:
+        """The model's folder on this machine, which may not be the one that found it.
+
+        Returns:
+            `path` where that is there; elsewhere the same revision from the hub, fetched once per machine, or the
+            tiny models, made on the spot.
+
+        Raises:
+            UsageError: none of these is to be had.
+        """
+        if Path(self.path).is_dir():
+            return self.path
+        if self.id in TINY_MODELS:
+            return str(tiny_folder() / TINY_MODELS[self.id])
+        if self.revision:
+            return str(self.cached() or locate("model", f"{self.id}@{self.revision}")[1])
+        raise UsageError(
+            f"model {self.id}: {self.path} is not on {socket.gethostname()}; copy the folder there, put it on a "
+            "shared file system, or give a hub id"
+        )
+
+    def cached(self) -> Path | None:
+        """Where the hub's cache of this machine has the whole model, if it has; the hub is not asked."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(self.id, revision=self.revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+        return folder if all((folder / name).is_file() for name in self.files) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes into a dataset's settings: id, revision and hashes, not where the files happened to lie."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+
+@dataclass(frozen=True)
+class ModelSources:
+    """The two models of a run.
+
+    Attributes:
+        image: the Z-Image pipeline.
+        vl: the vision-language model.
+        hidden_size: width D that both share.
+        vl_layers: blocks of the VL language model.
+    """
+
+    image: ModelSource
+    vl: ModelSource
+    hidden_size: int
+    vl_layers: int
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers that the VL model has not."""
+        VisionSource(self.vl, self.hidden_size, self.vl_layers).check_layers(layers, "build.layers")
+
+    def to_json(self) -> dict[str, Any]:
+        """Both models as they go into the dataset's settings."""
+        return {"image": self.image.to_json(), "vl": self.vl.to_json()}
+
+
+@dataclass(frozen=True)
+class VisionSource:
+    """The vision-language model of a run that makes no pictures.
+
+    Attributes:
+        model: the model.
+        hidden_size: its width D.
+        layers: blocks of its language model.
+    """
+
+    model: ModelSource
+    hidden_size: int
+    layers: int
+
+    def check_layers(self, layers: Sequence[int], option: str) -> None:
+        """Refuse layers that the model has not."""
+        for layer in layers:
+            if not -self.layers <= layer <= -1:
+                raise UsageError(
+                    f"{option} = {list(layers)}: {self.model.id} has {self.layers} blocks, "
+                    f"allowed are -{self.layers} to -1"
+                )
+
+
+def resolve_models(models: Models, option: str = "build.models") -> ModelSources:
+    """Find the models of a run and check that they fit together.
+
+    Args:
+        models: `tiny`, or `image` and `vl` as local folders or hub ids (`id@revision`).
+        option: what errors call it.
+
+    Returns:
+        both, pinned and hashed.
+
+    Raises:
+        UsageError: missing, incomplete, pickled, of the wrong class, or of different widths.
+    """
+    if models == "tiny":
+        folder = tiny_folder()
+        image, vl = folder / "image", folder / "vl"
+        sources = {"image": ("tiny/image", image, ""), "vl": ("tiny/vl", vl, "")}
+    else:
+        sources = {name: locate(f"{option}.{name}", getattr(models, name)) for name in ("image", "vl")}
+        image, vl = sources["image"][1], sources["vl"][1]
+    _check_pipeline(image, f"{option}.image")
+    _check_vision_language(vl, f"{option}.vl")
+    width, layers = _check_fit(image, vl, option)
+    pinned = {
+        name: ModelSource(identity, str(folder), revision, file_hashes(folder))
+        for name, (identity, folder, revision) in sources.items()
+    }
+    return ModelSources(pinned["image"], pinned["vl"], width, layers)
+
+
+def resolve_vision(name: str, option: str) -> VisionSource:
+    """Find a vision-language model alone; no Z-Image pipeline needs to be anywhere.
+
+    Args:
+        name: `tiny`, a local folder or a hub id (`id@revision`).
+        option: what errors call it, such as `extract.vl`.
+
+    Returns:
+        the model, pinned and hashed.
+
+    Raises:
+        UsageError: missing, incomplete, pickled or of the wrong class.
+    """
+    identity, folder, revision = (
+        ("tiny/vl", tiny_folder() / "vl", "") if name == "tiny" else locate(option, name)
+    )
+    _check_vision_language(folder, option)
+    language = read_json(folder / "config.json", option, folder).get("text_config", {})
+    model = ModelSource(identity, str(folder), revision, file_hashes(folder))
+    return VisionSource(model, int(language["hidden_size"]), int(language["num_hidden_layers"]))
+
+
+def tiny_folder() -> Path:
+    """The tiny models, made on first use in the cache folder of this machine."""
+    from projector.models.tiny import RECIPE, make_tiny_models
+
+    return make_tiny_models(cache_folder() / f"tiny-{RECIPE}")
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps the models that the project makes itself."""
+    default = Path.home() / ".cache" / "z-image-projector"
+    return Path(os.environ.get(CACHE_VARIABLE) or default)
+
+
+def locate(option: str, name: str, parts: Sequence[str] = ()) -> tuple[str, Path, str]:
+    """Name, folder and revision of a model; a hub id is fetched into the hub's cache first.
+
+    Args:
+        option: what errors call it.
+        name: a local folder or a hub id (`id@revision`).
+        parts: folders of it that are fetched from the hub; none for all.
+
+    Raises:
+        UsageError: neither a folder nor to be had from the hub.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.name, folder.absolute(), ""
+    identity, _, revision = name.partition("@")
+    looks_local = name.startswith(("/", ".", "~")) or folder.exists() or identity.count("/") != 1
+    if looks_local:
+        raise UsageError(
+            f"{option} = {name!r}: no such folder; give a model folder or a hub id such as org/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        found = Path(
+            snapshot_download(
+                identity,
+                revision=revision or None,
+                allow_patterns=[f"{part}/*" for part in parts] or None,
+                ignore_patterns=[f"*{suffix}" for suffix in PICKLED_SUFFIXES],
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"{option} = {name!r}: neither a folder nor to be had from the hub ({type(error).__name__}: {reason}); "
+            "check the name, the network and HF_TOKEN, or give a local folder"
+        ) from None
+    return identity, found, found.name  # the hub's cache names a snapshot's folder by its commit
+
+
+def _check_pipeline(folder: Path, option: str) -> None:
+    index = read_json(folder / "model_index.json", option, folder)
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise UsageError(
+            f"{option} = {str(folder)!r}: holds a {index.get('_class_name')!r}; a {PIPELINE_CLASS} is needed"
+        )
+    missing = [
+        f"{part}/{name}" for part, name in PIPELINE_PARTS.items() if not (folder / part / name).is_file()
+    ]
+    for part in WEIGHTED_PARTS:
+        if f"{part}/config.json" not in missing:
+            missing += [f"{part}/{name}" for name in _missing_weights(folder / part)]
+    _refuse(missing, option, folder)
+
+
+def _check_vision_language(folder: Path, option: str) -> None:
+    config = read_json(folder / "config.json", option, folder)
+    if VL_CLASS not in config.get("architectures", []):
+        raise UsageError(
+            f"{option} = {str(folder)!r}: holds {config.get('architectures')}; a {VL_CLASS} is needed"
+        )
+    check_complete(folder, VL_FILES, option)
+
+
+def check_complete(folder: Path, files: Sequence[str], option: str) -> None:
+    """UsageError where a model folder lacks one of these files or weights as safetensors."""
+    missing = [name for name in files if not (folder / name).is_file()]
+    _refuse(missing + _missing_weights(folder), option, folder)
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """Weight files that are promised and not there."""
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        return sorted(name for name in shards if not (folder / name).is_file())
+    return [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+
+
+def _refuse(missing: Sequence[str], option: str, folder: Path) -> None:
+    if not missing:
+        return
+    pickled = [path for path in folder.rglob("*") if path.suffix in PICKLED_SUFFIXES]
+    hint = (
+        f"; {pickled[0].name} is pickled weights, which are never loaded: convert them to safetensors"
+        if pickled
+        else "; download the folder again"
+    )
+    raise UsageError(f"{option} = {str(folder)!r}: incomplete, missing {', '.join(missing)}{hint}")
+
+
+def _check_fit(image: Path, vl: Path, option: str) -> tuple[int, int]:
+    """The shared width and the VL model's depth."""
+    text = read_json(image / "text_encoder" / "config.json", f"{option}.image", image)
+    transformer = read_json(image / "transformer" / "config.json", f"{option}.image", image)
+    language = read_json(vl / "config.json", f"{option}.vl", vl).get("text_config", {})
+    widths = {
+        "the text encoder's hidden_size": text.get("hidden_size"),
+        "the transformer's cap_feat_dim": transformer.get("cap_feat_dim"),
+        "the VL model's hidden_size": language.get("hidden_size"),
+    }
+    if len(set(widths.values())) != 1:
+        told = ", ".join(f"{name} is {width}" for name, width in widths.items())
+        raise UsageError(
+            f"{option}: the widths differ: {told}; use models of one width (2560 for the 4B ones)"
+        )
+    return int(language["hidden_size"]), int(language["num_hidden_layers"])
+
+
+def read_json(path: Path, option: str, folder: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; UsageError where it is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{option} = {str(folder)!r}: no {path.relative_to(folder)} there; give a complete model folder"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{option} = {str(folder)!r}: {path.relative_to(folder)} cannot be read: {error}"
+        ) from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{option} = {str(folder)!r}: {path.relative_to(folder)} is not a JSON object")
+    return content
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that decides what the model computes, by relative name."""
+    paths = sorted(_model_files(folder))
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; disks like several readers
+        return dict(
+            zip((str(path.relative_to(folder)) for path in paths), pool.map(_sha256, paths), strict=True)
+        )
+
+
+def read_ahead(path: str) -> None:
+    """Ask the system to read a model's weights into its cache, while another one is being loaded."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for weights in sorted(Path(path).rglob("*.safetensors")):
+        with weights.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.suffix in HASHED_SUFFIXES and path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""The models of a run that reads pictures and captions and makes neither: the text encoder and the VL model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projector.models.resolve import (
+    ModelSource,
+    VisionSource,
+    check_complete,
+    file_hashes,
+    locate,
+    read_json,
+    resolve_vision,
+    tiny_folder,
+)
+from projector.options import Models
+from shards.errors import UsageError
+
+# Of a Z-Image pipeline, what its text encoder needs; transformer and VAE may be missing.
+TEXT_PARTS = {"text_encoder": "config.json", "tokenizer": "tokenizer_config.json"}
+
+
+@dataclass(frozen=True)
+class ReaderSources:
+    """The two models.
+
+    Attributes:
+        text: a pipeline's folder, of which the text encoder and its tokenizer count.
+        vl: the vision-language model.
+    """
+
+    text: ModelSource
+    vl: VisionSource
+
+    def to_json(self) -> dict[str, Any]:
+        """Both as they go into the dataset's settings."""
+        return {"text": self.text.to_json(), "vl": self.vl.model.to_json()}
+
+
+def resolve_readers(models: Models, option: str) -> ReaderSources:
+    """Find both and check that they fit together.
+
+    Args:
+        models: `tiny`, or `image` (only its text encoder is looked at) and `vl` as local folders or hub ids.
+        option: what errors call it, such as `import.models`.
+
+    Returns:
+        both, pinned and hashed.
+
+    Raises:
+        UsageError: missing, incomplete, pickled, of the wrong class, or of different widths.
+    """
+    text = _text(
+        ("tiny/image", tiny_folder() / "image", "")
+        if isinstance(models, str)
+        else locate(f"{option}.image", models.image, tuple(TEXT_PARTS)),
+        f"{option}.image",
+    )
+    vl = resolve_vision("tiny" if isinstance(models, str) else models.vl, f"{option}.vl")
+    config = read_json(Path(text.path) / "text_encoder" / "config.json", f"{option}.image", Path(text.path))
+    if config.get("hidden_size") != vl.hidden_size:
+        raise UsageError(
+            f"{option}: the widths differ: the text encoder's hidden_size is {config.get('hidden_size')}, the VL "
+            f"model's is {vl.hidden_size}; use models of one width (2560 for the 4B ones)"
+        )
+    return ReaderSources(text, vl)
+
+
+def _text(found: tuple[str, Path, str], option: str) -> ModelSource:
+    identity, folder, revision = found
+    for part, file in TEXT_PARTS.items():
+        read_json(folder / part / file, option, folder)
+    check_complete(folder / "text_encoder", (), option)
+    hashes = {
+        f"{part}/{name}": digest for part in TEXT_PARTS for name, digest in file_hashes(folder / part).items()
+    }
+    return ModelSource(identity, str(folder), revision, hashes)

@@ -1,0 +1,325 @@
+"""Pictures, with or without a caption, to Qwen3-VL's hidden states.
+
+Only what is asked for is computed: the vision tower once per picture, one pass of the language model for all layers
+and text modes, no block after the last wanted layer, no head.
+
+Letters: B batch, V vision-language tokens, D hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from projector.models.int8 import Quantize, quantize_weights
+from projector.models.patches import PatchMaker
+from projector.models.text_encoder import SampleError, caption_kinds, special_token_in, template_around
+from shards.format.sample import KIND_IMAGE, KIND_MARKER, KIND_NAMES, KIND_TEMPLATE
+
+IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+IMAGE_TOKEN_TYPE = 1  # in `mm_token_type_ids`; text is 0
+
+
+@dataclass(frozen=True)
+class VisionEncoding:
+    """One picture's hidden states.
+
+    Attributes:
+        states: (V, D) by text mode and layer.
+        kind: (V,) uint8 by text mode.
+    """
+
+    states: Mapping[str, Mapping[int, torch.Tensor]]
+    kind: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    ids: list[int]
+    kinds: list[int]
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """All text modes of a picture in one row of tokens, what they begin with alike only once.
+
+    Attributes:
+        ids: of the row.
+        places: (V,) where each mode's tokens stand in it.
+    """
+
+    ids: list[int]
+    places: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, by_mode: Mapping[str, _Tokens]) -> "_Packed":
+        """Pack; the first mode stands whole, the others share its beginning."""
+        row: list[int] = []
+        places: dict[str, torch.Tensor] = {}
+        for mode, tokens in by_mode.items():
+            first = next(iter(by_mode.values())).ids
+            alike = next(
+                (at for at, (a, b) in enumerate(zip(first, tokens.ids, strict=False)) if a != b),
+                min(len(first), len(tokens.ids)),
+            )
+            shared = min(alike, len(row))  # nothing, for the first mode itself
+            own = tokens.ids[shared:]
+            places[mode] = torch.cat([torch.arange(shared), torch.arange(len(row), len(row) + len(own))])
+            row += own
+        return cls(row, places)
+
+
+class VisionLanguageEncoder:
+    """Qwen3-VL cut down to the layers asked for.
+
+    Args:
+        model: `Qwen3VLForConditionalGeneration`.
+        tokenizer: with the model's chat template.
+        image_processor: `Qwen2VLImageProcessorPil`, which needs no torchvision.
+        layers: counted from the end, as in the library's `hidden_states`; -1 is after the final norm.
+        text_modes: `caption`, `none` or both.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        *,
+        layers: Sequence[int],
+        text_modes: Sequence[str],
+    ) -> None:
+        self.model = model.model.eval()
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self._patches = PatchMaker(image_processor)
+        self.layers, self.text_modes = tuple(layers), tuple(text_modes)
+        self._image_id = model.config.image_token_id
+        self._templates = {
+            "caption": template_around(
+                tokenizer, lambda text: [{"type": "image"}, {"type": "text", "text": text}]
+            ),
+            "none": (_template_alone(tokenizer), ""),
+        }
+        self._captured: dict[int, torch.Tensor] = {}
+        self._cut(layers)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        layers: Sequence[int],
+        text_modes: Sequence[str],
+        revision: str | None = None,
+        quantize: Quantize = "none",
+    ) -> "VisionLanguageEncoder":
+        """Load from a Qwen3-VL folder or hub id."""
+        from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            path, revision=revision, dtype=dtype, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
+        encoder = cls(model, tokenizer, image_processor, layers=layers, text_modes=text_modes)
+        quantize_weights(encoder.model, quantize)  # before the device has to hold more
+        encoder.to(device)
+        return encoder
+
+    def _cut(self, layers: Sequence[int]) -> None:
+        """Drop every block after the last wanted state and hook the ones that give a wanted state."""
+        text = self.model.language_model
+        total = len(text.layers)
+        # hidden_states has total + 1 entries: the embeddings, then each block's output; the last one is normed.
+        index_of = {layer: total + 1 + layer for layer in layers}
+        for layer, index in index_of.items():
+            if not 1 <= index <= total:
+                raise ValueError(f"layer {layer} of a model with {total} blocks; allowed are -{total} to -1")
+        text.layers = text.layers[: max(index_of.values())]
+        if -1 not in index_of:
+            text.norm = nn.Identity()
+        for layer, index in index_of.items():
+            module = text.norm if layer == -1 else text.layers[index - 1]
+            module.register_forward_hook(partial(self._capture, layer))
+
+    def _capture(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._captured[layer] = output[0] if isinstance(output, tuple) else output
+
+    def to(self, device: str) -> None:
+        """Move the model."""
+        self.model.to(device)
+
+    @torch.inference_mode()
+    def encode(
+        self, images: Sequence[Image.Image], captions: Sequence[str]
+    ) -> list[VisionEncoding | SampleError]:
+        """Read pictures.
+
+        Args:
+            images: RGB, of any sizes.
+            captions: one per picture; used in text mode `caption` only.
+
+        Returns:
+            an encoding per picture, or why there is none.
+        """
+        problems = [special_token_in(self.tokenizer, caption) for caption in captions]
+        sound = [index for index, problem in enumerate(problems) if not problem]
+        encodings = iter(
+            self._encode([images[index] for index in sound], [captions[index] for index in sound])
+            if sound
+            else []
+        )
+        return [
+            SampleError(f"caption holds the special token {problem!r}; remove it")
+            if problem
+            else next(encodings)
+            for problem in problems
+        ]
+
+    def _encode(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[VisionEncoding]:
+        device = self.model.language_model.embed_tokens.weight.device
+        patches, grid = self._patches(images, device)
+        seen = self.model.get_image_features(patches.to(self.model.visual.dtype), grid, return_dict=True)
+        image_tokens = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
+        tokens = [
+            {mode: self._tokenize(mode, caption, count) for mode in self.text_modes}
+            for caption, count in zip(captions, image_tokens, strict=True)
+        ]
+        return [
+            VisionEncoding(
+                states, {mode: torch.tensor(of.kinds, dtype=torch.uint8) for mode, of in by_mode.items()}
+            )
+            for states, by_mode in zip(self._forward(tokens, grid, seen), tokens, strict=True)
+        ]
+
+    def _tokenize(self, mode: str, caption: str, image_tokens: int) -> _Tokens:
+        """Token ids of a templated picture, its placeholder expanded to one token per merged patch."""
+        prefix, suffix = self._templates[mode]
+        text = caption if mode == "caption" else ""
+        encoded = self.tokenizer(f"{prefix}{text}{suffix}", return_offsets_mapping=True)
+        of_text = caption_kinds(encoded.offset_mapping, len(prefix), len(text))
+        markers = self.tokenizer.convert_tokens_to_ids([VISION_START, VISION_END])
+        ids, kinds = [], []
+        for token, kind in zip(encoded.input_ids, of_text, strict=True):
+            if token == self._image_id:
+                ids += [token] * image_tokens
+                kinds += [KIND_IMAGE] * image_tokens
+            else:
+                ids.append(token)
+                kinds.append(KIND_MARKER if kind == KIND_TEMPLATE and token in markers else kind)
+        return _Tokens(ids, kinds)
+
+    def _forward(
+        self, tokens: Sequence[Mapping[str, _Tokens]], grid: torch.Tensor, seen: Any
+    ) -> list[dict[str, dict[int, torch.Tensor]]]:
+        """One pass of the language model over a batch, padded on the right; all text modes of a picture in one row.
+
+        Attention is causal, so what modes begin with alike, the whole picture, has the same states in all of them.
+        It stands in the row once; behind it each mode's own end, which does not see the other modes' ends.
+        """
+        packed = [_Packed.of(by_mode) for by_mode in tokens]
+        longest = max(len(row.ids) for row in packed)
+        ids = torch.full((len(packed), longest), self.tokenizer.pad_token_id or 0)
+        positions = torch.zeros(3, len(packed), longest, dtype=torch.long)
+        for index, row in enumerate(packed):
+            ids[index, : len(row.ids)] = torch.tensor(row.ids)
+            for mode, where in row.places.items():
+                positions[:, index, where] = self._positions(tokens[index][mode], grid[index])
+        device = grid.device
+        # One mode needs no mask: attention is causal, and padding on the right is seen by nobody. Without a mask it
+        # runs in the fastest kernel.
+        mask = _packed_mask(packed, longest).to(device) if len(self.text_modes) > 1 else None
+        ids = ids.to(device)
+        self._captured.clear()
+        self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions.to(device),
+            image_grid_thw=grid,
+            mm_token_type_ids=(ids == self._image_id).int() * IMAGE_TOKEN_TYPE,
+            mm_encoder_outputs={"image": seen},
+            use_cache=False,
+        )
+        states = [
+            {
+                mode: {layer: self._captured[layer][index, where.to(device)] for layer in self.layers}
+                for mode, where in row.places.items()
+            }
+            for index, row in enumerate(packed)
+        ]
+        self._captured.clear()
+        return states
+
+    def _positions(self, tokens: _Tokens, grid: torch.Tensor) -> torch.Tensor:
+        """(3, V) rotary positions of one picture in one mode, as the library gives them."""
+        ids = torch.tensor([tokens.ids])
+        positions: torch.Tensor = self.model.get_rope_index(
+            ids, (ids == self._image_id).int() * IMAGE_TOKEN_TYPE, image_grid_thw=grid[None].cpu()
+        )[0]
+        return positions[:, 0]
+
+
+def _packed_mask(packed: Sequence[_Packed], longest: int) -> torch.Tensor:
+    """(B, 1, S, S) bool: each token of a row sees its own text mode up to itself; padding sees itself."""
+    mask = torch.eye(longest, dtype=torch.bool).expand(len(packed), 1, -1, -1).clone()
+    for index, row in enumerate(packed):
+        for where in row.places.values():
+            seen = torch.ones(len(where), len(where), dtype=torch.bool).tril()
+            mask[index, 0, where[:, None], where[None]] = seen
+    return mask
+
+
+def _template_alone(tokenizer: Any) -> str:
+    """The chat template around a picture and nothing else."""
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}]}], tokenize=False, add_generation_prompt=True
+        )
+    )
+
+
+def pooled(encoding: VisionEncoding, vl_tokens: str) -> VisionEncoding:
+    """Hidden states as a dataset keeps them.
+
+    Args:
+        encoding: of one picture.
+        vl_tokens: `all`, or `pooled:N` to average each kind of token down to at most N.
+    """
+    if vl_tokens == "all":
+        return encoding
+    length = int(vl_tokens.removeprefix("pooled:"))
+    states = {
+        mode: {layer: pool_by_kind(state, encoding.kind[mode], length) for layer, state in by_layer.items()}
+        for mode, by_layer in encoding.states.items()
+    }
+    kinds = {
+        mode: pool_by_kind(kind[:, None].float(), kind, length)[:, 0].to(torch.uint8)
+        for mode, kind in encoding.kind.items()
+    }
+    return VisionEncoding(states, kinds)
+
+
+def pool_by_kind(state: torch.Tensor, kind: torch.Tensor, length: int) -> torch.Tensor:
+    """Average neighbours of one kind until at most `length` of it are left.
+
+    Args:
+        state: (V, D).
+        kind: (V,) uint8.
+        length: most tokens of a kind.
+
+    Returns:
+        (V', D), kinds in the order of their number, tokens of a kind in order of position.
+    """
+    parts = []
+    for number in range(len(KIND_NAMES)):
+        rows = state[(kind == number).to(state.device)].float()
+        if len(rows) > length:
+            rows = torch.nn.functional.adaptive_avg_pool1d(rows.T[None], length)[0].T
+        parts.append(rows)
+    return torch.cat(parts).to(state.dtype)

@@ -1,0 +1,1 @@
+"""The projector itself: its architectures, its files, and the folder that is published."""

@@ -1,0 +1,322 @@
+"""The networks between the embedding spaces: raw embeddings in, raw embeddings out, standardised inside.
+
+B batch, S input positions, M output positions, D hidden.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from projector.data.align import area_weights
+from projector.options import Arch
+from shards.errors import UsageError
+from shards.format.statistics import RunningStatistics
+
+ATTENTION_HEADS = 8  # head size 320 at width 2560
+LARGEST_RESTORATION = (
+    20.0  # a dimension predicted with a correlation below 0.05 is noise: do not blow it up further
+)
+POSITION_WAVELENGTHS = (
+    0.004,
+    2.0,
+)  # shortest and longest, as shares of the sequence: 4 of 1,024 positions to twice all
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What it takes to build a network, as config.json keeps it."""
+
+    arch: Arch
+    """Which of the four."""
+    width: int
+    """D of both sides."""
+    hidden: int
+    """Hidden size of `mlp`."""
+    queries: int
+    """Learnable queries, hence outputs, of `attention`."""
+    residual: bool = False
+    """Whether a fixed linear map, the ridge solution, is added to what `mlp` and `attention` learn."""
+    prefix: int = 0
+    """Constant template tokens that the projector carries for the conditioning."""
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON object that `Shape(**object)` reads back."""
+        return asdict(self)
+
+
+class Attention(nn.Module):
+    """Learnable queries that cross-attend over the input: any number of positions in, always the same number
+    out.
+
+    The queries need no projection of their own, so with key, value, attention output and final linear layers
+    of D by D each the guide's "about 26M" at width 2560 comes to 26,385,920. Keys carry sinusoids of their
+    relative position, since without them attention cannot tell the corner of an image from its middle.
+    """
+
+    def __init__(self, width: int, queries: int) -> None:
+        super().__init__()
+        self.heads = next(heads for heads in range(ATTENTION_HEADS, 0, -1) if width % heads == 0)
+        self.queries = nn.Parameter(torch.randn(queries, width))
+        # Softmax cancels a bias on keys: its gradient is rounding noise, which Adam would blow up.
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.mix = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend over (B, S, D) where `mask` (B, S) is True (None: everywhere); returns (B, queries, D)."""
+        batch, positions, width = x.shape
+        lengths = mask.sum(1) if mask is not None else x.new_full((batch,), positions)
+        placed = x + relative_positions(lengths, positions, width).to(x.dtype)
+        # At inference, where keys of long inputs would cost most; in training the weights change with every step.
+        # An exported program takes inputs of any length, so one way must do for all.
+        long = torch.compiler.is_exporting() or positions > 2 * len(self.queries)
+        absorbed = long and not torch.is_grad_enabled()
+        attended = (self._attend_absorbed if absorbed else self._attend)(x, placed, mask)
+        mixed = F.gelu(self.mix(attended.transpose(1, 2).flatten(-2)))
+        return self.out(mixed)  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, placed: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, heads, queries, D / heads): keys and values of every position, then attention."""
+        keys = self.key(placed)
+        queries = self._split(self.queries.to(keys.dtype)[None]).expand(len(x), -1, -1, -1)
+        where = None if mask is None else mask[:, None, None, :]
+        return F.scaled_dot_product_attention(queries, self._split(keys), self._split(self.value(x)), where)
+
+    def _attend_absorbed(self, x: Tensor, placed: Tensor, mask: Tensor | None) -> Tensor:
+        """The same with the key and value matrices taken over to the side of the queries.
+
+        Queries are constants, so q (K x) = (q K) x needs no keys, and the values of a weighted mean are the
+        weighted mean's value: two products of (heads * queries, D) with (D, S) instead of two of (D, D) with (D, S).
+        """
+        width = x.shape[-1]
+        size = width // self.heads
+        key, value = (linear.weight.view(self.heads, size, width) for linear in (self.key, self.value))
+        queries = self.queries.view(-1, self.heads, size)
+        constants = torch.einsum("qhd,hdw->hqw", queries, key) / math.sqrt(size)
+        scores = torch.einsum("hqw,bsw->bhqs", constants, placed)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        means = torch.einsum("bhqs,bsw->bhqw", scores.softmax(-1), x)
+        bias = self.value.bias.view(self.heads, 1, size)
+        return torch.einsum("bhqw,hdw->bhqd", means, value) + bias
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, S, D) to (B, heads, S, D / heads)."""
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+
+class ProjectorNetwork(nn.Module):
+    """Standardise the input per dimension, map it, and undo the target's standardisation.
+
+    `forward` stays in the standardised target space, where training's loss lives; `project` goes all the way
+    from raw to raw. The statistics are float32 buffers and are applied in float32 also under autocast: hidden
+    states reach 13,504, where bfloat16 resolves steps of 64.
+    """
+
+    input_mean: Tensor
+    input_std: Tensor
+    target_mean: Tensor
+    target_std: Tensor
+    restore_scale: Tensor
+    restore_shift: Tensor
+    restore_strength: Tensor
+    base_weight: Tensor
+    base_bias: Tensor
+    text_prefix: Tensor
+
+    def __init__(self, shape: Shape, *, random_start: bool = False) -> None:
+        super().__init__()
+        self.shape = shape
+        self.core = _core(shape)
+        if not random_start:
+            _start_from_the_mean(self.core)
+        if shape.residual:
+            self.register_buffer("base_weight", torch.zeros(shape.width, shape.width))
+            self.register_buffer("base_bias", torch.zeros(shape.width))
+        self.register_buffer("text_prefix", torch.zeros(shape.prefix, shape.width))
+        for name in ("input", "target"):
+            self.register_buffer(f"{name}_mean", torch.zeros(shape.width))
+            self.register_buffer(f"{name}_std", torch.ones(shape.width))
+        self.register_buffer("restore_scale", torch.ones(shape.width))
+        self.register_buffer("restore_shift", torch.zeros(shape.width))
+        self.register_buffer("restore_strength", torch.zeros(()))
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether output i belongs to input i (attention has outputs of its own)."""
+        return not isinstance(self.core, Attention)
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained numbers; the standardisation's buffers are measured, not trained, and do not count."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def set_statistics(self, inputs: RunningStatistics, targets: RunningStatistics) -> None:
+        """Take over the per-dimension means and standard deviations of both sides."""
+        for name, statistics in (("input", inputs), ("target", targets)):
+            getattr(self, f"{name}_mean").copy_(torch.from_numpy(statistics.mean))
+            getattr(self, f"{name}_std").copy_(safe_std(torch.from_numpy(statistics.std())))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map raw inputs to standardised outputs.
+
+        Args:
+            x: (B, S, D) raw embeddings, any float dtype.
+            mask: (B, S) bool, True where a position exists; only attention looks at it. None: everywhere.
+
+        Returns:
+            (B, M, D) float32 in the standardised target space; M is S, or the number of queries.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            standardised = (x.float() - self.input_mean) / self.input_std
+        outputs = (
+            self.core(standardised, mask) if isinstance(self.core, Attention) else self.core(standardised)
+        )
+        if not self.shape.residual:
+            return outputs.float()  # type: ignore[no-any-return]
+        return outputs.float() + self._base(standardised, mask).float()  # type: ignore[no-any-return]
+
+    def _base(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
+        """The fixed linear map; where outputs have no position of their own, of the inputs spread over them."""
+        if not self.keeps_positions:
+            batch, positions, _ = standardised.shape
+            lengths = (
+                mask.sum(1)
+                if mask is not None
+                else torch.full((batch,), positions, device=standardised.device)
+            )
+            wanted = torch.full_like(lengths, self.shape.queries)
+            spread = area_weights(lengths, wanted, (self.shape.queries, positions)).float()
+            if mask is not None:
+                standardised = torch.where(mask[..., None], standardised, 0.0)
+            standardised = spread @ standardised
+        return F.linear(standardised, self.base_weight, self.base_bias)
+
+    @torch.no_grad()
+    def start_from(self, linear: nn.Linear) -> None:
+        """Begin at a linear map of standardised inputs: as the weights of `linear`, as the base of the others."""
+        if self.shape.residual:
+            self.base_weight.copy_(linear.weight)
+            self.base_bias.copy_(linear.bias)
+        elif isinstance(self.core, nn.Linear):
+            self.core.load_state_dict(linear.state_dict())
+
+    def folded(self) -> nn.Linear:
+        """A linear network as one plain layer from raw to raw, restoration included.
+
+        Folded in float64: the inputs' means are thousands of times some dimensions' spread.
+
+        Raises:
+            UsageError: the network is not linear.
+        """
+        if not isinstance(self.core, nn.Linear):
+            raise UsageError(f"{self.shape.arch} is no linear map; only ridge and linear fold into one layer")
+        strength = self.restore_strength.double()
+        scale = torch.lerp(
+            torch.ones_like(self.restore_scale).double(), self.restore_scale.double(), strength
+        )
+        out = self.target_std.double() * scale
+        weight = out[:, None] * self.core.weight.double() / self.input_std.double()
+        shift = scale * self.core.bias.double() + strength * self.restore_shift.double()
+        bias = (
+            self.target_mean.double() + self.target_std.double() * shift - weight @ self.input_mean.double()
+        )
+        plain = nn.Linear(self.shape.width, self.shape.width)
+        with torch.no_grad():
+            plain.weight.copy_(weight)
+            plain.bias.copy_(bias)
+        return plain.requires_grad_(False)
+
+    def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map raw inputs (B, S, D) to raw outputs (B, M, D) float32; see `forward`."""
+        outputs = self(x, mask)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.to_raw(self.restored(outputs))
+
+    def restored(self, outputs: Tensor) -> Tensor:
+        """Standardised outputs with the restoration that is set."""
+        return torch.lerp(outputs, outputs * self.restore_scale + self.restore_shift, self.restore_strength)
+
+    def set_restoration(
+        self, outputs: RunningStatistics, targets: RunningStatistics, strength: float
+    ) -> None:
+        """Learn the per-dimension affine that gives the outputs the targets' mean and spread.
+
+        Squared error shrinks what it cannot predict: the outputs' std falls to about the correlation.
+        Stretching them back costs squared error and no content; `strength` is how much of it `project` does.
+
+        Args:
+            outputs: statistics of the network's standardised outputs on held-out tokens.
+            targets: statistics of standardised caption tokens.
+            strength: 0 (none) to 1 (full).
+        """
+        out_std, target_std = torch.from_numpy(outputs.std()), torch.from_numpy(targets.std())
+        scale = (target_std / out_std.clamp(min=1e-12)).clamp(max=LARGEST_RESTORATION)
+        self.restore_scale.copy_(scale)
+        self.restore_shift.copy_(torch.from_numpy(targets.mean) - scale * torch.from_numpy(outputs.mean))
+        self.restore_strength.fill_(strength)
+
+    def spread_ratio(self, outputs: RunningStatistics, targets: RunningStatistics) -> Tensor:
+        """(D,) float64: std of restored outputs over the targets', where those move; arguments as above."""
+        scale = torch.lerp(torch.ones_like(self.restore_scale), self.restore_scale, self.restore_strength)
+        target_std = torch.from_numpy(targets.std())
+        ratio = torch.from_numpy(outputs.std()) * scale.double().cpu() / target_std.clamp(min=1e-12)
+        return ratio[target_std > 0]
+
+    def to_raw(self, outputs: Tensor) -> Tensor:
+        """From the standardised target space back to raw embeddings."""
+        return outputs * self.target_std + self.target_mean
+
+    def standardise_target(self, target: Tensor) -> Tensor:
+        """Raw target embeddings in the space of `forward`'s output, float32."""
+        return (target.float() - self.target_mean) / self.target_std
+
+
+def relative_positions(lengths: Tensor, positions: int, width: int) -> Tensor:
+    """Sinusoids of where a position stands in its sequence, as a share of its length.
+
+    Args:
+        lengths: (B,) positions that each sequence really has.
+        positions: S, the padded length.
+        width: D.
+
+    Returns:
+        (B, S, D) float32 in [-1, 1]; wavelengths run geometrically over POSITION_WAVELENGTHS.
+    """
+    share = (torch.arange(positions, device=lengths.device) + 0.5) / lengths[:, None].clamp(min=1)
+    short, long = (math.log(wavelength) for wavelength in POSITION_WAVELENGTHS)
+    half = (width + 1) // 2
+    frequencies = 2 * math.pi / torch.linspace(short, long, half, device=lengths.device).exp()
+    angles = share[..., None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1)[..., :width]
+
+
+def safe_std(std: Tensor) -> Tensor:
+    """Standard deviations to divide by: a dimension that (nearly) never moves gets 1 and so becomes 0."""
+    moving = std > 1e-6 * std.max().clamp(min=1e-30)
+    return torch.where(moving, std, torch.ones_like(std))
+
+
+def _core(shape: Shape) -> nn.Module:
+    width = shape.width
+    if shape.arch not in get_args(Arch):
+        raise UsageError(f"network arch {shape.arch!r} is unknown; it is one of {', '.join(get_args(Arch))}")
+    if width < 1:
+        raise UsageError(f"network width {width} is not positive; it is the hidden size of the embeddings")
+    if shape.arch == "attention":
+        return Attention(width, shape.queries)
+    if shape.arch in ("linear", "ridge"):
+        return nn.Linear(width, width)
+    return nn.Sequential(nn.Linear(width, shape.hidden), nn.GELU(), nn.Linear(shape.hidden, width))
+
+
+def _start_from_the_mean(core: nn.Module) -> None:
+    """Zero the last layer: an untrained network then predicts the mean, the best constant there is."""
+    last = [module for module in core.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)

@@ -1,0 +1,192 @@
+"""The page that goes with a projector to publish: pure text from its config.json, eval.json and pictures."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shards.tools.markdown import front_matter, inline, table
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+TINY = "tiny/"  # test models, which are nowhere to be had
+FIGURES = {
+    "mse_standardized": "MSE (standardised)",
+    "per_dim_correlation": "correlation",
+    "r2": "R²",
+    "cosine_similarity": "cosine",
+    "rms_cosine": "cosine after RMSNorm",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "outlier_dims": "dims > 2x",
+    "collapsed_dims": "dims < 0.5x",
+}
+SMALLER_IS_BETTER = "mse_standardized"
+TOKENS = {
+    "image": "the image tokens",
+    "text": "the caption's tokens",
+    "all": "the image's and the caption's tokens",
+}
+MODES = {"caption": "with the caption", "none": "with no text", "mixed": "with the caption or with no text"}
+
+
+@dataclass(frozen=True)
+class CardPicture:
+    """A grid of pictures made with and without the projector."""
+
+    file: str
+    """Its name in the folder."""
+    name: str
+    """Of the reference, from outside."""
+    prompt: str
+    """From outside."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a model card is written from."""
+
+    config: Mapping[str, Any]
+    """Content of config.json."""
+    evaluation: Mapping[str, Any] | None
+    """Content of eval.json."""
+    pictures: Sequence[CardPicture]
+    """What `compare` made with this projector."""
+    files: Mapping[str, str]
+    """What else lies in the folder: names, and what each is."""
+    license: str
+    """The hub's identifier of the licence."""
+    restore: float
+    """How far outputs are stretched as saved, 0 to 1."""
+
+
+def model_card(published: Published) -> str:
+    """The whole page; nothing that comes from a file can become markup, HTML or YAML."""
+    config = published.config
+    tokens, mode = TOKENS[config["tokens"]], MODES[config["text_mode"]]
+    sections = (
+        ("", _what_it_is(config)),
+        ("Use", _use(config)),
+        ("Figures", _figures(published.evaluation)),
+        ("Pictures", _pictures(published.pictures)),
+        ("Files", table(("file", "what it is"), list(published.files.items()))),
+        ("Training", _training(config)),
+        (
+            "Limits",
+            f"- Made for layer {config['layer']} of the vision-language model above, {tokens}, {mode} in its input. "
+            "Projector refuses other widths, VLEmbeddingExtractor other layers, tokens and texts as well; a fine-tuned "
+            "model gives numbers, but not these.\n"
+            "- It carries over what pictures and prompts of its training data share; other kinds were not tried.\n"
+            "- Squared error shrinks what it cannot predict. `projector.restore = 1.0` stretches outputs to the real "
+            f"tokens' spread, at a cost in error; it is saved as {published.restore:g}.\n"
+            "- Figures are of held-out pairs of the same kind as the training pairs, not of photographs.",
+        ),
+    )
+    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
+    return f"{front_matter(_fields(published))}# {_title(config)}\n\n{body}\n"
+
+
+def _fields(published: Published) -> dict[str, Any]:
+    identities = [str(model.get("id", "")) for model in _models(published.config).values()]
+    bases = [name for name in identities if HUB_ID.fullmatch(name) and not name.startswith(TINY)]
+    return {
+        "license": published.license,
+        "base_model": bases,
+        "base_model_relation": "adapter" if bases else None,
+        "pipeline_tag": "image-to-image",
+        "library_name": "z-image-projector",
+        "tags": ["z-image", "qwen3-vl", "embeddings", "projector", "safetensors"],
+    }
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    return f"Qwen3-VL to Z-Image conditioning: {config['network']['arch']} projector, layer {config['layer']}"
+
+
+def _what_it_is(config: Mapping[str, Any]) -> str:
+    models = [
+        (role, model.get("id", ""), model.get("revision") or "local folder")
+        for role, model in _models(config).items()
+    ]
+    return (
+        f"A light network ({_number(config.get('parameters'))} parameters) that maps hidden states of Qwen3-VL looking "
+        "at a picture to embeddings like those that Qwen3-4B makes of a prompt, to steer Z-Image with the picture. "
+        "Raw embeddings in, raw embeddings out: every normalisation is inside.\n\n"
+        + table(("role", "base model", "revision"), models)
+    )
+
+
+def _use(config: Mapping[str, Any]) -> str:
+    width, layer, text = config["network"]["width"], config["layer"], config["text_mode"] == "caption"
+    kind = f"(S, {width}) hidden states of layer {layer}, {TOKENS[config['tokens']]}"
+    return f"""With the project installed (`pip install` in a copy of its repository) and this folder downloaded:
+
+```python
+from projector import Projector
+projector = Projector.from_pretrained("this-folder")
+```
+
+`projector(embeddings)` takes {kind}, or a batch of them. From a picture to what conditions Z-Image:
+
+```python
+from projector import VLEmbeddingExtractor, blend_interpolate
+extractor = VLEmbeddingExtractor.from_pretrained("Qwen3-VL-4B-Instruct", projector_path="this-folder")
+result = extractor.extract(image, text={"prompt" if text else "None"}, hidden_layer={layer})
+conditioning = blend_interpolate(result.embeddings, text_embeddings, alpha=0.5)
+```"""
+
+
+def _figures(evaluation: Mapping[str, Any] | None) -> str:
+    """The methods as a table, smallest error first."""
+    methods = (evaluation or {}).get("methods")
+    if not isinstance(methods, Mapping) or not methods:
+        return "It was not evaluated."
+    known = {name: values for name, values in methods.items() if isinstance(values, Mapping)}
+    columns = {
+        key: label for key, label in FIGURES.items() if any(key in values for values in known.values())
+    }
+
+    def error(name: str) -> float:
+        value = known[name].get(SMALLER_IS_BETTER)
+        return float(value) if isinstance(value, int | float) else float("inf")
+
+    rows = [
+        (
+            "this projector" if name == "projector" else name,
+            *(_number(known[name].get(key)) for key in columns),
+        )
+        for name in sorted(known, key=error)
+    ]
+    counts = f"{_number((evaluation or {}).get('pairs'))} held-out pairs, smallest error first."
+    return f"{counts}\n\n{table(('method', *columns.values()), rows)}"
+
+
+def _pictures(pictures: Sequence[CardPicture]) -> str:
+    return "\n\n".join(
+        f"![With and without the projector]({picture.file})\n\n{inline(picture.name)}: {inline(picture.prompt)}"
+        for picture in pictures
+    )
+
+
+def _training(config: Mapping[str, Any]) -> str:
+    dataset = config.get("dataset", {})
+    pairs = (
+        f"{_number(config.get('train_pairs'))} training pairs, {_number(config.get('val_pairs'))} held out"
+    )
+    fingerprint = inline(dataset.get("fingerprint") or "unknown")
+    options = config.get("options")
+    told = options.items() if isinstance(options, Mapping) else ()
+    rows = [(key, value) for key, value in told if value is not None]
+    return f"{pairs}; dataset fingerprint {fingerprint}.\n\n{table(('option', 'value'), rows)}"
+
+
+def _models(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    models = config.get("base_models")
+    named = models.items() if isinstance(models, Mapping) else ()
+    return {role: model if isinstance(model, Mapping) else {"id": model} for role, model in named}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,179 @@
+"""The trained projector as users hold it: raw Qwen3-VL embeddings in, raw Qwen3-4B-like embeddings out.
+
+B batch, S sequence, M outputs, D hidden.
+"""
+
+import json
+import re
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from projector.data.template import token_rms
+from projector.network.architectures import ProjectorNetwork
+from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
+from projector.options import VL_TOKENS, TextMode, Tokens
+from shards.errors import UsageError
+from shards.stores.local import open_storage
+
+
+class Projector:
+    """A trained network with the description of what it may be applied to.
+
+    Args:
+        network: the network, statistics included.
+        config: the content of its config.json.
+    """
+
+    def __init__(self, network: ProjectorNetwork, config: dict[str, Any]) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.config = config
+
+    @classmethod
+    def from_pretrained(cls, path: str, *, device: torch.device | str = "cpu") -> "Projector":
+        """Load what `train` or `export` wrote.
+
+        Args:
+            path: folder or s3:// root.
+            device: where to put it.
+
+        Raises:
+            UsageError: nothing there, or files that do not fit together.
+        """
+        storage = open_storage(str(path))
+        config = get_json(storage, CONFIG)
+        network = get_network(storage, config)
+        _check_description(config, network.shape.width, storage.root)
+        return cls(network.to(device), config)
+
+    def save_pretrained(self, path: str) -> None:
+        """Write config.json and model.safetensors, which `from_pretrained` reads back."""
+        storage = open_storage(str(path))
+        put_network(storage, self.network)
+        put_json(storage, CONFIG, self.config)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.network.shape.width
+
+    @property
+    def layer(self) -> int:
+        """The Qwen3-VL layer it reads, counted from the end."""
+        return int(self.config["layer"])
+
+    @property
+    def text_mode(self) -> str:
+        """Text that stood in the VL input at training: `caption`, `none` or `mixed`."""
+        return str(self.config["text_mode"])
+
+    @property
+    def tokens(self) -> str:
+        """Kinds of VL tokens it takes: `image`, `text` or `all`; pass those and no others."""
+        return str(self.config["tokens"])
+
+    @property
+    def vl_tokens(self) -> str:
+        """`all`, or `pooled:N` where the dataset it was trained on holds averages of tokens; pass the same."""
+        return str(self.config.get("dataset", {}).get("vl_tokens", "all"))
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether output i belongs to input i; attention has a fixed number of outputs instead."""
+        return self.network.keeps_positions
+
+    @property
+    def restore(self) -> float:
+        """How far outputs are stretched to the real tokens' mean and spread: 0 not at all, 1 fully. Can be set."""
+        return float(self.network.restore_strength)
+
+    @restore.setter
+    def restore(self, strength: float) -> None:
+        if not 0 <= strength <= 1:
+            raise UsageError(
+                f"restore = {strength} is outside [0, 1]; 0 is least squared error, 1 full spread"
+            )
+        self.network.restore_strength.fill_(strength)
+
+    def with_template(self, embeddings: Tensor) -> Tensor:
+        """Put the template's constant tokens, attention sink included, before projected embeddings.
+
+        The projector leaves them out, since they are the same in every prompt; a conditioning that is made of
+        projected tokens alone needs them. A blend with a prompt's own conditioning has them from there.
+
+        Args:
+            embeddings: (M, D) projected.
+
+        Returns:
+            (P + M, D), P as config.json's `template.prefix_tokens` says.
+        """
+        return torch.cat([self.network.text_prefix.to(embeddings), embeddings])
+
+    def is_ordinary(self, embeddings: Tensor) -> Tensor:
+        """(S,) bool: which raw VL tokens (S, D) are no attention sinks, by the limit that training found."""
+        limit = (self.config.get("template") or {}).get("vl_limit", float("inf"))
+        ordinary: Tensor = token_rms(embeddings) <= limit
+        return ordinary
+
+    def to(self, device: torch.device | str) -> "Projector":
+        """Move to a device; returns itself."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Project embeddings.
+
+        Args:
+            embeddings: (S, D) or (B, S, D), raw, any float dtype, of the tokens named by `tokens`.
+            mask: (S,) or (B, S) bool, True where a position exists; None: everywhere.
+
+        Returns:
+            (M, D) or (B, M, D), raw, in the input's dtype and on its device; M is S unless the network is
+            attention.
+
+        Raises:
+            UsageError: another shape or width, or no position at all.
+        """
+        if embeddings.dim() not in (2, 3) or embeddings.shape[-1] != self.width or not embeddings.shape[-2]:
+            raise UsageError(
+                f"embeddings of shape {tuple(embeddings.shape)} do not fit; this projector takes "
+                f"(seq, {self.width}) or (batch, seq, {self.width}) with at least one position"
+            )
+        if not embeddings.is_floating_point():
+            raise UsageError(f"embeddings are {embeddings.dtype}; pass a float dtype")
+        home = self.network.input_mean.device
+        batched = embeddings.to(home) if embeddings.dim() == 3 else embeddings.to(home)[None]
+        if mask is not None:
+            mask = (mask if mask.dim() == 2 else mask[None]).to(home)
+        # What is bfloat16 before and after gains nothing from float32 products, which take three times as long.
+        reduced = home.type == "cuda" and embeddings.dtype == torch.bfloat16
+        with torch.autocast(home.type, torch.bfloat16, enabled=reduced):
+            outputs = self.network.project(batched, mask)
+        outputs = outputs if embeddings.dim() == 3 else outputs[0]
+        return outputs.to(embeddings.device, embeddings.dtype)
+
+    def __repr__(self) -> str:
+        shown = {key: self.config.get(key) for key in ("arch", "width", "layer", "text_mode", "tokens")}
+        return f"Projector({json.dumps(shown)[1:-1]})"
+
+
+def _check_description(config: dict[str, Any], width: int, root: str) -> None:
+    """Refuse a config.json that does not say what the weights may be applied to."""
+    dataset, template = config.get("dataset", {}), config.get("template") or {"vl_limit": 0}
+    layer, said, mode, tokens = (config.get(key) for key in ("layer", "width", "text_mode", "tokens"))
+    pooling = dataset.get("vl_tokens", "all") if isinstance(dataset, dict) else dataset
+    limit = template.get("vl_limit") if isinstance(template, dict) else template
+    for key, value, right, allowed in (
+        ("layer", layer, type(layer) is int and layer < 0, "counted from the end, as -8 is"),
+        ("width", said, said in (width, None), f"{width}, that of the weights"),
+        ("text_mode", mode, mode in get_args(TextMode), f"one of {', '.join(get_args(TextMode))}"),
+        ("tokens", tokens, tokens in get_args(Tokens), f"one of {', '.join(get_args(Tokens))}"),
+        ("dataset.vl_tokens", pooling, re.fullmatch(VL_TOKENS, str(pooling)), "all or pooled:N"),
+        ("template.vl_limit", limit, type(limit) in (int, float), "a number"),
+    ):
+        if not right:
+            raise UsageError(
+                f"{root}/{CONFIG}: {key} is {value!r}, expected {allowed}; train or export again"
+            )

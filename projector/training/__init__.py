@@ -1,0 +1,1 @@
+"""How a projector learns: closed form, epochs, losses, and the state that resumes."""

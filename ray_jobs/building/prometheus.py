@@ -1,0 +1,83 @@
+"""A run's figures as Ray exports them to Prometheus, each under `ray_` and its name; `cluster/grafana-dashboard.json`
+draws them.
+
+Ray adds the session, the node and the process; a dataset's root tells runs apart. They vanish with the run: what lasts
+stands in commits and records (`shards.dataset.progress_figures`).
+"""
+
+from collections.abc import Iterable
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from ray_jobs.building.messages import Event, Snapshot
+from shards.dataset.progress_figures import Standing
+
+TAGS = ("dataset", "task")  # not `job`: Prometheus itself calls what it scrapes so
+# Seconds; shards are meant to take 5 to 15 minutes.
+SHARD_SECONDS = [1.0, 5.0, 15.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0]
+GAUGES = {
+    "pairs_planned": "pairs planned in all",
+    "pairs_made": "pairs made, those in shards under way included",
+    "pairs_per_hour": "pairs an hour since the last pause, by commits",
+    "pairs_seconds_left": "seconds until all are made at that rate",
+    "pairs_builders": "builders at work",
+    "pairs_device_seconds": "device seconds that committed shards took",
+    "pairs_busy_ratio": "share of them in which the device had work",
+    "pairs_gpu_hours": "GPU-hours of shards, of tries that came to nothing and of those under way",
+    "pairs_cost": "their cost, where a price is given",
+}
+SORTED_GAUGES = {  # name: (what it is sorted by, what it is)
+    "pairs_failed": ("cause", "samples that could not be made, those made in a later try included"),
+    "pairs_lost_device_seconds": ("end", "device seconds of tries that came to nothing"),
+}
+EVENTS = "pairs_events"
+SECONDS = "pairs_shard_seconds"
+
+
+class RunGauges:
+    """The metrics of a run, in the process that makes them.
+
+    Args:
+        task: `build` and so on.
+        root: of the dataset.
+    """
+
+    def __init__(self, task: str, root: str) -> None:
+        self._tags = {"dataset": root, "task": task}
+        self._gauges = {name: Gauge(name, text, TAGS) for name, text in GAUGES.items()}
+        self._sorted = {name: Gauge(name, text, (*TAGS, key)) for name, (key, text) in SORTED_GAUGES.items()}
+        self._events = Counter(EVENTS, "what happened to tries at shards", (*TAGS, "event"))
+        self._seconds = Histogram(SECONDS, "seconds from a try's begin to its commit", SHARD_SECONDS, TAGS)
+
+    def count(self, events: Iterable[Event]) -> None:
+        """Add events."""
+        for event in events:
+            self._events.inc(1, {**self._tags, "event": event.kind})
+            if event.kind == "committed":
+                self._seconds.observe(event.facts["seconds"], self._tags)
+
+    def show(self, far: Standing, made: int, now: Snapshot) -> None:
+        """Set what can go up and down.
+
+        Args:
+            far: by commits and records.
+            made: pairs, those in shards under way included.
+            now: the run.
+        """
+        values = {
+            "pairs_planned": far.planned,
+            "pairs_made": made,
+            "pairs_per_hour": far.recent_pairs_per_hour,
+            "pairs_seconds_left": far.seconds_left,
+            "pairs_builders": now.builders,
+            "pairs_device_seconds": far.device_seconds,
+            "pairs_busy_ratio": far.busy,
+            "pairs_gpu_hours": far.gpu_hours,
+            "pairs_cost": far.cost,
+        }
+        for name, value in values.items():
+            if value is not None:
+                self._gauges[name].set(value, self._tags)
+        for name, by in (("pairs_failed", far.failures), ("pairs_lost_device_seconds", far.lost)):
+            for key, value in by.items():
+                self._sorted[name].set(value, {**self._tags, SORTED_GAUGES[name][0]: key})

@@ -1,0 +1,201 @@
+"""One pass over what is missing: builders make it, the monitor watches, and the end is checked to be whole."""
+
+import random
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_jobs.building.builder import BuilderSpec, ShardBuilder
+from ray_jobs.building.messages import Snapshot
+from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
+from ray_jobs.building.run_account import RECORD_SECONDS, Account
+from ray_jobs.building.shard_output import Reader
+from ray_jobs.cli.log import tell
+from ray_jobs.cli.progress import Progress, repeated
+from ray_jobs.cli.run_options import BuildOptions, ReadingOptions
+from ray_jobs.cluster.connect import StopRequest
+from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
+from shards.dataset.dataset import Dataset
+from shards.dataset.progress_figures import duration
+from shards.format.plan import Plan, PlannedShard
+from shards.stores.lease import HeldError, Lease
+
+MANIFEST_SECONDS = 600.0  # between manifests: what is read anew, a request a shard, after a driver was killed
+CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What may end a run early, or a builder.
+
+    Attributes:
+        stop: SIGTERM or Ctrl-C.
+        lease: on a root whose store cannot keep two writers apart; None elsewhere.
+        stuck_seconds: silence after which a builder is restarted.
+    """
+
+    stop: StopRequest
+    lease: Lease | None
+    stuck_seconds: float
+
+    def reason_to_stop(self) -> str:
+        """Why the run should stop; empty while it should not."""
+        if self.stop:
+            return "stopped by a signal"
+        try:
+            if self.lease is not None:
+                self.lease.check()
+        except HeldError as error:
+            return str(error)
+        return ""
+
+
+def complete(
+    job: str,
+    dataset: Dataset,
+    plan: Plan,
+    options: BuildOptions | ReadingOptions,
+    crew: Crew,
+    spec: BuilderSpec,
+    guard: Guard,
+    make_reader: Callable[[], Any] | None = None,
+) -> int:
+    """Make what is missing, then check that nothing is.
+
+    Args:
+        job: whose options they are.
+        dataset: opened for writing.
+        plan: all that it should hold.
+        options: how many failures are too many.
+        crew: who makes it.
+        spec: what each one is told.
+        guard: what may end the run early.
+        make_reader: loads what the crew's readers read pictures with.
+
+    Returns:
+        exit code.
+    """
+    todo = dataset.missing(plan)
+    todo_samples = sum(len(shard.samples) for shard in todo)
+    if len(todo) < len(plan.shards):
+        tell("resumed", f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make")
+        dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
+    spec = replace(spec, superseded=plan.superseded, run=uuid.uuid4().hex)
+    account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
+    progress = Progress(job, len(plan), done=len(plan) - todo_samples)
+    # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
+    random.shuffle(todo)
+    monitor = start_monitor(todo, options, job)
+    taken = 0
+    if todo:
+        account.record()
+        readers = start_readers(crew, Reader, spec.finish, make_reader)
+        with _watched(monitor, progress, guard, account, dataset):
+            for row in _run(len(todo), crew, spec, monitor, readers):
+                taken += row["outcome"] in ("taken", "duplicate")
+    if taken:
+        tell("shared", f"{taken} shards were committed by another build meanwhile")
+    end: Snapshot = ray.get(monitor.snapshot.remote())
+    for name in end.abandoned:
+        tell("abandoned", f"{name}: given up, its worker died each of {MAX_ATTEMPTS} times", shard=name)
+    account.show(end, ray.get(monitor.take_events.remote()), progress, final=True)
+    dataset.write_manifest()
+    missing = dataset.missing(plan)
+    if todo:
+        account.record(ended="incomplete" if missing else "complete")
+    if not missing:
+        tell("complete", _summary(dataset))
+        return 0
+    why = end.stopping or f"{len(missing)} shards could not be made"
+    tell(
+        "incomplete",
+        f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.",
+    )
+    return guard.stop.exit_code or 1
+
+
+def start_monitor(todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str) -> Any:
+    """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Monitor)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote(
+        todo, options.max_failed_fraction, options.max_consecutive_failures, job
+    )
+
+
+def _run(
+    shards: int, crew: Crew, spec: BuilderSpec, monitor: Any, readers: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    """One pass of Ray Data: a row is a ticket for one shard, which the monitor chooses when a builder is free."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A builder has two tickets, one of which waits: with both taken, all are busy and another GPU is of use.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    actors, most = min(crew.actors, shards), min(crew.most, shards)
+    # A ticket may wait behind a slow builder's shard; one more for each builder, and no shard waits with it.
+    tickets = shards + most
+    rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
+    return iter(
+        rows.map_batches(
+            ShardBuilder,
+            fn_constructor_args=(spec, monitor, readers),
+            batch_size=1,
+            num_cpus=BUILDER_CPUS,
+            num_gpus=crew.gpus,
+            compute=ActorPoolStrategy(
+                min_size=1,
+                max_size=most,
+                initial_size=actors,
+                max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+                max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+        ).iter_rows()
+    )
+
+
+@contextmanager
+def _watched(
+    monitor: Any, progress: Progress, guard: Guard, account: Account, dataset: Dataset
+) -> Iterator[None]:
+    """Tell how far it is, pass a stop request on and restart stuck builders, from threads beside the pass."""
+    passed_on = False
+
+    def look() -> None:
+        nonlocal passed_on
+        if not passed_on and (reason := guard.reason_to_stop()):
+            passed_on = True
+            tell("stopping", f"{reason}: stopping at the next sample boundary")
+            ray.get(monitor.stop.remote(reason))
+        for stuck in ray.get(monitor.stuck.remote(guard.stuck_seconds)):
+            tell(
+                "stuck",
+                f"{stuck.shard}: {stuck.worker} has finished nothing for {duration(stuck.seconds)} "
+                f"(at work on {', '.join(stuck.at_work) or 'nothing it told of'}); restarting it",
+                shard=stuck.shard,
+                worker=stuck.worker,
+            )
+            ray.kill(stuck.handle, no_restart=False)
+        account.show(ray.get(monitor.snapshot.remote()), ray.get(monitor.take_events.remote()), progress)
+
+    # A store that is slow to take a record must not keep a stop request waiting: a thread each.
+    with (
+        repeated(look, 0.5),
+        repeated(account.record, RECORD_SECONDS),
+        repeated(dataset.write_manifest, MANIFEST_SECONDS),
+    ):
+        yield
+
+
+def _summary(dataset: Dataset) -> str:
+    commits = dataset.commits()
+    samples, failed = sum(commit.samples for commit in commits), sum(commit.failed for commit in commits)
+    size = sum(commit.bytes for commit in commits) / 1e6
+    return f"complete: {samples} samples, {failed} failed, {len(commits)} shards, {size:,.1f} MB"

@@ -1,0 +1,113 @@
+"""What a run tells of itself while it works: events and figures, on standard output, as metrics and in its record."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import ray
+
+from ray_jobs.building.messages import Event, Snapshot
+from ray_jobs.building.prometheus import RunGauges
+from ray_jobs.cli.log import tell, tells_json, utc_now
+from ray_jobs.cli.progress import INTERVAL, Progress
+from ray_jobs.cli.run_options import WatchedOptions
+from ray_jobs.cluster.node_probe import recorded_packages
+from shards.dataset.dataset import Dataset
+from shards.dataset.progress_figures import Standing, spending_parts, standing
+from shards.dataset.run_records import RunRecord, put_run, runs_on_record
+from shards.errors import StorageError
+
+RECORD_SECONDS = 60.0  # between records: what a killed driver loses track of
+
+
+class Account:
+    """Keeps a run's books. Builders report their commits by way of the monitor, so it asks the store for none.
+
+    Args:
+        job: `build` and so on.
+        dataset: opened for writing.
+        options: how it is told.
+        run: the run's id.
+        devices: that each builder holds, its share of readers included.
+        gpus: that a device stands for; 0 on CPUs.
+    """
+
+    def __init__(
+        self, job: str, dataset: Dataset, options: WatchedOptions, run: str, devices: float, gpus: float
+    ) -> None:
+        self._dataset, self._price, self._devices = dataset, options.price_gpu_hour, devices
+        self._commits = {commit.name: commit for commit in dataset.commits()}
+        self._made = sum(commit.samples for commit in self._commits.values())
+        self._segments = dataset.segments()
+        self._others = runs_on_record(dataset.storage)
+        begun = utc_now()
+        ray_job = ray.get_runtime_context().get_job_id()
+        self._run = RunRecord(run, job, ray_job, begun, begun, "", 0, gpus, {}, 0.0, recorded_packages())
+        self._metrics = RunGauges(job, dataset.storage.root)
+        self._lock = threading.Lock()
+        self._figured = 0.0
+        self._note = ""
+
+    def show(
+        self, now: Snapshot, events: Sequence[Event], progress: Progress, *, final: bool = False
+    ) -> None:
+        """Tell what happened, and how far the run is.
+
+        Args:
+            now: the run.
+            events: since the last call.
+            progress: the line for people.
+            final: whether the run is at its end.
+        """
+        for event in events:
+            tell(event.kind, event.text, **{**event.facts, "time": event.time})
+            if event.commit is not None:
+                self._commits[event.commit.name] = event.commit
+        self._metrics.count(events)
+        lost = {end: round(seconds * self._devices, 3) for end, seconds in now.lost.items()}
+        with self._lock:
+            self._run = replace(
+                self._run,
+                seen=utc_now(),
+                builders=now.builders,
+                lost=lost,
+                under_way=round(now.under_way * self._devices, 3),
+            )
+        moment = time.monotonic()
+        if final or moment - self._figured >= INTERVAL:
+            self._figured = moment
+            far = self._standing()
+            self._metrics.show(far, self._made + now.made, now)
+            live = [f"{now.failed} failed"] if now.failed and not far.failures else []
+            self._note = ", ".join(live + spending_parts(far))
+            if tells_json():
+                tell("progress", **_figures(far, self._made + now.made))
+        if not tells_json():
+            progress.show(now.made + now.failed, self._note, final=final)
+
+    def _standing(self) -> Standing:
+        runs = [*self._others, self._run]
+        return standing(
+            self._commits.values(), self._segments, runs, now=time.time(), price_gpu_hour=self._price
+        )
+
+    def record(self, ended: str = "") -> None:
+        """Write the run's record; a store that fails is told of, and left to the builders to judge."""
+        with self._lock:
+            self._run = replace(self._run, ended=ended)
+            run = self._run
+        try:
+            put_run(self._dataset.storage, run)
+        except StorageError as error:
+            tell("record", f"the run's record could not be written: {error}")
+
+
+def _figures(far: Standing, made: int) -> dict[str, Any]:
+    """A line's worth of figures: no more digits than they deserve."""
+    rounded = {
+        name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(far).items()
+    }
+    lost = {end: round(seconds, 3) for end, seconds in far.lost.items()}
+    return {**rounded, "lost": lost, "under_way": made - far.made}

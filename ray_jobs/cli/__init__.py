@@ -1,0 +1,1 @@
+"""The command line: options, their files, the log and the progress of a job."""

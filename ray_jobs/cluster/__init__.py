@@ -1,0 +1,1 @@
+"""The Ray cluster: connected to, checked node by node, and given work."""

@@ -1,0 +1,1 @@
+"""One file for each job, read from top to bottom."""

@@ -1,0 +1,202 @@
+"""`build`: plan → images and paired embeddings → committed shards. Runs until the plan is whole, or says why not."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from projector.making.generated import PairSettings, PictureReader
+from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
+from projector.models.resolve import ModelSources, resolve_models
+from ray_jobs.building.builder import BuilderSpec
+from ray_jobs.building.model_placement import Placement, choose_placement, device_memory, needs
+from ray_jobs.building.run import Guard, complete
+from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.size_estimate import bytes_per_sample
+from ray_jobs.cli.log import tell
+from ray_jobs.cli.run_options import BuildOptions
+from ray_jobs.cluster.connect import Cluster, StopRequest, connected
+from ray_jobs.cluster.crew import Crew, crew_for, with_readers
+from ray_jobs.cluster.node_checks import check_nodes
+from ray_jobs.cluster.node_probe import recorded_packages
+from shards.dataset.dataset import Dataset, is_new
+from shards.dataset.failed_samples import plan_retries
+from shards.errors import UsageError
+from shards.format.plan import Plan, Segment, make_plan
+from shards.format.sample import Expected
+from shards.prompts.builtin import builtin_prompts
+from shards.prompts.files import read_prompts, without_near_duplicates
+from shards.prompts.prompt import PromptSource
+from shards.stores.lease import sole_writer
+from shards.stores.local import open_storage
+from shards.stores.spool import Spool
+
+
+def build(options: BuildOptions) -> int:
+    """Build or complete a dataset.
+
+    Args:
+        options: what and where.
+
+    Returns:
+        exit code: 0 when every planned sample is committed (or recorded as failed, within the limit).
+
+    Raises:
+        UsageError: anything wrong with the input, before a model loads.
+    """
+    if not options.output:
+        raise UsageError("build.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
+    prompts = prompts_of(options)
+    plan_of(
+        options, prompts, segments=(options.samples,)
+    )  # if prompts run out, that is said before Ray starts
+    storage = open_storage(options.output)
+    is_new(storage)
+    sources = resolve_models(options.models)
+    sources.check_layers(options.layers)
+    stop = StopRequest()
+    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
+        finish = finish_spec(storage.root, options, sources)
+        check_nodes(
+            cluster,
+            writes=[storage.root],
+            models=[sources.image, sources.vl],
+            spool=options.spool,
+            spool_bytes=finish.shard_bytes,
+        )
+        settings, crew, placement, why = arranged(options, cluster, sources)
+        dataset = Dataset.create_or_open(
+            storage, dataset_settings(options, prompts, sources, settings), recorded_packages()
+        )
+        dataset.grow(options.samples, append=options.append)
+        segments = plan_retries(dataset, options.max_attempts)
+        plan = plan_of(options, prompts, segments)
+        tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
+        if why:
+            tell("placement", why)
+        Spool.at(options.spool).check_room(finish.shard_bytes)
+        spec = BuilderSpec(finish, maker_of(placement, sources, settings), devices=crew.devices_each)
+        read = partial(PictureReader.load, sources.vl, settings)
+        return complete(
+            "build", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds), read
+        )
+
+
+def arranged(
+    options: BuildOptions, cluster: Cluster, sources: ModelSources
+) -> tuple[PairSettings, Crew, Placement, str]:
+    """How the models of a run are spread over a cluster.
+
+    Returns:
+        settings with `auto` resolved, who builds, where the models stand, and why, as a line for people.
+
+    Raises:
+        UsageError: the cluster has not what was asked for, or the models do not fit its devices.
+    """
+    crew = crew_for(options, cluster)
+    settings = pair_settings(options, on_gpu=crew.gpus > 0)
+    memory = device_memory(cluster, crew.gpus)
+    placement, why = choose_placement(options.placement, needs(sources, settings), memory)
+    if placement == "staged":
+        crew = with_readers(crew, options, cluster)
+    return settings, crew, placement, why
+
+
+def prompts_of(options: BuildOptions) -> PromptSource:
+    """The prompts a run draws on; prints what was left out of the user's."""
+    if not options.prompts:
+        return builtin_prompts(options.language)
+    if options.language != "en":
+        raise UsageError(
+            f"build.language = {options.language!r}: is that of the built-in prompts, and build.prompts names others; "
+            "leave one of the two out"
+        )
+    source = read_prompts(
+        Path(options.prompts), options.prompt_column, drop_duplicates=options.duplicates == "drop"
+    )
+    if options.near_duplicates == "drop":
+        source = without_near_duplicates(source, options.samples)
+    for note in source.notes:
+        tell("prompts", note)
+    return source
+
+
+def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Segment]) -> Plan:
+    """The plan of a run."""
+    return make_plan(
+        prompts.prompts,
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        samples_per_shard=options.samples_per_shard,
+        segments=segments,
+    )
+
+
+def arithmetic(dtype: str, *, on_gpu: bool) -> str:
+    """A `dtype` option with `auto` resolved."""
+    return dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
+
+
+def pair_settings(options: BuildOptions, *, on_gpu: bool) -> PairSettings:
+    """How pairs are made, with `auto` resolved."""
+    return PairSettings(
+        height=options.height,
+        width=options.width,
+        steps=options.steps,
+        guidance=options.guidance,
+        layers=tuple(options.layers),
+        text_modes=tuple(options.text_modes),
+        vl_tokens=options.vl_tokens,
+        max_tokens=options.max_tokens,
+        dtype=arithmetic(options.dtype, on_gpu=on_gpu),
+        batch_size=None if options.batch_size == "auto" else options.batch_size,
+        compile=options.compile,
+        quantize=options.quantize,
+    )
+
+
+def maker_of(placement: Placement, sources: ModelSources, settings: PairSettings) -> Callable[[], ShardMaker]:
+    """What a builder makes samples with."""
+    if placement == "staged":
+        return partial(StagedMaker.load, sources.image, settings)
+    return partial(FusedMaker.load, sources, settings, one_at_a_time=placement == "offload")
+
+
+def finish_spec(root: str, options: BuildOptions, sources: ModelSources) -> FinishSpec:
+    """What is written, and where to."""
+    expected = Expected(
+        text_modes=tuple(options.text_modes),
+        layers=tuple(options.layers),
+        width=options.width,
+        height=options.height,
+    )
+    shard_bytes = options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
+    return FinishSpec(root, expected, options.spool, shard_bytes)
+
+
+def dataset_settings(
+    options: BuildOptions, prompts: PromptSource, sources: ModelSources, settings: PairSettings
+) -> dict[str, Any]:
+    """Everything that decides the dataset's bytes; its hash is the fingerprint (FORMAT.md, dataset.json)."""
+    return {
+        "models": sources.to_json(),
+        "dtype": settings.dtype,
+        **({} if settings.quantize == "none" else {"quantize": settings.quantize}),
+        "height": options.height,
+        "width": options.width,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "layers": options.layers,
+        "text_modes": options.text_modes,
+        "vl_tokens": options.vl_tokens,
+        "max_tokens": options.max_tokens,
+        "samples_per_shard": options.samples_per_shard,
+        "val_fraction": options.val_fraction,
+        "seed": options.seed,
+        "seed_scheme": "sha256(run seed:sample id)",
+        "prompts": {
+            "source": prompts.name,
+            "sha256": prompts.sha256,
+            **({"near_duplicates": options.near_duplicates} if options.prompts else {}),
+        },
+    }

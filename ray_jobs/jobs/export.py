@@ -1,0 +1,171 @@
+"""`export`: a folder to publish, with nothing in it of the machine that made it. Nothing is uploaded."""
+
+import io
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from projector.evaluation.evaluator import EVALUATION
+from projector.network.checkpoint import CONFIG, WEIGHTS, put_json, put_network
+from projector.network.model_card import CardPicture, Published, model_card
+from projector.network.projector import Projector
+from projector.network.publishing import (
+    FOLDED,
+    ONNX,
+    PROGRAM,
+    check_onnx,
+    folded_bytes,
+    onnx_bytes,
+    program_bytes,
+    program_of,
+    without_places,
+)
+from ray_jobs.cli.run_options import ExportOptions
+from shards.errors import NotFoundError, UsageError
+from shards.stores.local import open_storage
+from shards.stores.store import Storage, check_key, read_json_object
+
+CARD, COMPARISON, PICTURES = "README.md", "compare.json", "pictures/"
+LINEAR = ("ridge", "linear")
+MOST_PICTURES, LARGEST_SIDE = 4, 1600  # of a card: grids are thousands of pixels wide
+FILES = {
+    WEIGHTS: "weights and normalisation, for Projector.from_pretrained",
+    CONFIG: "what it is and what it may be applied to",
+    EVALUATION: "all measurements on held-out pairs",
+    PROGRAM: "the same as a torch.export program, (B, S, D) float32; no pickle in it, but torch.export.load would run "
+    "one that somebody put in: take it from who you trust",
+    ONNX: "the same as ONNX, input vl (B, S, D) float32",
+    FOLDED: "the same as one plain linear layer, weight (D, D) and bias (D,), from raw to raw",
+}
+
+
+def export(options: ExportOptions) -> int:
+    """Write the folder.
+
+    Args:
+        options: checkpoint, output and forms.
+
+    Returns:
+        exit code 0.
+
+    Raises:
+        UsageError: no projector there, an extra that is missing, or an output that holds something else.
+    """
+    for name in ("checkpoint", "output"):
+        if not getattr(options, name):
+            raise UsageError(f"export.{name} is needed: a local folder or s3://bucket/prefix")
+    if options.onnx:
+        check_onnx()
+    projector = Projector.from_pretrained(options.checkpoint)
+    source, target = open_storage(options.checkpoint), open_storage(options.output)
+    stale = set(_own_files(source, target))
+    written = set(_put_forms(projector, options, target))
+    config = without_places(projector.config)
+    put_json(target, CONFIG, config)
+    evaluation = _evaluation(source)
+    if evaluation is not None:
+        put_json(target, EVALUATION, evaluation)
+        written.add(EVALUATION)
+    pictures = []
+    for picture, data in _pictures(options, source):
+        target.put_bytes(picture.file, data)
+        pictures.append(picture)
+    files = {name: text for name, text in FILES.items() if name in written | {CONFIG}}
+    card = model_card(Published(config, evaluation, pictures, files, options.license, projector.restore))
+    target.put_bytes(CARD, card.encode())
+    for key in stale - files.keys() - {picture.file for picture in pictures} - {CARD}:
+        target.delete(key)
+    print(
+        f"exported {', '.join(sorted(files))}, {CARD} and {len(pictures)} pictures to {target.root}",
+        flush=True,
+    )
+    remote = "://" in target.root
+    folder = "FOLDER" if remote else target.root
+    call = f"upload_folder(repo_id='YOU/REPOSITORY', folder_path={folder!r})"
+    how = "to publish, once it is copied to a local FOLDER" if remote else "to publish"
+    print(f"{how}: python -c {shlex.quote(f'from huggingface_hub import upload_folder; {call}')}", flush=True)
+    return 0
+
+
+def _own_files(source: Storage, target: Storage) -> Iterator[str]:
+    """What an earlier export left in the output; UsageError where it holds anything else, which would be published."""
+    if source.root.rstrip("/") == target.root.rstrip("/"):
+        raise UsageError(f"export.output = {target.root!r} is the checkpoint itself; give another folder")
+    for entry in target.list():
+        if entry.key not in {*FILES, CARD} and not entry.key.startswith(PICTURES):
+            raise UsageError(
+                f"export.output = {target.root!r} holds {entry.key!r}, which no export wrote and publishing the folder "
+                "would show; give an empty or new folder"
+            )
+        yield entry.key
+
+
+def _put_forms(projector: Projector, options: ExportOptions, target: Storage) -> Iterator[str]:
+    """Write the weights in every form asked for; yields the names."""
+    network = projector.network
+    put_network(target, network)
+    yield WEIGHTS
+    if network.shape.arch in LINEAR:
+        target.put_bytes(FOLDED, folded_bytes(network))
+        yield FOLDED
+    if options.program or options.onnx:
+        program = program_of(network)
+    if options.program:
+        target.put_bytes(PROGRAM, program_bytes(program))
+        yield PROGRAM
+    if options.onnx:
+        target.put_bytes(ONNX, onnx_bytes(program))
+        yield ONNX
+
+
+def _evaluation(source: Storage) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = without_places(read_json_object(source, EVALUATION))
+    except NotFoundError:
+        return None
+    return content
+
+
+def _pictures(options: ExportOptions, source: Storage) -> Iterator[tuple[CardPicture, bytes]]:
+    """The first grids that `compare` made with this checkpoint, and what they are; made anew, without metadata."""
+    for place in [options.pictures] if options.pictures else [f"{source.root}/compare", source.root]:
+        storage = open_storage(place)
+        try:
+            content = read_json_object(storage, COMPARISON)
+        except NotFoundError:
+            continue
+        references = content.get("references")
+        told = [one for one in references if isinstance(one, dict)] if isinstance(references, list) else []
+        for number, one in enumerate(told[:MOST_PICTURES], 1):
+            picture = CardPicture(
+                f"{PICTURES}{number:02d}.webp", str(one.get("name", "")), str(one.get("prompt", ""))
+            )
+            yield picture, _smaller(storage, str(one.get("grid", "")))
+        return
+    if options.pictures:
+        raise UsageError(
+            f"export.pictures = {options.pictures!r}: no {COMPARISON} there; give the output of `compare`"
+        )
+
+
+def _smaller(storage: Storage, key: str) -> bytes:
+    """A picture as WebP of at most `LARGEST_SIDE` pixels a side."""
+    try:
+        with Image.open(io.BytesIO(storage.get_bytes(check_key(key))), formats=["PNG", "WEBP"]) as image:
+            small = image.convert("RGB")
+    except (
+        ValueError,
+        NotFoundError,
+        OSError,
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UsageError(
+            f"{storage.root}/{COMPARISON}: its grid {key!r} cannot be read: {error}; compare again"
+        ) from None
+    small.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, format="WEBP", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,185 @@
+"""`extract`: an existing dataset → the same pictures and captions with other hidden states, in a dataset of its own.
+
+The plan is what the source holds: same splits, shards, places and keys. Only the vision-language model is loaded.
+"""
+
+from functools import partial
+from typing import Any
+
+from projector.making.reread import RereadSettings, rereading
+from projector.models.resolve import VisionSource, resolve_vision
+from ray_jobs.building.builder import BuilderSpec
+from ray_jobs.building.run import Guard, complete
+from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.size_estimate import bytes_per_sample
+from ray_jobs.cli.log import tell
+from ray_jobs.cli.run_options import BuildOptions, ExtractOptions
+from ray_jobs.cluster.connect import StopRequest, connected
+from ray_jobs.cluster.crew import crew_for
+from ray_jobs.cluster.node_checks import check_nodes
+from ray_jobs.cluster.node_probe import recorded_packages
+from ray_jobs.jobs.build import arithmetic
+from shards.dataset.dataset import Dataset, is_new
+from shards.dataset.read import read_plan
+from shards.errors import CorruptShardError, UsageError
+from shards.format.plan import Plan, planned_count
+from shards.format.statistics import RunningStatistics
+from shards.stores.lease import sole_writer
+from shards.stores.local import open_storage
+from shards.stores.spool import Spool
+from shards.tools.gc_and_repair import require_shards
+from shards.tools.verify import expected_of
+
+TINY = "tiny/vl"  # what a dataset made with the tiny models calls its vision-language model
+
+
+def extract(options: ExtractOptions) -> int:
+    """Make or complete a dataset of new hidden states.
+
+    Args:
+        options: which pictures, how, and where to.
+
+    Returns:
+        exit code: 0 when every sample of the source is committed (or recorded as failed, within the limit).
+
+    Raises:
+        UsageError: anything wrong with the input, before a model loads.
+    """
+    if not options.data:
+        raise UsageError("extract.data is needed: the root of the dataset whose pictures are read again")
+    if not options.output:
+        raise UsageError(
+            "extract.output is needed: the new dataset's root, a local folder or s3://bucket/prefix"
+        )
+    source = Dataset.open(open_storage(options.data))
+    require_shards(source)
+    storage = open_storage(options.output)
+    if f"{storage.root}/".startswith(f"{source.storage.root}/"):
+        raise UsageError(
+            f"extract.output = {options.output!r}: is, or lies in, the dataset that is read; give another root"
+        )
+    is_new(storage)
+    vl = resolve_vision(vl_name(options, source), "extract.vl")
+    vl.check_layers(options.layers, "extract.layers")
+    check_width(vl, source)
+    plan = read_plan(source)
+    stop = StopRequest()
+    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
+        check_nodes(cluster, writes=[storage.root], reads=[source.storage.root], models=[vl.model])
+        crew = crew_for(options, cluster, "extract")
+        settings = reread_settings(options, on_gpu=crew.gpus > 0)
+        dataset = Dataset.create_or_open(
+            storage, extracted_settings(source, vl, settings), recorded_packages()
+        )
+        follow(dataset, plan, source.storage.root)
+        tell(
+            "plan",
+            f"{len(plan)} samples of {source.storage.root} in {len(plan.shards)} shards to {storage.root}, "
+            f"on {cluster}",
+        )
+        finish = FinishSpec(
+            root=storage.root,
+            expected=expected_of(dataset),
+            spool=options.spool,
+            shard_bytes=shard_bytes(source, plan, settings, vl.hidden_size),
+        )
+        Spool.at(finish.spool).check_room(finish.shard_bytes)
+        spec = BuilderSpec(finish, partial(rereading, source.storage.root, vl.model, settings))
+        return complete(
+            "extract", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds)
+        )
+
+
+def vl_name(options: ExtractOptions, source: Dataset) -> str:
+    """The model to read with; UsageError where none is named and the source does not say where its own lies."""
+    if options.vl:
+        return options.vl
+    built_with = source.settings.get("models", {}).get("vl", {}).get("id", "a model it does not name")
+    if built_with != TINY:
+        raise UsageError(
+            f"extract.vl is needed: {source.storage.root} was made with {built_with}, and a dataset does not say where "
+            "its model lies; give that model's folder or hub id, or another one"
+        )
+    return "tiny"
+
+
+def check_width(vl: VisionSource, source: Dataset) -> None:
+    """Refuse a model whose hidden states have another width than the text embeddings that are taken over."""
+    name = next(commit.name for commit in source.commits() if commit.samples)
+    try:
+        statistics = source.commit_file(name)["statistics"]["text/caption"]
+        width = len(RunningStatistics.from_json(statistics).mean)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptShardError(
+            f"{source.storage.root}: the statistics in {name}'s commit cannot be believed: {error}; run repair"
+        ) from None
+    if width != vl.hidden_size:
+        raise UsageError(
+            f"extract.vl = {vl.model.id!r}: its hidden size is {vl.hidden_size}, that of the text embeddings in "
+            f"{source.storage.root} is {width}; use a model of width {width}"
+        )
+
+
+def reread_settings(options: ExtractOptions, *, on_gpu: bool) -> RereadSettings:
+    """How pictures are read, with `auto` resolved."""
+    return RereadSettings(
+        layers=tuple(options.layers),
+        text_modes=tuple(options.text_modes),
+        vl_tokens=options.vl_tokens,
+        dtype=arithmetic(options.dtype, on_gpu=on_gpu),
+        batch_size=options.batch_size,
+    )
+
+
+def extracted_settings(source: Dataset, vl: VisionSource, settings: RereadSettings) -> dict[str, Any]:
+    """Everything that decides the new dataset's bytes: the source's settings, what is new, and which source."""
+    return {
+        **source.settings,
+        "models": {**source.settings.get("models", {}), "vl": vl.model.to_json()},
+        "layers": settings.layers,
+        "text_modes": settings.text_modes,
+        "vl_tokens": settings.vl_tokens,
+        "dtype": settings.dtype,
+        "source": {"fingerprint": source.fingerprint},
+    }
+
+
+def shard_bytes(source: Dataset, plan: Plan, settings: RereadSettings, hidden_size: int) -> int:
+    """Bytes of the largest new shard, about."""
+    size = {name: source.settings[name] for name in ("height", "width") if source.settings.get(name)}
+    like = BuildOptions(
+        **size,
+        layers=list(settings.layers),
+        text_modes=list(settings.text_modes),
+        vl_tokens=settings.vl_tokens,
+    )
+    return max(len(shard.samples) for shard in plan.shards) * bytes_per_sample(like, hidden_size)
+
+
+def follow(dataset: Dataset, plan: Plan, source: str) -> None:
+    """Record as many samples as the source holds by now.
+
+    Args:
+        dataset: the new one.
+        plan: what the source holds.
+        source: its root, for errors.
+
+    Raises:
+        UsageError: the source no longer holds what the new dataset was made from.
+    """
+    before = planned_count(dataset.segments())
+    if len(plan) < before:
+        raise UsageError(
+            f"extract.data = {source!r}: holds {len(plan)} samples, "
+            f"and {dataset.storage.root} was planned for {before}; "
+            "complete the source first (build, or this job, makes repaired shards again), or give another output"
+        )
+    slices = {shard.name: shard.slice_hash for shard in plan.shards}
+    stale = [commit.name for commit in dataset.commits() if slices.get(commit.name) != commit.slice_hash]
+    if stale:
+        raise UsageError(
+            f"extract.output = {dataset.storage.root!r}: the source no longer holds what {', '.join(stale[:3])} "
+            f"({len(stale)} shards) were made from, as it was repaired since; remove their files in _commit/ there "
+            "and run again, or give another output"
+        )
+    dataset.grow(len(plan), append=True)

@@ -1,0 +1,200 @@
+"""`import`: an external captioned set → a dataset of the same format. No picture is made, so no image model is loaded.
+
+The source is read through once and what is taken of it written down, before anything runs; builders then fetch each
+picture from where it lies.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from projector.making.imported import ImportSettings, load_import
+from projector.models.resolve_readers import ReaderSources, resolve_readers
+from ray_jobs.building.builder import BuilderSpec
+from ray_jobs.building.run import Guard, complete
+from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.size_estimate import bytes_per_sample
+from ray_jobs.cli.import_options import ImportOptions
+from ray_jobs.cli.log import tell
+from ray_jobs.cli.run_options import PIXEL_MULTIPLE, BuildOptions
+from ray_jobs.cluster.connect import Cluster, StopRequest, connected, nodes_without
+from ray_jobs.cluster.crew import crew_for
+from ray_jobs.cluster.node_checks import check_nodes
+from ray_jobs.cluster.node_probe import recorded_packages
+from ray_jobs.jobs.build import arithmetic
+from shards.dataset.dataset import Dataset, is_new
+from shards.dataset.failed_samples import plan_retries
+from shards.errors import UsageError
+from shards.format.plan import Plan, Segment, make_plan
+from shards.sources.catalogue import Catalogue, catalogued, told_left_out
+from shards.sources.source import Kind, SourceSpec
+from shards.stores.lease import sole_writer
+from shards.stores.local import open_storage
+from shards.stores.spool import Spool
+from shards.tools.verify import expected_of
+
+
+def importing(options: ImportOptions) -> int:
+    """Import or complete an import.
+
+    Args:
+        options: what, how, and where to.
+
+    Returns:
+        exit code: 0 when every planned sample is committed (or recorded as failed, within the limit).
+
+    Raises:
+        UsageError: anything wrong with the input, before a model loads.
+    """
+    spec = spec_of(options)
+    storage = open_storage(options.output)
+    is_new(storage)
+    models = resolve_readers(options.models, "import.models")
+    models.vl.check_layers(options.layers, "import.layers")
+    spool = Spool.at(options.spool)
+    with spool.workspace("catalogue") as folder:
+        catalogue = catalogued(storage, spec, options.rules, folder)
+        samples = samples_of(options, catalogue)
+        tell("source", summary_line(catalogue))
+        stop = StopRequest()
+        with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
+            check_nodes(cluster, writes=[storage.root], models=[models.text, models.vl.model])
+            check_visible(spec, cluster)
+            crew = crew_for(options, cluster, "import")
+            settings = import_settings(options, on_gpu=crew.gpus > 0)
+            dataset = Dataset.create_or_open(
+                storage, imported_settings(options, catalogue, models, settings), recorded_packages()
+            )
+            catalogue.put(storage)
+            dataset.grow(samples, append=options.append, job="import")
+            plan = plan_of(options, catalogue, plan_retries(dataset, options.max_attempts))
+            tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
+            finish = FinishSpec(
+                root=storage.root,
+                expected=expected_of(dataset),
+                spool=options.spool,
+                shard_bytes=options.samples_per_shard * sample_bytes(options, models.vl.hidden_size),
+            )
+            spool.check_room(finish.shard_bytes)
+            load = partial(load_import, storage.root, spec, models.text, models.vl.model, settings)
+            guard = Guard(stop, lease, options.stuck_seconds)
+            return complete("import", dataset, plan, options, crew, BuilderSpec(finish, load), guard)
+
+
+def spec_of(options: ImportOptions) -> SourceSpec:
+    """The source that is named.
+
+    Raises:
+        UsageError: an option that is needed is missing.
+    """
+    if not options.source:
+        raise UsageError(
+            "import.source is needed: COCO annotations, or the folder of tars or parquet files, local or s3://"
+        )
+    if options.kind is None:
+        raise UsageError(f"import.kind is needed: {', '.join(get_args(Kind))}")
+    if not options.output:
+        raise UsageError("import.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
+    return SourceSpec(
+        options.kind, options.source, options.images, options.caption_column, options.image_column
+    )
+
+
+def samples_of(options: ImportOptions, catalogue: Catalogue) -> int:
+    """How many samples are planned.
+
+    Raises:
+        UsageError: more than the source holds.
+    """
+    if options.samples is not None and options.samples > len(catalogue):
+        raise UsageError(
+            f"import.samples = {options.samples}: the source holds {len(catalogue)} to take; ask for at most so many"
+        )
+    return options.samples or len(catalogue)
+
+
+def summary_line(catalogue: Catalogue) -> str:
+    """What there is to take, as a line for people."""
+    left_out = told_left_out(catalogue.record.left_out)
+    return f"the source holds {len(catalogue)} samples to take" + (
+        f"; left out: {left_out}" if left_out else ""
+    )
+
+
+def check_visible(spec: SourceSpec, cluster: Cluster) -> None:
+    """Make sure that every node sees a local source.
+
+    Raises:
+        UsageError: some node does not.
+    """
+    for place in (spec.root, spec.images):
+        local = place and not place.startswith("s3://") and len(cluster.nodes) > 1
+        if local and (blind := nodes_without(Path(place), cluster)):
+            raise UsageError(
+                f"{place} is local to this node: {len(blind)} of {len(cluster.nodes)} nodes do not see it; "
+                "use a shared file system or s3://bucket/prefix"
+            )
+
+
+def plan_of(options: ImportOptions, catalogue: Catalogue, segments: Sequence[Segment]) -> Plan:
+    """The plan of an import."""
+    total = max(segment for segment in segments if isinstance(segment, int))
+    return make_plan(
+        catalogue.items(total),
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        samples_per_shard=options.samples_per_shard,
+        segments=segments,
+    )
+
+
+def import_settings(options: ImportOptions, *, on_gpu: bool) -> ImportSettings:
+    """How samples are made, with `auto` resolved."""
+    return ImportSettings(
+        layers=tuple(options.layers),
+        text_modes=tuple(options.text_modes),
+        vl_tokens=options.vl_tokens,
+        max_tokens=options.max_tokens,
+        max_side=options.max_side,
+        dtype=arithmetic(options.dtype, on_gpu=on_gpu),
+        batch_size=options.batch_size,
+    )
+
+
+def imported_settings(
+    options: ImportOptions, catalogue: Catalogue, models: ReaderSources, settings: ImportSettings
+) -> dict[str, Any]:
+    """Everything that decides the dataset's bytes; its hash is the fingerprint (FORMAT.md, dataset.json)."""
+    return {
+        "models": models.to_json(),
+        "dtype": settings.dtype,
+        "layers": options.layers,
+        "text_modes": options.text_modes,
+        "vl_tokens": options.vl_tokens,
+        "max_tokens": options.max_tokens,
+        "samples_per_shard": options.samples_per_shard,
+        "val_fraction": options.val_fraction,
+        "seed": options.seed,
+        "seed_scheme": "sha256(run seed:sample id)",
+        "import": {
+            **catalogue.record.rules,
+            "kind": catalogue.record.kind,
+            "items": catalogue.record.items,
+            "sha256": catalogue.record.sha256,
+            "max_side": options.max_side,
+        },
+    }
+
+
+def sample_bytes(options: ImportOptions, hidden_size: int) -> int:
+    """Bytes of one sample, at most about: those of a square picture of the longest side."""
+    side = -(-options.max_side // PIXEL_MULTIPLE) * PIXEL_MULTIPLE
+    like = BuildOptions(
+        height=side,
+        width=side,
+        layers=options.layers,
+        text_modes=options.text_modes,
+        vl_tokens=options.vl_tokens,
+    )
+    return bytes_per_sample(like, hidden_size)

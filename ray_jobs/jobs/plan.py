@@ -1,0 +1,93 @@
+"""`plan`: what a build would make and need, before any device is touched."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_jobs.building.size_estimate import estimated
+from ray_jobs.cli.run_options import BuildOptions, PlanOptions
+from ray_jobs.jobs.build import plan_of, prompts_of
+from ray_jobs.jobs.calibrate import calibrate
+from shards.format.plan import Plan, PlannedSample
+from shards.prompts.variety import PromptFigures, prompt_figures
+
+SCHEMA = pa.schema(
+    [
+        *((f.name, pa.int64() if f.type is int else pa.string()) for f in fields(PlannedSample)),
+        ("key", pa.string()),
+    ]
+)
+
+
+def plan(options: PlanOptions, build: BuildOptions) -> int:
+    """Print what would be built; write it where asked.
+
+    Args:
+        options: whether to write.
+        build: what would be built.
+
+    Returns:
+        exit code 0.
+    """
+    made = plan_of(build, prompts_of(build), segments=(build.samples,))
+    figures = prompt_figures(made)
+    estimate: dict[str, Any] = {**estimated(made, build), "prompts": figures.to_json()}
+    print(_as_text(build, estimate, figures), flush=True)
+    if options.calibrate:
+        found, lines = calibrate(options, build, made, estimate["put_requests"])
+        print(lines, flush=True)
+        estimate = estimate | {"calibration": asdict(found)}
+    if options.output:
+        folder = Path(options.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_parquet(made, folder / "plan.parquet")
+        (folder / "plan.json").write_text(json.dumps(estimate, indent=2) + "\n")
+        print(f"written: {folder / 'plan.json'}, {folder / 'plan.parquet'}")
+    return 0
+
+
+def _write_parquet(made: Plan, path: Path) -> None:
+    """A row per sample, shard by shard: a plan of a million is never in memory."""
+    with pq.ParquetWriter(path, SCHEMA) as file:
+        for shard in made.shards:
+            rows = [{**asdict(sample), "key": sample.key} for sample in shard.samples]
+            file.write_table(pa.Table.from_pylist(rows, SCHEMA))
+
+
+def _as_text(build: BuildOptions, estimate: dict[str, Any], figures: PromptFigures) -> str:
+    lines = [
+        f"samples        {estimate['samples']} ({estimate['train_samples']} train, {estimate['val_samples']} val)",
+        f"shards         {estimate['shards']} of up to {build.samples_per_shard} samples",
+        f"bytes          about {estimate['bytes'] / 1e9:,.1f} GB with the 4B models, "
+        f"{estimate['bytes_per_full_shard'] / 1e6:,.0f} MB a full shard",
+        f"put requests   about {estimate['put_requests']}",
+        *figures.lines(),
+        "",
+        _coverage_table(figures.cells),
+    ]
+    return "\n".join(lines)
+
+
+def _coverage_table(cells: Mapping[tuple[str, str, str], int]) -> str:
+    """Counts by content type and style, with the spread over subjects."""
+    contents = sorted({cell[0] for cell in cells})
+    styles = sorted({cell[1] for cell in cells})
+    first = max(len(content) for content in contents) + 2
+    widths = [max(len(style), 6) + 2 for style in styles]
+    header = " " * first + "".join(style.rjust(width) for style, width in zip(styles, widths, strict=True))
+    rows = [
+        content.ljust(first)
+        + "".join(
+            str(sum(count for (c, s, _), count in cells.items() if (c, s) == (content, style))).rjust(width)
+            for style, width in zip(styles, widths, strict=True)
+        )
+        for content in contents
+    ]
+    subjects = {subject: sum(n for (_, _, s), n in cells.items() if s == subject) for _, _, subject in cells}
+    spread = ", ".join(f"{subject or '(none)'} {count}" for subject, count in sorted(subjects.items()))
+    return "\n".join([header, *rows, f"subjects: {spread}"])

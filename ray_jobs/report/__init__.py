@@ -1,0 +1,1 @@
+"""The HTML report: a run's files read, drawn and put on one page."""

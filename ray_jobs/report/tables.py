@@ -1,0 +1,266 @@
+"""The report's tables, as rows of cells that the template draws and the reader sorts."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray_jobs.report.run_files import Training
+from ray_jobs.report.run_schema import (
+    CaptionSwap,
+    Comparison,
+    Dimension,
+    Evaluation,
+    Figures,
+    Interval,
+    Number,
+)
+
+SMALLER_IS_BETTER = "mse_standardized"
+COLUMNS = {
+    "mse_standardized": "MSE (standardised)",
+    "r2": "R²",
+    "per_dim_correlation": "correlation",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "rms_r2": "R² after RMSNorm",
+    "rms_cosine": "cosine after RMSNorm",
+    "cosine_similarity": "cosine",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "std_ratio_range": "std ratio, min to max",
+    "outlier_dims": "dims > 2x",
+    "collapsed_dims": "dims < 0.5x",
+    "mse": "MSE (raw)",
+}
+SUMMARY_COLUMNS = ("mse_standardized", "r2", "per_dim_correlation", "recall_at_1")  # where little room is
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A field: its text, what it is sorted by (empty: last), and an interval or the like in small type."""
+
+    text: str
+    order: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its caption, which also names it to screen readers, its column titles, and its rows.
+
+    Attributes:
+        marked: index of the row in bold type, -1 for none.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    marked: int = -1
+
+
+def number(value: Number, interval: Interval = None) -> Cell:
+    """A figure with four digits and, where known, its interval."""
+    if value is None:
+        return Cell("–")
+    detail = f"{short(interval[0], 3)} to {short(interval[1], 3)}" if interval else ""
+    return Cell(short(value), repr(value), detail)
+
+
+def span(interval: Interval) -> Cell:
+    """The ends of a range, sorted by how far the range reaches."""
+    low, high = interval or (None, None)
+    if low is None or high is None:
+        return Cell("–")
+    return Cell(f"{short(low)} to {short(high)}", repr(high - low))
+
+
+def short(value: Number, digits: int = 4) -> str:
+    """So many digits, integers whole."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.{digits}g}"
+
+
+def word(text: str) -> Cell:
+    """Text, sorted as text."""
+    return Cell(text, text)
+
+
+def ranked(evaluation: Evaluation) -> list[str]:
+    """Names of the methods, best first: as the file ranks them, else by standardised error."""
+    listed = [name for name in evaluation.ranking if name in evaluation.methods]
+    rest = sorted(
+        evaluation.methods.keys() - set(listed),
+        key=lambda name: (
+            evaluation.methods[name].mse_standardized is None,
+            evaluation.methods[name].mse_standardized,
+            name,
+        ),
+    )
+    return listed + rest
+
+
+def methods_table(name: str, evaluation: Evaluation) -> Table:
+    """Every method with every figure that any of them has."""
+    methods = [(method, evaluation.methods[method]) for method in ranked(evaluation)]
+    keys = [key for key in COLUMNS if any(getattr(figures, key) is not None for _, figures in methods)]
+    rows = [[word(method), *(_figure(figures, key) for key in keys)] for method, figures in methods]
+    return Table(
+        f"Methods of {name}, best first", ["method", *(COLUMNS[key] for key in keys)], rows, marked=0
+    )
+
+
+def kinds_table(name: str, evaluation: Evaluation) -> Table | None:
+    """The figures of image tokens and caption tokens apart; None where only one kind was measured."""
+    keys = [*SUMMARY_COLUMNS]
+    rows = [
+        [word(method), word(kind), *(_figure(figures, key) for key in keys)]
+        for method in ranked(evaluation)
+        for kind, figures in evaluation.methods[method].by_kind.items()
+    ]
+    if len({row[1].text for row in rows}) < 2:
+        return None
+    return Table(f"By kind of VL token, {name}", ["method", "kind", *(COLUMNS[key] for key in keys)], rows)
+
+
+def named_dimensions_table(name: str, evaluation: Evaluation) -> Table | None:
+    """The dimensions that are outliers in the published models, under every method that tells of them."""
+    rows = [
+        [word(method), number(_index(dimension)), *_of_dimension(figures)]
+        for method in ranked(evaluation)
+        for dimension, figures in evaluation.methods[method].dimensions.items()
+    ]
+    return _dimensions("Published outlier dimensions", name, rows)
+
+
+def worst_dimensions_table(name: str, evaluation: Evaluation, method: str) -> Table | None:
+    """The dimensions that one method does worst on."""
+    rows = [
+        [word(method), number(figures.dimension), *_of_dimension(figures)]
+        for figures in evaluation.methods[method].worst_dimensions
+    ]
+    return _dimensions("Worst dimensions", name, rows)
+
+
+def _dimensions(title: str, name: str, rows: Sequence[Sequence[Cell]]) -> Table | None:
+    columns = ["method", "dimension", "std ratio", "correlation", "R²"]
+    return Table(f"{title}, {name}", columns, rows) if rows else None
+
+
+def _of_dimension(figures: Dimension) -> list[Cell]:
+    return [number(figures.std_ratio), number(figures.correlation), number(figures.r2)]
+
+
+def _index(text: str) -> Number:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _figure(figures: Figures, key: str) -> Cell:
+    value = getattr(figures, key)
+    return span(value) if key == "std_ratio_range" else number(value, figures.intervals.get(key))
+
+
+def swap_table(name: str, swaps: Mapping[str, CaptionSwap]) -> Table:
+    """How often each projector finds the picture's own caption, and the one that was put beside it."""
+    columns = [
+        "projector",
+        "own caption, input untouched",
+        "own caption, another in the input",
+        "that other caption",
+        "chance",
+        "pairs",
+    ]
+    rows = [
+        [
+            word(projector),
+            *(number(getattr(swap, key), swap.intervals.get(key)) for key in ("own", "image", "caption")),
+            number(swap.chance),
+            number(swap.pairs),
+        ]
+        for projector, swap in swaps.items()
+    ]
+    return Table(f"Caption swap of {name}: recall@1", columns, rows)
+
+
+def scores_table(name: str, comparison: Comparison) -> Table | None:
+    """Automatic scores of the pictures by method and strength."""
+    rows_of = [
+        (method, alpha, scores) for method, by in comparison.methods.items() for alpha, scores in by.items()
+    ]
+    names = list(dict.fromkeys(score for *_, scores in rows_of for score in scores))
+    rows = [
+        [
+            word(method),
+            word(alpha),
+            *(
+                number(score.mean, (score.low, score.high)) if (score := scores.get(key)) else Cell("–")
+                for key in names
+            ),
+        ]
+        for method, alpha, scores in rows_of
+    ]
+    columns = ["method", "alpha", *(key.replace("_", " ") for key in names)]
+    return Table(f"Scores of the pictures in {name}", columns, rows) if names else None
+
+
+def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
+    """What each training reached, smallest validation loss first."""
+    rows = [
+        [
+            word(name),
+            word(summary.arch),
+            number(summary.parameters),
+            number(summary.train_pairs),
+            number(summary.best_val_loss),
+            number(summary.ridge_val_loss),
+            number(summary.best_epoch),
+            number(summary.seconds),
+            word(summary.device),
+        ]
+        for name, summary in sorted(
+            ((name, training.summary) for name, training in trainings.items() if training.summary.arch),
+            key=lambda item: (item[1].best_val_loss is None, item[1].best_val_loss, item[0]),
+        )
+    ]
+    columns = [
+        "training",
+        "network",
+        "parameters",
+        "pairs",
+        "validation loss",
+        "ridge's",
+        "best epoch",
+        "seconds",
+        "device",
+    ]
+    return Table("Trainings, smallest validation loss first", columns, rows, marked=0) if rows else None
+
+
+def restoration_table(trainings: Mapping[str, Training]) -> Table | None:
+    """The trade of error against spread: what each strength of restoration costs and brings."""
+    rows = [
+        [
+            word(name),
+            number(row.strength),
+            number(row.val_loss),
+            span(row.std_ratio_range),
+            number(row.dims_outside),
+        ]
+        for name, training in trainings.items()
+        for row in training.summary.restoration
+    ]
+    columns = [
+        "training",
+        "train.restore",
+        "validation loss",
+        "std ratio, min to max",
+        "dims outside 0.5x to 2x",
+    ]
+    return Table("Error against spread", columns, rows) if rows else None
+
+
+def failures_table(causes: Iterable[tuple[str, str, int]]) -> Table | None:
+    """Tries that failed, by stage and class of error, most first."""
+    rows = [
+        [word(stage), word(error), number(tries)]
+        for stage, error, tries in sorted(causes, key=lambda cause: -cause[2])
+    ]
+    return Table("Failures by class", ["stage", "error", "tries"], rows) if rows else None

@@ -1,0 +1,129 @@
+"""The report's first lines: what a reader who stops there has to know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_jobs.report.run_files import Run
+from ray_jobs.report.run_schema import Evaluation, Figures
+from ray_jobs.report.tables import ranked, short
+
+PROJECTOR = "projector"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence; `warns` where it names something that should keep the reader from using the projector."""
+
+    text: str
+    warns: bool = False
+
+
+def projectors(evaluation: Evaluation) -> list[str]:
+    """The methods of an evaluation that are trained projectors, best first."""
+    return [name for name in ranked(evaluation) if name == PROJECTOR or name in evaluation.caption_swap]
+
+
+def verdict(run: Run) -> list[Line]:
+    """Does the best projector beat doing nothing, does it look at the picture, would more data pay?"""
+    lines = [_standing(run.evaluations)]
+    lines += [
+        Line(
+            f"{_called(place, name)} only copies its prompt. {_sentence(swap.sentence)}",
+            warns=True,
+        )
+        for place, evaluation in run.evaluations.items()
+        for name, swap in evaluation.caption_swap.items()
+        if swap.copies
+    ]
+    best = _best(run.evaluations)
+    if best:
+        place, name = best
+        swap = run.evaluations[place].caption_swap.get(name)
+        if swap and swap.sentence and not swap.copies:
+            lines.append(Line(_sentence(swap.sentence)))
+    lines += [Line(_sentence(ladder.verdict)) for ladder in run.ladders.values() if ladder.verdict]
+    return lines
+
+
+def best_first(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Places of the evaluations, those of the better projectors first; last those without one."""
+    scored = [place for _, place, _ in _scored(evaluations)]
+    return list(dict.fromkeys([*scored, *evaluations]))
+
+
+def _best(evaluations: Mapping[str, Evaluation]) -> tuple[str, str] | None:
+    """Place and name of the projector with the smallest standardised error of all."""
+    scored = _scored(evaluations)
+    return scored[0][1:] if scored else None
+
+
+def _scored(evaluations: Mapping[str, Evaluation]) -> list[tuple[float, str, str]]:
+    """Standardised error, place and name of every projector, the smallest error first."""
+    return sorted(
+        (error, place, name)
+        for place, evaluation in evaluations.items()
+        for name in projectors(evaluation)
+        if (error := evaluation.methods[name].mse_standardized) is not None
+    )
+
+
+def _standing(evaluations: Mapping[str, Evaluation]) -> Line:
+    """The best projector beside the best baseline of the same evaluation."""
+    best = _best(evaluations)
+    if best is None:
+        return Line("No projector was evaluated in this run.", warns=bool(evaluations))
+    place, name = best
+    evaluation = evaluations[place]
+    ours = evaluation.methods[name]
+    trained = projectors(evaluation)
+    baselines = {
+        method: figures.mse_standardized
+        for method, figures in evaluation.methods.items()
+        if method not in trained and figures.mse_standardized is not None
+    }
+    called = _called(place, name)
+    said = f"{_told(ours)} on {evaluation.pairs:,} held-out pairs"
+    if "identity" in baselines and ours.mse_standardized is not None:
+        said += f"; doing nothing (identity) has {_told(evaluation.methods['identity'])}"
+    if not baselines:
+        return Line(f"{called} was evaluated without baselines: {said}.", warns=True)
+    winner = min(baselines, key=lambda method: (baselines[method], method))
+    error = ours.mse_standardized
+    if error is not None and error < baselines[winner]:
+        doubt = ""
+        if _overlap(ours, evaluation.methods[winner]):
+            doubt = (
+                f" The 95% intervals of it and of {winner} overlap, so it may not be better than {winner}."
+            )
+        return Line(f"{called} is the best projector and beats every baseline: {said}.{doubt}")
+    return Line(
+        f"No projector beats the baseline {winner} (standardised MSE {short(baselines[winner])}). "
+        f"The best one, {called}: {said}.",
+        warns=True,
+    )
+
+
+def _told(figures: Figures) -> str:
+    return f"standardised MSE {short(figures.mse_standardized)}, correlation {short(figures.per_dim_correlation)}"
+
+
+def _overlap(one: Figures, other: Figures) -> bool:
+    """Whether the intervals of two standardised errors are known and share a value."""
+    ends = [figures.intervals.get("mse_standardized") for figures in (one, other)]
+    (low, high), (other_low, other_high) = (end or (None, None) for end in ends)
+    if low is None or high is None or other_low is None or other_high is None:
+        return False
+    return low <= other_high and other_low <= high
+
+
+def _called(place: str, name: str) -> str:
+    """The run's folder names a projector; one that was measured beside it also has a name of its own."""
+    return place if name == PROJECTOR else f"{place}/{name}"
+
+
+def _sentence(text: str) -> str:
+    """Capitalised, with a full stop."""
+    text = text.strip()
+    if not text:
+        return ""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"

@@ -1,0 +1,306 @@
+"""One sample: its members in a shard, what makes it sound, and what is written down when there is none.
+
+Letters: T text tokens, V vision-language tokens, D hidden size.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.format.plan import PlannedSample
+
+Array = NDArray[Any]
+ImageFormat = Literal["png", "webp", "jpg"]
+IMAGE_FORMATS: tuple[ImageFormat, ...] = ("png", "webp", "jpg")
+
+LONGEST_TRACE = 20_000  # characters of a traceback in a log; its end says most
+logger = logging.getLogger("shards.format.sample")
+
+KIND_TEMPLATE, KIND_IMAGE, KIND_CAPTION, KIND_MARKER = range(4)
+KIND_NAMES = ("template", "image", "caption", "marker")
+
+MAX_PIXELS = 8192 * 8192  # larger headers are a decompression bomb, not a picture of this dataset
+_NUMPY = {"BF16": np.dtype(ml_dtypes.bfloat16), "U8": np.dtype(np.uint8), "F32": np.dtype(np.float32)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A whole sample, as it is written and read.
+
+    Attributes:
+        key: WebDataset key.
+        caption: exactly as the user gave it.
+        metadata: the `.json` member.
+        image: encoded picture; empty when it was not asked for.
+        image_format: of `image`.
+        tensors: by name: `text` (T, D), `text.kind` (T,), `vl.MODE.LAYER` (V, D), `vl.MODE.kind` (V,);
+            bfloat16 (ml_dtypes) and uint8.
+    """
+
+    key: str
+    caption: str
+    metadata: Mapping[str, Any]
+    image: bytes
+    image_format: ImageFormat
+    tensors: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sample could not be made.
+
+    Attributes:
+        stage: text, image, vl, check, worker, memory, or plan where it is tried again in a later shard.
+        error_class: name of the exception's class.
+        message: its text, on one line.
+        attempts: tries so far.
+        traceback_sha256: over the traceback, to tell one cause from another.
+    """
+
+    stage: str
+    error_class: str
+    message: str
+    attempts: int
+    traceback_sha256: str
+
+    @classmethod
+    def from_exception(cls, stage: str, error: BaseException, attempts: int = 1) -> "Failure":
+        """Write an exception down."""
+        trace = "".join(traceback.format_exception(error))
+        digest = hashlib.sha256(trace.encode(errors="replace")).hexdigest()
+        message = " ".join(str(error).split())[:2000].encode(errors="backslashreplace").decode()
+        logger.warning(json.dumps({"traceback_sha256": digest, "traceback": trace[-LONGEST_TRACE:]}))
+        return cls(stage, type(error).__name__, message, attempts, digest)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every sample of a dataset must hold.
+
+    Attributes:
+        text_modes: of the VL tensors.
+        layers: of the VL tensors.
+        width, height: of the image in pixels; 0 for any.
+        imported: whether a sample's id is that of its picture's name in a source and its caption, not of its caption.
+    """
+
+    text_modes: tuple[str, ...]
+    layers: tuple[int, ...]
+    width: int = 0
+    height: int = 0
+    imported: bool = False
+
+
+def make_sample(
+    planned: PlannedSample,
+    *,
+    image: bytes,
+    image_format: ImageFormat,
+    tensors: Mapping[str, Array],
+    source: Mapping[str, Any] | None = None,
+) -> Sample:
+    """Put a sample together; its `.json` member follows from the plan, the picture's header and the tensors.
+
+    Args:
+        planned: the sample's place in the plan.
+        image: encoded picture.
+        image_format: of the picture.
+        tensors: see `Sample.tensors`.
+        source: of an imported picture, what it is called there and what became of it; None for a generated one.
+
+    Returns:
+        the sample.
+    """
+    with Image.open(io.BytesIO(image)) as picture:
+        width, height = picture.size
+    modes = sorted({name.split(".")[1] for name in tensors if name.startswith("vl.")})
+    layers = sorted({int(name.split(".")[2]) for name in tensors if re.fullmatch(r"vl\.\w+\.-\d+", name)})
+    spans = {mode: _span(tensors[f"vl.{mode}.kind"], KIND_IMAGE) for mode in modes}
+    metadata = {
+        "id": planned.id,
+        "caption": planned.caption,
+        "categories": {"content": planned.content, "style": planned.style, "subject": planned.subject},
+        "seed": planned.seed,
+        "width": width,
+        "height": height,
+        "tokens": {
+            "text": len(tensors["text.kind"]),
+            **{f"vl.{mode}": len(tensors[f"vl.{mode}.kind"]) for mode in modes},
+        },
+        "layers": layers,
+        "text_modes": modes,
+        "image_span": spans,
+        "plan_index": planned.index,
+    }
+    if source is not None:
+        metadata["source"] = dict(source)
+    return Sample(planned.key, planned.caption, metadata, image, image_format, tensors)
+
+
+def _span(kinds: Array, wanted: int) -> list[int]:
+    """First position of a kind and one past its last."""
+    places = np.flatnonzero(kinds == wanted)
+    return [int(places[0]), int(places[-1]) + 1] if len(places) else [0, 0]
+
+
+def check_sample(sample: Sample, planned: PlannedSample, expected: Expected) -> int:
+    """Refuse a sample that is not the planned one or not sound.
+
+    Args:
+        sample: the sample.
+        planned: what it should be.
+        expected: what every sample of the dataset holds.
+
+    Returns:
+        its hidden size D.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    promised = {
+        "id": planned.id,
+        "caption": planned.caption,
+        "seed": planned.seed,
+        "plan_index": planned.index,
+    }
+    found = {name: sample.metadata.get(name) for name in promised}
+    if (sample.key, sample.caption, found) != (planned.key, planned.caption, promised):
+        raise ValueError(f"sample {sample.key} is not the planned {planned.key}")
+    size = check_tensors(sample.tensors, expected)
+    check_image(sample.image, expected)
+    return size
+
+
+def check_tensors(tensors: Mapping[str, Array], expected: Expected) -> int:
+    """Refuse embeddings that are missing, misshapen, empty or not finite; returns D."""
+    names = {"text", "text.kind"} | {f"vl.{mode}.kind" for mode in expected.text_modes}
+    names |= {f"vl.{mode}.{layer}" for mode in expected.text_modes for layer in expected.layers}
+    if set(tensors) != names:
+        raise ValueError(f"tensors {sorted(tensors)} instead of {sorted(names)}")
+    size = tensors["text"].shape[-1] if tensors["text"].ndim == 2 else 0
+    for name, tensor in tensors.items():
+        if name.endswith(".kind"):
+            if tensor.dtype != np.uint8 or tensor.ndim != 1 or len(tensor) == 0:
+                raise ValueError(
+                    f"{name}: {tensor.dtype} {tensor.shape}, expected uint8 (tokens,) with a token"
+                )
+            if tensor.max() > KIND_MARKER:
+                raise ValueError(f"{name}: kind {tensor.max()} does not exist")
+            continue
+        kinds = tensors[name.rpartition(".")[0] + ".kind" if name != "text" else "text.kind"]
+        if tensor.dtype != ml_dtypes.bfloat16 or tensor.shape != (len(kinds), size) or size == 0:
+            raise ValueError(
+                f"{name}: {tensor.dtype} {tensor.shape}, expected bfloat16 ({len(kinds)}, {size})"
+            )
+        # bfloat16 keeps NaN and infinity in the all-ones exponent; comparing bits is much faster than isfinite.
+        if ((tensor.view(np.uint16) & 0x7F80) == 0x7F80).any():
+            raise ValueError(f"{name}: NaN or infinite values")
+    for mode in expected.text_modes:
+        if KIND_IMAGE not in tensors[f"vl.{mode}.kind"]:
+            raise ValueError(f"vl.{mode}: no image tokens")
+    if KIND_CAPTION not in tensors["text.kind"]:
+        raise ValueError("text: no caption tokens")
+    return size
+
+
+def check_image(data: bytes, expected: Expected) -> None:
+    """Refuse a picture that does not decode, has another size, or shows one colour only."""
+    with open_image(data) as picture:
+        if expected.width and picture.size != (expected.width, expected.height):
+            raise ValueError(f"image is {picture.size}, expected {(expected.width, expected.height)}")
+        colours = picture.convert("RGB").getcolors(maxcolors=1)  # None when there are more
+    if colours is not None:
+        raise ValueError(f"image is one colour, RGB {colours[0][1]}")
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open a picture without trusting it: formats of this dataset only, size checked before decoding.
+
+    Raises:
+        ValueError: it does not decode, or claims an absurd size.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"image claims {picture.width} x {picture.height} pixels")
+        picture.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"image does not decode: {error}") from None
+    return picture
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as PNG, lossless; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def encode_tensors(tensors: Mapping[str, Array]) -> bytes:
+    """Tensors as the bytes of a safetensors file; the same tensors give the same bytes."""
+    # The library takes addresses, so the arrays must live until it is done.
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in sorted(tensors.items())}
+    specs = {
+        name: safetensors.TensorSpec(
+            dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        for name, array in arrays.items()
+    }
+    return bytes(safetensors.serialize(specs))
+
+
+def decode_tensors(data: bytes, names: Collection[str] | None = None) -> dict[str, Array]:
+    """Tensors of a safetensors file as numpy arrays without copying.
+
+    Args:
+        data: the file.
+        names: which to return; None for all.
+
+    Returns:
+        arrays by name, bfloat16 as `ml_dtypes.bfloat16`.
+
+    Raises:
+        ValueError: not a safetensors file, or a tensor of another dtype than this format's.
+        KeyError: a name that the file has not.
+    """
+    if len(data) < 8 or int.from_bytes(data[:8], "little") > len(data) - 8:
+        raise ValueError("not a safetensors file: the header's length exceeds the data")
+    start = 8 + int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8:start])
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        wanted = entries if names is None else {name: entries[name] for name in names}
+        return {name: _tensor(data, start, name, entry) for name, entry in wanted.items()}
+    except (
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ValueError(f"not a safetensors file: {error}") from None
+
+
+def _tensor(data: bytes, start: int, name: str, entry: Mapping[str, Any]) -> Array:
+    dtype = _NUMPY.get(entry["dtype"])
+    if dtype is None:
+        raise ValueError(f"{name}: dtype {entry['dtype']}, expected one of {', '.join(_NUMPY)}")
+    first, last = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not (0 <= first <= last <= len(data) - start) or last - first != size or any(n < 0 for n in shape):
+        raise ValueError(f"{name}: offsets {first}-{last} do not fit shape {shape}")
+    return np.frombuffer(data, dtype=dtype, count=size // dtype.itemsize, offset=start + first).reshape(shape)

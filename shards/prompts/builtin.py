@@ -1,0 +1,267 @@
+"""The built-in prompt space: a grammar over hand-written vocabularies in which any prompt follows from its number.
+
+A cell is a content type, a style and a subject that make sense together. Prompts go round the cells, so that any
+first N are spread over them within one. What a prompt shows (its core: who or what, doing what, where, of what look)
+is never shown again within the space; how it is shown, and at what length, is drawn by a hash of the number.
+"""
+
+import hashlib
+import math
+import struct
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from shards.prompts.prompt import Prompt, PromptSource
+
+Language = Literal["en", "zh"]
+CONTENT_TYPES = ("photograph", "illustration", "abstract art", "text-heavy image", "complex scene")
+STYLES = ("photorealistic", "painterly", "flat graphic", "vintage", "modern")
+SUBJECTS = ("people", "animals", "objects", "architecture", "nature", "abstract concepts")
+
+VERSION = 1  # of the composition below; raised whenever the same vocabulary gives other prompts
+# How many further details a prompt tells, as fragments or as sentences, and how often out of 20: one prompt in three
+# says only what is seen, one in ten tells nearly everything, which makes 6 to 120 words.
+DETAILS = ((0, 6), (2, 5), (3, 4), (5, 2), (7, 1), (9, 2))
+FRAGMENTS = 3  # up to so many are told as fragments
+WIDER = {"sky": "wild", "night": "wild", "wild": "outdoor"}
+DRAWS = 40  # the longest prompt needs 35
+FEWEST_OF_CONCEPT = 2  # details: two concepts may share the symbol that is nearly all of a short prompt
+ALONE = 12  # times in 20 that a thing which may be several is one
+
+
+@dataclass(frozen=True)
+class _Cell:
+    content: str
+    style: str
+    subject: str
+    look: int  # its number among the pairs of content and style
+
+
+class PromptSpace(Sequence[Prompt]):
+    """All prompts of a language, each made when it is asked for.
+
+    Args:
+        language: of the prompts; categories are English in each.
+    """
+
+    def __init__(self, language: Language = "en") -> None:
+        self._language = language
+        self._words = _vocabulary(language)
+        pairs = [
+            (content, style)
+            for content in CONTENT_TYPES
+            for style in STYLES
+            if style in self._words["media"][content]
+        ]
+        cells = [
+            _Cell(content, style, subject, look)
+            for look, (content, style) in enumerate(pairs)
+            for subject in SUBJECTS
+        ]
+        stride = _coprime(len(cells), 0.865)  # of all strides the one whose prefixes are evenest on each axis
+        self.cells = tuple(cells[index * stride % len(cells)] for index in range(len(cells)))
+        self._pairs = len(pairs)
+        self._groups = {
+            subject: tuple(map(_Group, groups.values())) for subject, groups in self._words["groups"].items()
+        }
+        rounds = min(
+            len(groups) * (min(group.cores for group in groups) // self._pairs)
+            for groups in self._groups.values()
+        )
+        self._length = rounds * len(cells)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _space, (self._language,)  # a million prompts cross to another process as one word
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        if not -self._length <= index < self._length:
+            raise IndexError(f"prompt {index} of {self._length}")
+        index %= self._length
+        turn, place = divmod(index, len(self.cells))
+        cell = self.cells[place]
+        groups = self._groups[cell.subject]
+        # In as many turns as there are groups, a cell meets each group once, and each group all pairs of content
+        # and style once: so this number is a group's own, and with it the core.
+        group = groups[(turn + cell.look) % len(groups)]
+        core = group.core(turn // len(groups) * self._pairs + cell.look)
+        caption = _Composer(self._words, cell, group, _Draws(index)).compose(core)
+        return Prompt(caption, cell.content, cell.style, cell.subject)
+
+
+@dataclass(frozen=True)
+class _Core:
+    look: str
+    thing: str
+    doing: str
+    place: str
+    surroundings: str
+
+
+class _Group:
+    """The vocabulary of one kind of subject, and the order in which its cores come."""
+
+    def __init__(self, words: Mapping[str, Any]) -> None:
+        self.words = words
+        nowhere = ("", next(iter(words["places"])))
+        # Nothing is a choice too, which makes the short prompts; a concept shows itself only through what is done.
+        self._looks = ("", *words["looks"])
+        self._things = tuple(words["things"])
+        self._doings = (*(() if "concept" in words else ("",)), *words["doings"])
+        self._places = (nowhere, *((place, at) for at, places in words["places"].items() for place in places))
+        self.cores = len(self._looks) * len(self._things) * len(self._doings) * len(self._places)
+        golden = (math.sqrt(5) - 1) / 2  # any first few are far apart
+        self._stride = _coprime(self.cores, golden)
+
+    def core(self, number: int) -> _Core:
+        """The core of a number; a bijection up to `cores`."""
+        rest = number * self._stride % self.cores
+        rest, look = divmod(rest, len(self._looks))
+        rest, place = divmod(rest, len(self._places))
+        thing, doing = divmod(rest, len(self._doings))
+        return _Core(self._looks[look], self._things[thing], self._doings[doing], *self._places[place])
+
+
+class _Draws:
+    """Choices that follow from a prompt's number."""
+
+    def __init__(self, number: int) -> None:
+        digest = hashlib.shake_128(number.to_bytes(8, "big")).digest(4 * DRAWS)
+        self._values: Iterator[int] = iter(struct.unpack(f">{DRAWS}I", digest))
+
+    def below(self, count: int) -> int:
+        return next(self._values) % count
+
+    def one(self, choices: Sequence[str]) -> str:
+        return choices[self.below(len(choices))]
+
+    def some(self, choices: Sequence[str], count: int) -> list[str]:
+        """Different ones."""
+        left = list(choices)
+        return [left.pop(self.below(len(left))) for _ in range(count)]
+
+
+class _Composer:
+    """One prompt: its core in the frame of its content type, then as many details as it tells."""
+
+    def __init__(self, words: Mapping[str, Any], cell: _Cell, group: _Group, draws: _Draws) -> None:
+        self._words = words
+        self._templates = words["templates"]
+        self._cell = cell
+        self._group = group
+        self._draws = draws
+
+    def compose(self, core: _Core) -> str:
+        parts, draws = self._words["parts"], self._draws
+        text = self._templates[self._cell.content].format(
+            medium=draws.one(self._words["media"][self._cell.content][self._cell.style]),
+            kind=draws.one(self._group.words["kinds"]),
+            scene=self._scene(core),
+            forms=draws.one(parts["forms"]),
+            text=draws.one(self._group.words["texts"]),
+            lettering=draws.one(parts["lettering"]),
+            companions=self._templates["companions"].format(
+                *draws.some(_of(parts["companions"], core.surroundings), 3)
+            ),
+        )
+        text = " ".join(text.split()).replace(" ,", ",")  # where nothing was chosen there are gaps
+        told = list(self._details(core))
+        if len(told) <= FRAGMENTS:
+            text = self._templates["comma"].join([text, *told]) + self._templates["stop"]
+        else:
+            text = self._templates["gap"].join([text + self._templates["stop"], *told])
+        return str(text[0].upper() + text[1:])
+
+    def _scene(self, core: _Core) -> str:
+        words = self._group.words
+        if "concept" in words:
+            thing = self._templates["bare"].format(look=core.look, thing=core.thing)
+            form = self._draws.one(self._templates["concepts"])
+            return str(form.format(thing=thing, doing=core.doing, place=core.place))
+        singular, _, plural = core.thing.partition("|")
+        many = "counted" in words and self._draws.below(20) >= ALONE
+        described = f"{core.look} {singular}".strip()
+        thing = self._templates["many" if many else "one"].format(
+            count=self._draws.one(self._templates["counts"]),
+            article=_article(described),
+            classifier=words.get("classifier", ""),
+            look=core.look,
+            thing=singular,
+            plural=plural or f"{singular}s",
+        )
+        return str(self._templates["scene"].format(thing=thing, doing=core.doing, place=core.place))
+
+    def _details(self, core: _Core) -> Iterator[str]:
+        """Further details, on axes of the content type that follow each other: a few fragments, or more sentences."""
+        axes = self._words["details"][self._cell.content]
+        count = _weighted(self._draws.below(20))
+        if "concept" in self._group.words:
+            count = max(count, FEWEST_OF_CONCEPT)
+        form = "short" if count <= FRAGMENTS else "long"
+        first = self._draws.below(len(axes) - count + 1)
+        for name in axes[first : first + count]:
+            axis, _, by = name.partition(".")
+            options = self._words["axes"][axis]
+            key = {"ENV": core.surroundings, "STYLE": self._cell.style, "": "any"}[by]
+            yield self._draws.one(options[form]).format(self._draws.one(_of(options, key)))
+
+
+def _weighted(draw: int) -> int:
+    for count, weight in DETAILS:
+        if draw < weight:
+            return count
+        draw -= weight
+    raise AssertionError("the weights of DETAILS must sum to the draws")
+
+
+def _of(options: Mapping[str, Sequence[str]], key: str) -> Sequence[str]:
+    """The choices for surroundings, or for the wider ones that these are part of."""
+    while key not in options:
+        key = WIDER[key]
+    return options[key]
+
+
+def _article(phrase: str) -> str:
+    """`a` or `an`, by the sounds that the vocabulary's words begin with."""
+    sounds_like_a_consonant = phrase.startswith(("one", "uni", "use", "eu"))
+    return "an" if phrase[0].lower() in "aeiou" and not sounds_like_a_consonant else "a"
+
+
+def _coprime(count: int, share: float) -> int:
+    """The number next to a share of `count` that has no factor in common with it."""
+    stride = round(count * share)
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return stride
+
+
+def _vocabulary_bytes(language: Language) -> bytes:
+    return (Path(__file__).parent / "vocabulary" / f"{language}.toml").read_bytes()
+
+
+def _vocabulary(language: Language) -> dict[str, Any]:
+    return tomllib.loads(_vocabulary_bytes(language).decode())
+
+
+@cache
+def _space(language: Language) -> PromptSpace:
+    return PromptSpace(language)
+
+
+@cache
+def builtin_prompts(language: Language = "en") -> PromptSource:
+    """The built-in prompt space of a language, in the order in which a plan takes it."""
+    digest = hashlib.sha256(f"grammar {VERSION}\n".encode() + _vocabulary_bytes(language)).hexdigest()
+    return PromptSource("builtin" if language == "en" else f"builtin-{language}", digest, _space(language))

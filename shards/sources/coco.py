@@ -1,0 +1,154 @@
+"""COCO captions: one JSON file of annotations, and a folder or a zip of pictures."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from shards.errors import NotFoundError, OversizeError, UsageError
+from shards.sources.item import Place, storable
+from shards.sources.source import Found, PictureFiles, SourceSpec, is_safe, named, tag_of
+from shards.stores.local import open_storage
+from shards.stores.random_access import open_seekable
+from shards.stores.store import Storage
+
+
+class _Pictures(Protocol):
+    tag: str
+
+    def place(self, name: Any) -> Place | None: ...
+
+
+class CocoSource:
+    """Annotations of the shape of https://cocodataset.org/#format-data, captions.
+
+    Args:
+        spec: where they are. The whole file is held in memory, about five times its size.
+
+    Raises:
+        UsageError: not there, or not of that shape.
+    """
+
+    def __init__(self, spec: SourceSpec) -> None:
+        if not spec.images:
+            raise UsageError(
+                "import.images is needed: the folder or zip with the pictures that the annotations name"
+            )
+        if spec.image_column is not None:
+            raise UsageError(
+                f"import.image_column = {spec.image_column!r}: COCO's pictures are named by file_name; leave it out"
+            )
+        data = _read(spec.source)
+        self._sha256 = hashlib.sha256(data).hexdigest()
+        content = _parsed(spec.source, data)
+        self._images, self._annotations = (
+            _records(spec.source, content, part) for part in ("images", "annotations")
+        )
+        self._column = named(spec.caption_column, ("caption",), self.columns(), "import.caption_column")
+        if self._column is None:
+            raise UsageError(
+                f"import.source = {spec.source!r}: its annotations have no caption (those of objects and keypoints "
+                "have none); give captions_*.json"
+            )
+        self._pictures = _pictures(spec.images)
+
+    def columns(self) -> Sequence[str]:
+        """See `Source.columns`: what an image and an annotation say."""
+        return list(dict.fromkeys([*_first_keys(self._images), *_first_keys(self._annotations)]))
+
+    def tag(self) -> str:
+        """See `Source.tag`."""
+        return hashlib.sha256(f"{self._sha256} {self._pictures.tag}".encode()).hexdigest()
+
+    def found(self, columns: Iterable[str]) -> Iterator[Found]:
+        """See `Source.found`: pictures as they stand in `images`, captions as they stand in `annotations`."""
+        wanted = set(columns)
+        captions: dict[Any, list[Mapping[str, Any]]] = {}
+        for annotation in self._annotations:
+            captions.setdefault(_identity(annotation.get("image_id")), []).append(annotation)
+        for image in self._images:
+            name = image.get("file_name")
+            # Taken out: of two images with one id only the first one has the captions.
+            for annotation in captions.pop(_identity(image.get("id")), [{}]):
+                facts = {key: value for key, value in {**annotation, **image}.items() if key in wanted}
+                caption = annotation.get(self._column or "")
+                yield Found(storable(name), caption, self._pictures.place(name), facts)
+
+
+class _ZippedPictures:
+    """Pictures in a zip, by their whole name or, as COCO names them, without the folder that all stand in.
+
+    Args:
+        storage, key: the zip.
+    """
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        entry = storage.stat(key)
+        try:
+            with open_seekable(storage, key) as file, zipfile.ZipFile(file) as archive:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+        except NotFoundError:
+            raise UsageError(f"import.images = {storage.url(key)!r}: is not there") from None
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise UsageError(
+                f"import.images = {storage.url(key)!r}: is no whole zip: {error}; download it again"
+            ) from None
+        self._file = key
+        self._members = {member.filename.rpartition("/")[2]: member for member in reversed(members)}
+        self._members |= {member.filename: member for member in reversed(members)}
+        self.tag = tag_of([entry] if entry else [])
+
+    def place(self, name: Any) -> Place | None:
+        """Where a picture lies; None for a name that is none, or that leads elsewhere."""
+        if not is_safe(name):
+            return None
+        member = self._members.get(name)
+        if member is None or not is_safe(member.filename):
+            return Place(file=self._file, member=name)
+        return Place(file=self._file, member=member.filename, size=member.file_size)
+
+
+def _pictures(images: str) -> _Pictures:
+    if images.endswith(".zip"):
+        root, _, key = images.rpartition("/")
+        return _ZippedPictures(open_storage(root or "."), key)
+    return PictureFiles(open_storage(images))
+
+
+def _read(source: str) -> bytes:
+    root, _, key = source.rpartition("/")
+    try:
+        return open_storage(root or ".").get_bytes(key)
+    except (NotFoundError, ValueError):
+        raise UsageError(
+            f"import.source = {source!r}: no such file; give an annotations file such as captions_val2017.json"
+        ) from None
+    except OversizeError as error:
+        raise UsageError(f"import.source = {source!r}: {error}; split it") from None
+
+
+def _parsed(source: str, data: bytes) -> Mapping[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"import.source = {source!r}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"import.source = {source!r}: holds no JSON object; give COCO annotations")
+    return content
+
+
+def _records(source: str, content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    records = content.get(part)
+    if not isinstance(records, list):
+        raise UsageError(f"import.source = {source!r}: has no list {part!r}; give COCO captions annotations")
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _first_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(records[0]) if records else []
+
+
+def _identity(value: Any) -> Any:
+    """An id that can be looked up; one that cannot belongs to nothing."""
+    return value if isinstance(value, int | str) else object()

@@ -1,0 +1,221 @@
+"""Where an import takes pictures and captions from: what every kind of source is asked, and how its files are found."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from shards.errors import UsageError
+from shards.sources.item import Place, storable
+from shards.stores.local import open_storage
+from shards.stores.store import Entry, Storage, check_key
+
+Kind = Literal["coco", "webdataset", "parquet"]
+SUFFIXES: Mapping[Kind, str] = {"webdataset": ".tar", "parquet": ".parquet"}
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+# What img2dataset writes of the bytes it downloaded (--compute_hash); equal ones are one picture.
+HASH_COLUMNS = ("sha256", "md5")
+HASH = re.compile(r"[0-9a-f]{32,64}")
+MAGIC = re.compile(r"[*?\[{]")
+MOST_PATTERNS = 1_000_000
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What a user says of a source; small and picklable.
+
+    Attributes:
+        kind: of the source.
+        source: annotations file (coco), or folder, file or pattern of tars or parquet files; local or s3://.
+        images: folder or zip with the pictures; empty where the source holds them.
+        caption_column, image_column: where a user says which; None to find them by their usual names.
+    """
+
+    kind: Kind
+    source: str
+    images: str = ""
+    caption_column: str | None = None
+    image_column: str | None = None
+
+    @property
+    def root(self) -> str:
+        """Under which the files lie that hold pictures; a zip is one itself."""
+        if self.kind == "coco":
+            return self.images
+        return _root_and_pattern(self.source, SUFFIXES[self.kind])[0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One caption of one picture, as a source has it.
+
+    Attributes:
+        picture: what names the picture.
+        caption: whatever stands where the caption should, None where nothing does.
+        place: where the picture lies; None where there is none.
+        facts: what the source says of it, by column.
+    """
+
+    picture: str
+    caption: Any
+    place: Place | None
+    facts: Mapping[str, Any]
+
+
+class Source(Protocol):
+    """A source that can be read through any number of times."""
+
+    def columns(self) -> Sequence[str]:
+        """Names of what it says of a picture, as far as its beginning shows."""
+
+    def tag(self) -> str:
+        """Changes when one of its files does."""
+
+    def found(self, columns: Iterable[str]) -> Iterator[Found]:
+        """Every caption of every picture in the source's order, those of one picture next to each other.
+
+        Args:
+            columns: the facts that are needed.
+        """
+
+
+def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
+    """The files that a source names, in the order of their names.
+
+    Args:
+        spec: names a folder, one file, or a pattern with `{000..123}`, `*` or `?`; local or s3://.
+
+    Returns:
+        the store they lie in, and at least one entry.
+
+    Raises:
+        UsageError: there are none.
+    """
+    place, suffix = spec.source, SUFFIXES[spec.kind]
+    root, pattern = _root_and_pattern(place, suffix)
+    storage = open_storage(root)
+    literal = (MAGIC.split(pattern, maxsplit=1)[0]) if pattern else ""
+    found = [entry for entry in storage.list(literal) if entry.key.endswith(suffix)]
+    if pattern:
+        wanted = _expanded(pattern)
+        exact, globs = {name for name in wanted if not MAGIC.search(name)}, [*filter(MAGIC.search, wanted)]
+        found = [
+            entry
+            for entry in found
+            if entry.key in exact or any(fnmatchcase(entry.key, glob) for glob in globs)
+        ]
+        absent = sorted(exact - {entry.key for entry in found})
+        if absent:
+            raise UsageError(f"import.source = {place!r}: {absent[0]} ({len(absent)} files) is not there")
+    if not found:
+        raise UsageError(
+            f"import.source = {place!r}: no {suffix} file there (symbolic links are not followed); "
+            f"give a folder, a file or a pattern such as folder/{{000..123}}{suffix}"
+        )
+    return storage, tuple(found)
+
+
+def _root_and_pattern(place: str, suffix: str) -> tuple[str, str]:
+    """A place as a root and what is wanted under it; an empty pattern wants everything."""
+    if not place.startswith("s3://") and Path(place).expanduser().is_dir():
+        return place, ""
+    magic = MAGIC.search(place)
+    if not magic and not place.endswith(suffix):
+        return place, ""
+    root = place[: magic.start() if magic else None].rpartition("/")[0]
+    return root or ("/" if place.startswith("/") else "."), place[len(root) :].removeprefix("/")
+
+
+def _expanded(pattern: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    try:
+        names = list(islice(braceexpand(pattern, escape=False), MOST_PATTERNS + 1))
+    except ValueError as error:
+        raise UsageError(f"import.source: {error}; close each brace") from None
+    if len(names) > MOST_PATTERNS:
+        raise UsageError(f"import.source: {pattern!r} names more than {MOST_PATTERNS:,} files; use fewer")
+    return names
+
+
+def tag_of(entries: Iterable[Entry]) -> str:
+    """One value for names, sizes and tags of files: modification times locally, ETags on S3."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.key}\0{entry.size}\0{entry.tag}\n".encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def named(wanted: str | None, usual: Sequence[str], columns: Sequence[str], option: str) -> str | None:
+    """A column by the name that a user gave it, or by one of its usual names, in whatever case.
+
+    Args:
+        wanted: what the user says.
+        usual: names to look for otherwise.
+        columns: that are there.
+        option: that names it, for errors.
+
+    Returns:
+        the column; None where nothing was named and no usual name is there.
+
+    Raises:
+        UsageError: the named one is not there.
+    """
+    if wanted is not None:
+        if wanted in columns:
+            return wanted
+        raise UsageError(
+            f"{option} = {wanted!r}: the source has no such column; it has {column_list(columns)}"
+        )
+    by_case = {column.casefold(): column for column in reversed(columns)}
+    return next((by_case[name] for name in usual if name in by_case), None)
+
+
+def column_list(columns: Sequence[str]) -> str:
+    """Columns in an error; their names are the source's."""
+    return ", ".join(repr(storable(column)[:60])[1:-1] for column in columns[:40]) or "none"
+
+
+def picture_hash(facts: Mapping[str, Any], columns: Iterable[str]) -> str:
+    """The hash of a picture's bytes that a source tells; empty where it tells none."""
+    for column in columns:
+        value = facts.get(column)
+        if isinstance(value, str) and HASH.fullmatch(value):
+            return value
+    return ""
+
+
+def each_caption(value: Any) -> Sequence[Any]:
+    """The captions that stand in one field: itself, or those of a list; one that is None where it is empty."""
+    return (value or [None]) if isinstance(value, list) else [value]
+
+
+class PictureFiles:
+    """Pictures that are files under a root, by the names that a source gives them.
+
+    Args:
+        storage: the root. No name leads out of it, and links are not followed.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        entries = tuple(storage.list())
+        self._sizes = {entry.key: entry.size for entry in entries}
+        self.tag = tag_of(entries)
+
+    def place(self, name: Any) -> Place | None:
+        """Where a picture lies; None for a name that is none, or that leads elsewhere."""
+        if not is_safe(name):
+            return None
+        return Place(file=name, size=self._sizes.get(name, -1))
+
+
+def is_safe(name: Any) -> bool:
+    """Whether a name from outside stays under the root it is taken from, and is text that can be stored."""
+    try:
+        return isinstance(name, str) and bool(check_key(name)) and bool(name.encode())
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The tools on a dataset: look at it, check it, clean it, merge and describe it."""

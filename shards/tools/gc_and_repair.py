@@ -1,0 +1,80 @@
+"""Tidy and mend: what no commit names is removed, a broken shard is uncommitted so that a build makes it again."""
+
+from collections.abc import Iterable
+
+from shards.dataset.dataset import Dataset
+from shards.errors import UsageError
+from shards.format.commit import commit_key, failed_key, parquet_key, tar_key
+from shards.stores.local import open_storage
+from shards.tools.verify import is_leftover, verify
+
+
+def leftovers(dataset: Dataset) -> list[str]:
+    """Keys of shard files that no commit names: what crashes left behind."""
+    # Files first, commits second: a shard committed in between is then named, not swept away.
+    files = [entry.key for entry in dataset.storage.list() if is_leftover(entry.key)]
+    named: set[str] = set()
+    for name in dataset.committed():  # by name alone: a damaged commit must not cost its shard
+        named |= {tar_key(name), parquet_key(name), failed_key(name)}
+    return [key for key in files if key not in named]
+
+
+def collect_garbage(dataset: Dataset, *, dry_run: bool) -> list[str]:
+    """Remove what no commit names. Not while a build runs: its next shard has no commit yet.
+
+    Args:
+        dataset: opened dataset.
+        dry_run: only tell.
+
+    Returns:
+        the keys.
+    """
+    keys = leftovers(dataset)
+    if not dry_run:
+        for key in keys:
+            dataset.storage.delete(key)
+    return keys
+
+
+def uncommit(dataset: Dataset, names: Iterable[str]) -> None:
+    """Take shards out of the dataset; the next build makes them again.
+
+    The commit goes first: from then on the shard does not exist, whatever happens to the rest.
+    """
+    for name in names:
+        for key in (commit_key(name), tar_key(name), parquet_key(name), failed_key(name)):
+            dataset.storage.delete(key)
+
+
+def repair(root: str, *, workers: int = 1) -> list[str]:
+    """Uncommit every shard that `verify` finds broken.
+
+    Args:
+        root: of the dataset.
+        workers: processes that read shards.
+
+    Returns:
+        names of the shards taken out.
+
+    Raises:
+        UsageError: there is no dataset.
+    """
+    dataset = Dataset.open(open_storage(root))
+    committed = dataset.committed()
+    suspects = {problem.shard for problem in verify(root, workers=workers).problems} & committed.keys()
+    # Removal is for good, so it takes two readings that agree: one bad read is not a bad shard.
+    broken = (
+        sorted(suspects & {problem.shard for problem in verify(root, workers=workers).problems})
+        if suspects
+        else []
+    )
+    uncommit(dataset, broken)
+    if broken:
+        dataset.write_manifest()
+    return broken
+
+
+def require_shards(dataset: Dataset) -> None:
+    """Refuse a dataset in which nothing is committed yet."""
+    if not dataset.committed():
+        raise UsageError(f"{dataset.storage.root}: no shard is committed yet; build first")
