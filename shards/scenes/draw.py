@@ -2,11 +2,14 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.scenes.scene import Scene, Thing
+
+Points = NDArray[np.floating[Any]]  # coordinates
 
 SIDE = 64  # pixels; the measures below are pixels of a picture of this side
 SUPERSAMPLES = 8  # per pixel and axis
@@ -66,7 +69,8 @@ def draw_scene(scene: Scene, side: int = SIDE) -> NDArray[np.uint8]:
     picture = background(scene.background, side).copy()
     for thing in scene.things:
         _paint(picture, thing, len(scene.things), side / SIDE)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = (picture + 0.5).astype(np.uint8)
+    return pixels
 
 
 def centre_of(place: str, objects: int) -> tuple[int, int]:
@@ -84,9 +88,10 @@ def ink_of(colour: str) -> NDArray[np.float32]:
 def background(name: str, side: int = SIDE) -> NDArray[np.float32]:
     """Draw a background: (side, side, 3) float32 from 0 to 255, not to be written to."""
     tones = np.array(BACKGROUNDS[name], np.float32)
-    first, second = tones[0], tones[-1]
     share = ((np.arange(side, dtype=np.float32) + 0.5) / side)[:, None, None]
-    picture = np.ascontiguousarray(np.broadcast_to(first + (second - first) * share, (side, side, 3)))
+    picture = np.ascontiguousarray(
+        np.broadcast_to(tones[0] + (tones[-1] - tones[0]) * share, (side, side, 3))
+    )
     picture.flags.writeable = False
     return picture
 
@@ -131,7 +136,7 @@ def _paint(picture: NDArray[np.float32], thing: Thing, objects: int, scale: floa
     )
 
 
-def _inside(shape: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _inside(shape: str, x: Points, y: Points) -> NDArray[np.bool_]:
     """Say which points are in a shape of radius 1; y points down."""
     if shape == "circle":
         return x**2 + y**2 < 0.94**2
@@ -151,7 +156,7 @@ def _inside(shape: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArr
     return abs(x) / 0.8 + abs(y) / 1.02 < 1  # diamond
 
 
-def _in_star(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _in_star(x: Points, y: Points) -> NDArray[np.bool_]:
     """Say which points are in a star of five points: under the line from a tip to the notch beside it."""
     tip, notch = 1.04, 0.5
     sector = 2 * math.pi / 5
@@ -163,7 +168,7 @@ def _in_star(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_
     return inside
 
 
-def _in_heart(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _in_heart(x: Points, y: Points) -> NDArray[np.bool_]:
     """Say which points are in a heart: two discs and the wedge between their tangents from the point below."""
     radius, side, top, point = 0.5, 0.46, -0.34, 0.96
     discs = (abs(x) - side) ** 2 + (y - top) ** 2 < radius**2
@@ -174,21 +179,24 @@ def _in_heart(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool
     return inside
 
 
-def _marked(pattern: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _marked(pattern: str, x: Points, y: Points) -> NDArray[np.bool_]:
     """Say which points are marks of a pattern whose half period is 1."""
+    marked: NDArray[np.bool_] = np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)  # solid has no marks
     if pattern == "stripes":
-        return np.broadcast_to((y + 0.5) % 2 >= 1, np.broadcast_shapes(x.shape, y.shape))
-    if pattern == "dots":
+        marked |= (y + 0.5) % 2 >= 1
+    elif pattern == "dots":
         across, down = (x + 1) % 2 - 1, (y + 1) % 2 - 1  # from the nearest dot
-        return across**2 + down**2 < 0.62**2
-    if pattern == "checks":
-        return (np.floor(x) + np.floor(y)) % 2 == 0
-    return np.zeros(np.broadcast_shapes(x.shape, y.shape), bool)
+        marked |= across**2 + down**2 < 0.62**2
+    elif pattern == "checks":
+        marked |= (np.floor(x) + np.floor(y)) % 2 == 0
+    return marked
 
 
 def _averaged(points: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Average the samples of each pixel."""
     side = len(points) // SUPERSAMPLES
-    mask = points.reshape(side, SUPERSAMPLES, side, SUPERSAMPLES).mean((1, 3), dtype=np.float32)
+    mask: NDArray[np.float32] = points.reshape(side, SUPERSAMPLES, side, SUPERSAMPLES).mean(
+        (1, 3), dtype=np.float32
+    )
     mask.flags.writeable = False
     return mask

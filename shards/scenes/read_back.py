@@ -18,18 +18,16 @@ from shards.scenes.scene import ARRANGEMENTS, ATTRIBUTES, THING_ATTRIBUTES, Scen
 
 Array = NDArray[np.float32]
 
-FARTHEST = (
-    60.0  # a pixel whose colour (distance in RGB, 0 to 255) is farther from a background's is of a thing
-)
+# Distances between colours are those in RGB from 0 to 255.
+FARTHEST = 60.0  # a pixel that is farther from the background is a thing's
+OWN_TONE = 15.0  # a pixel that is nearer to the background is the background's
 SHIFT = 4  # pixels by which a thing may be off its place; places are 12 apart
 CANDIDATES = 6  # outlines that are compared in all patterns and colours, of 16
-OWN_TONE = 15.0  # of that distance, what noise and a slightly other tone make
 LOYALTY = 0.3  # weight of a thing's distance from the colours of the world: 0 lets it have any, 1 only those
 BLUR = 1.2  # pixels
-NEAR = 1  # pixels around the best match of an outline at which patterns and colours are compared
-MARGIN = (
-    max(max(radii.values()) for radii in RADIUS.values()) + SHIFT + NEAR + 4
-)  # around a picture, for crops
+COLOUR_CHOICES = 2  # kept for each outline: two things never have the same shape and colour
+STEPS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels around the best match of an outline
+MARGIN = max(max(radii.values()) for radii in RADIUS.values()) + SHIFT + 5  # around a picture, for crops
 
 
 def read_scene(pixels: NDArray[Any], objects: int = 1) -> Scene:
@@ -115,20 +113,20 @@ def _of_side(pixels: NDArray[Any]) -> Array:
 
 def _nearest_background(picture: Array) -> str:
     """Find the background from which the fewest pixels are far, the near ones as near as possible."""
-    distances = ((_backgrounds() - picture) ** 2).sum(-1)
+    distances = ((_backgrounds() - picture[::2, ::2]) ** 2).sum(-1)  # a quarter of the pixels is enough
     return ATTRIBUTES["background"][int(np.minimum(distances, FARTHEST**2).sum((1, 2)).argmin())]
 
 
 def _in_own_tone(picture: Array, ground: str) -> Array:
     """Take away by how much a picture's background is lighter or of another tint than it should be."""
     difference = picture - background(ground)
-    near = difference[(difference**2).sum(-1) < FARTHEST**2]
+    near = difference[(difference**2).sum(-1) < FARTHEST**2][::4]
     return picture - np.median(near, axis=0) if len(near) else picture
 
 
 @cache
 def _backgrounds() -> Array:
-    return np.stack([background(name) for name in ATTRIBUTES["background"]])
+    return np.stack([background(name)[::2, ::2] for name in ATTRIBUTES["background"]])
 
 
 @cache
@@ -166,7 +164,8 @@ def _outline_gains(difference: Array, objects: int) -> Array:
 @cache
 def _centres() -> NDArray[np.bool_]:
     """Mark where the centre of the only thing may be."""
-    return np.logical_or.reduce([_around(place, 1) for place in DIRECTION])
+    marked: NDArray[np.bool_] = np.any([_around(place, 1) for place in DIRECTION], axis=0)
+    return marked
 
 
 @cache
@@ -202,7 +201,7 @@ def _matches(
         place: of the thing; None: the one that is nearest to where it was found.
 
     Returns:
-        the best match of each outline in each colour.
+        the best matches of each outline in its best colours.
     """
     channels = _channels(picture, ground)
     return [
@@ -235,19 +234,18 @@ def _channels(picture: Array, ground: str) -> Array:
 def _matches_of_outline(
     channels: Array, peak: _Peak, shape: str, size: str, objects: int, place: str | None
 ) -> list[_Match]:
-    """Find the best pattern and shift of an outline for each colour.
+    """Find the best colours of an outline, each with its best pattern and shift.
 
     With body a, marks i of brightness k, weight w = a - (1 - k) i and colour B, a drawing differs from its background
     g by m = w B - a g. The B that lowers the squared error most is Σ w (q + a g) / Σ w², and it lowers it by
     B² Σ w² - Σ (2 a q·g + a² g·g). All of these are products of masks and channels.
     """
     rows, energy, half = _mask_products(shape, size, objects)
-    steps = [(dx, dy) for dy in range(-NEAR, NEAR + 1) for dx in range(-NEAR, NEAR + 1)]
     corner = int(MARGIN) - half
     crops = np.stack(
         [
             channels[corner + peak.y + dy :, corner + peak.x + dx :][: 2 * half, : 2 * half].reshape(-1, 8)
-            for dx, dy in steps
+            for dx, dy in STEPS
         ]
     )
     patterns = len(energy)
@@ -259,12 +257,13 @@ def _matches_of_outline(
     off = ((tone[:, :, None] - _colours()) ** 2).sum(-1)  # (step, pattern, colour)
     gains = lowered[..., None] - LOYALTY * energy[:, None] * off
     matches = []
-    for number, colour in enumerate(ATTRIBUTES["colour"]):
-        step, pattern = np.unravel_index(int(gains[..., number].argmax()), gains.shape[:2])
-        dx, dy = steps[int(step)]
+    for number in np.argsort(-gains.max((0, 1)))[:COLOUR_CHOICES]:
+        step, kind = np.unravel_index(int(gains[..., number].argmax()), gains.shape[:2])
+        dx, dy = STEPS[int(step)]
+        pattern = ATTRIBUTES["pattern"][int(kind) % (patterns // 2)]
         found = place or _nearest_place(peak.x + dx, peak.y + dy, objects)
-        thing = Thing(shape, colour, size, ATTRIBUTES["pattern"][int(pattern) % (patterns // 2)], found)
-        matches.append(_Match(float(gains[step, pattern, number]), thing))
+        thing = Thing(shape, ATTRIBUTES["colour"][int(number)], size, pattern, found)
+        matches.append(_Match(float(gains[step, kind, number]), thing))
     return matches
 
 
@@ -295,10 +294,8 @@ def _blurred(pictures: Array) -> Array:
     kernel = np.exp(-(np.arange(-reach, reach + 1, dtype=np.float32) ** 2) / (2 * BLUR**2))
     kernel /= kernel.sum()
     for axis in (-2, -1):
-        pictures = sum(
-            share * np.roll(pictures, step, axis)
-            for step, share in zip(range(-reach, reach + 1), kernel, strict=True)
-        )
+        shifted = [np.roll(pictures, step, axis) for step in range(-reach, reach + 1)]
+        pictures = np.tensordot(kernel, np.stack(shifted), 1)
     return pictures
 
 
@@ -321,11 +318,10 @@ def _best(matches: list[_Match]) -> Thing:
 
 def _different(first: list[_Match], second: list[_Match]) -> tuple[Thing, Thing]:
     """Choose the best two things that differ in shape or colour, as the things of every scene do."""
-    firsts, seconds = (sorted(matches, key=lambda match: -match.gain)[:3] for matches in (first, second))
     pairs = [
         (one, other)
-        for one in firsts
-        for other in seconds
+        for one in first
+        for other in second
         if (one.thing.shape, one.thing.colour) != (other.thing.shape, other.thing.colour)
     ]
     one, other = max(pairs, key=lambda pair: pair[0].gain + pair[1].gain)

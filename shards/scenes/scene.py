@@ -25,7 +25,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "bottom right",
     ),
 }
-THING_ATTRIBUTES = ("shape", "colour", "size", "pattern", "place")
+THING_ATTRIBUTES = ("shape", "colour", "size", "pattern", "place")  # place is the last
 # The places of two things, the first thing's first: in the order in which people read.
 ARRANGEMENTS = (
     ("left", "right"),
@@ -202,7 +202,7 @@ def _any_scene(generator: np.random.Generator, objects: int) -> Scene | None:
     if objects == 2:
         places = _one(ARRANGEMENTS, generator)
     things = tuple(
-        Thing(*(_one(ATTRIBUTES[name], generator) for name in THING_ATTRIBUTES[:-1]), place)
+        Thing(place=place, **{name: _one(ATTRIBUTES[name], generator) for name in THING_ATTRIBUTES[:-1]})
         for place in places
     )
     return None if _alike(things) else Scene(_one(ATTRIBUTES["background"], generator), things)
