@@ -110,7 +110,7 @@ def varied(scene: Scene, generator: np.random.Generator) -> str:
         generator: the same state gives the same words.
 
     Returns:
-        a caption of some 8 to 60 words.
+        a caption of 7 to 60 words.
     """
     return partial(scene, tuple(ATTRIBUTES), generator)
 
@@ -251,6 +251,8 @@ def _list(
     parts = []
     for thing in things:
         adjectives, noun, place = _words(thing, names, generator)
+        if place and generator.random() < 0.5:
+            place = thing.place  # "left" for "on the left": the shortest captions
         words = [*adjectives, place] if place else adjectives
         parts.append(", ".join([noun, *(words[index] for index in generator.permutation(len(words)))]))
     if ground:
