@@ -24,7 +24,8 @@ OWN_TONE = 15.0  # a pixel that is nearer to the background is the background's
 SHIFT = 4  # pixels by which a thing may be off its place; places are 12 apart
 CANDIDATES = 6  # outlines that are compared in all patterns and colours, of 16
 LOYALTY = 0.3  # weight of a thing's distance from the colours of the world: 0 lets it have any, 1 only those
-BLUR = 1.2  # pixels, of the second set of drawings: a solid dark thing is nearer to blurred checks than sharp checks are
+# Blur makes a pattern's marks less dark: without blurred drawings, a solid thing that is darker comes nearer.
+BLUR = 1.2  # pixels
 COLOUR_CHOICES = 2  # kept for each outline: two things never have the same shape and colour
 STEPS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels around the best match of an outline
 MARGIN = max(max(radii.values()) for radii in RADIUS.values()) + SHIFT + 5  # around a picture, for crops
