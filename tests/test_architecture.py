@@ -17,6 +17,7 @@ FOLDERS = (
     "shards.dataset",
     "shards.prompts",
     "shards.sources",
+    "shards.scenes",
     "shards.tools",
     "shards",
     "projector.options",

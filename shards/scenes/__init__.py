@@ -1,1 +1,1 @@
-"""A miniature world of 64 × 64 scenes: coloured shapes whose attributes are known, worded, drawn and read back."""
+"""The miniature world: scenes with known attributes, worded, drawn, and read back from pixels."""
