@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.plan import normalise_caption
+from shards.format.plan import normalise_caption
 from shards.scenes.captions import canonical, varied
 from shards.scenes.scene import Scene, attributes, sample_scene
 
