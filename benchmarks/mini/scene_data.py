@@ -1,0 +1,139 @@
+"""Scenes drawn, worded and tokenised ahead of training, by all cores, as tensors that fit a device whole.
+
+Letters: N scenes, V wordings of each, S tokens of a sequence.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from projector.models.tiny import SPECIAL_TOKENS, TEXT_TEMPLATE
+from shards.scenes.captions import canonical, partial, varied
+from shards.scenes.draw import draw_scene
+from shards.scenes.scene import ATTRIBUTES, Scene, attributes, sample_scene
+
+VOCABULARY = 512
+ROWS = 96  # of a conditioning at most, template included
+ANSWER = 128  # tokens of a caption with the answer that the text model learns to give
+TWO_OBJECTS = 0.35  # of the scenes
+VARIETY = 6  # wordings: canonical, three with every attribute, two with some
+EMPTY = 0.2  # of the wordings with some attributes, those without any
+TOKENIZER_CAPTIONS = 4000
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """Scenes and their words."""
+
+    pictures: torch.Tensor
+    """(N, 3, 64, 64) uint8."""
+    prompts: torch.Tensor
+    """(N, V, ROWS) int64 token ids of wordings in their template, padded on the right."""
+    prompt_lengths: torch.Tensor
+    """(N, V) int64."""
+    answers: torch.Tensor
+    """(N, V, ANSWER) int64 the same with the answer behind."""
+    answer_lengths: torch.Tensor
+    """(N, V) int64."""
+
+    def to(self, device: str) -> "SceneData":
+        """The same on a device."""
+        return SceneData(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE of the scenes' captions, with Qwen's special tokens and chat template."""
+    from transformers import Qwen2TokenizerFast
+
+    generator = np.random.default_rng(0)
+    captions = [
+        varied(sample_scene(generator, 1 + index % 2), generator) for index in range(TOKENIZER_CAPTIONS)
+    ]
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(captions, trainer)
+    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer = Qwen2TokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        bos_token=None,
+        model_max_length=4096,
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+    tokenizer.chat_template = TEXT_TEMPLATE
+    return tokenizer
+
+
+def wordings(scene: Scene, generator: np.random.Generator) -> list[tuple[str, str]]:
+    """Captions of a scene and, for each, the fixed wording of what it says."""
+    whole = canonical(scene)
+    found = [(whole, whole), *((varied(scene, generator), whole) for _ in range(3))]
+    for _ in range(VARIETY - len(found)):
+        names = [name for name in ATTRIBUTES if generator.random() < 0.5]
+        if generator.random() < EMPTY:
+            names = []
+        said = [value for name, value in attributes(scene).items() if name.split(" ")[0] in names]
+        found.append((partial(scene, names, generator), ", ".join(said)))
+    return found
+
+
+def make_scenes(count: int, seed: int, split: str = "train") -> list[Scene]:
+    """Scenes with one thing or two."""
+    generator = np.random.default_rng([seed, 1])
+    return [
+        sample_scene(generator, 2 if generator.random() < TWO_OBJECTS else 1, split) for _ in range(count)
+    ]
+
+
+def _part(job: tuple[str, int, int]) -> tuple[np.ndarray, ...]:
+    tokenizer_json, count, seed = job
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    generator = np.random.default_rng([seed, 2])
+    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    pictures = np.zeros((count, 3, 64, 64), np.uint8)
+    prompts, answers = (
+        np.zeros((count, VARIETY, ROWS), np.int16),
+        np.zeros((count, VARIETY, ANSWER), np.int16),
+    )
+    lengths = np.zeros((2, count, VARIETY), np.int16)
+    for place, scene in enumerate(make_scenes(count, seed)):
+        pictures[place] = np.moveaxis(draw_scene(scene), -1, 0)
+        for number, (caption, answer) in enumerate(wordings(scene, generator)):
+            prompt = tokenizer.encode(f"{before}{caption}{after}").ids
+            whole = tokenizer.encode(f"{before}{caption}{after}{answer}<|im_end|>").ids
+            if (
+                len(prompt) > ROWS or len(whole) > ANSWER
+            ):  # a few long ones; the canonical wording always fits
+                prompt = tokenizer.encode(f"{before}{canonical(scene)}{after}").ids
+                whole = tokenizer.encode(f"{before}{canonical(scene)}{after}{answer}<|im_end|>").ids[:ANSWER]
+            prompts[place, number, : len(prompt)] = prompt
+            answers[place, number, : len(whole)] = whole
+            lengths[:, place, number] = len(prompt), len(whole)
+    return pictures, prompts, lengths[0], answers, lengths[1]
+
+
+def make_data(tokenizer: Any, count: int, seed: int = 0) -> SceneData:
+    """Training scenes, made by as many processes as there are cores."""
+    cores = os.cpu_count() or 1
+    share = -(-count // cores)
+    jobs = [(tokenizer.backend_tokenizer.to_str(), share, 1000 * seed + core) for core in range(cores)]
+    with ProcessPoolExecutor(cores) as pool:
+        parts: Sequence[tuple[np.ndarray, ...]] = list(pool.map(_part, jobs))
+    pictures, prompts, prompt_lengths, answers, answer_lengths = (
+        torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)
+    )
+    return SceneData(pictures, prompts.long(), prompt_lengths.long(), answers.long(), answer_lengths.long())

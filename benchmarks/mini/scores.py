@@ -1,0 +1,98 @@
+"""How well the miniature models draw: attributes read back from pixels, through the product's own loading path."""
+
+import json
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from projector.models.image_generator import ImageGenerator
+from projector.models.text_encoder import TextEncoder, TextEncoding
+from shards.scenes.captions import canonical, varied
+from shards.scenes.draw import draw_scene
+from shards.scenes.read_back import score
+from shards.scenes.scene import Scene, sample_scene
+
+STEPS = 8
+SCENES = 128
+TOGETHER = 32
+
+
+def scores(folder: Path, device: str, *, count: int = SCENES) -> dict[str, Any]:
+    """Attribute accuracy of reconstructions and of pictures from captions; writes scores.json and a contact sheet."""
+    found: dict[str, Any] = {"scenes": count, "steps": STEPS, "megabytes": round(weight_megabytes(folder), 2)}
+    image = str(folder / "image")
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    text = TextEncoder.from_pretrained(image, device=device, dtype=dtype)
+    images = ImageGenerator.from_pretrained(
+        image, device=device, dtype=dtype, height=64, width=64, steps=STEPS, guidance=0.0
+    )
+    sheet: list[list[Image.Image]] = []
+    for title, objects, split, say in (
+        ("one object", 1, "test", varied),
+        ("one object, canonical", 1, "test", None),
+        ("one object, held out", 1, "held_out", varied),
+        ("two objects", 2, "test", varied),
+    ):
+        generator = np.random.default_rng(7)
+        scenes = [sample_scene(generator, objects, split) for _ in range(count)]
+        captions = [say(scene, generator) if say else canonical(scene) for scene in scenes]
+        if say is varied:
+            found[f"decoder, {title}"] = accuracy(reconstructed(images, scenes), scenes)
+        begun = time.perf_counter()
+        made = pictures_of(text, images, captions)
+        found[title] = accuracy(made, scenes) | {
+            "ms_a_picture": round(1e3 * (time.perf_counter() - begun) / count, 1)
+        }
+        sheet.append([Image.fromarray(draw_scene(scene)) for scene in scenes[:12]])
+        sheet.append([Image.fromarray(picture) for picture in made[:12]])
+    pasted(sheet).save(folder / "sheet.png")
+    (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def accuracy(pictures: list[Any], scenes: list[Scene]) -> dict[str, float]:
+    """Mean share of attributes right, whole and by attribute."""
+    rows = [score(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    by_name = {name: round(mean(row[name] for row in rows), 3) for name in rows[0]}
+    return {"accuracy": round(mean(mean(row.values()) for row in rows), 4), **by_name}
+
+
+def pictures_of(text: TextEncoder, images: ImageGenerator, captions: list[str]) -> list[Any]:
+    """(64, 64, 3) uint8 pictures of captions."""
+    encodings = [item for item in text.encode(captions) if isinstance(item, TextEncoding)]
+    made: list[Any] = []
+    for start in range(0, len(encodings), TOGETHER):
+        part = encodings[start : start + TOGETHER]
+        drawn = images.generate([item.embeddings for item in part], list(range(start, start + len(part))))
+        made += [np.asarray(picture) for picture in drawn]
+    return made
+
+
+@torch.no_grad()
+def reconstructed(images: ImageGenerator, scenes: list[Scene]) -> list[Any]:
+    """Scenes through the autoencoder and back."""
+    vae = images.pipeline.vae
+    pixels = torch.from_numpy(np.stack([draw_scene(scene) for scene in scenes])).permute(0, 3, 1, 2)
+    latents = vae.encode((pixels.to(vae.device) / 127.5 - 1).to(vae.dtype)).latent_dist.mode()
+    seen = vae.decode(latents, return_dict=False)[0].float()
+    levels = ((seen + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return list(levels.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def weight_megabytes(folder: Path) -> float:
+    """Of all weights under a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 1e6
+
+
+def pasted(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures in rows on one sheet, doubled in size."""
+    sheet = Image.new("RGB", (130 * len(rows[0]), 130 * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture.resize((128, 128), Image.Resampling.NEAREST), (130 * x + 1, 130 * y + 1))
+    return sheet

@@ -1,0 +1,245 @@
+"""Train the miniature models: words, then pictures of scenes from them.
+
+    python benchmarks/mini/train.py --output runs/mini --minutes 3 --device cuda       one GPU
+    python benchmarks/mini/train.py --output runs/mini --minutes 40 --device cpu       two cores
+    python benchmarks/mini/train.py --output runs/mini --only scores                   a stage by itself
+
+Stages: `text` and `decoder` side by side, then `transformer`, then `scores`. Each ends with its folder under the
+output in the layout of the real models, so a run that is cut short goes on with what is missing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mini_models import make_decoder, make_text_encoder, make_transformer
+from scene_data import ROWS, SceneData, make_data, make_tokenizer
+from stepping import Learner
+from torch import Tensor
+from torch.nn import functional as F
+
+from projector.models.dense_transformer import dense_velocities
+
+SHIFT = 3.0
+SHARES = {"text": 0.3, "decoder": 0.3, "transformer": 0.7}  # of the minutes; the first two run side by side
+BATCH = {
+    "cuda": {"text": 512, "decoder": 256, "transformer": 1024},
+    "cpu": {"text": 32, "decoder": 16, "transformer": 64},
+}
+SCENES = {"cuda": 50_000, "cpu": 4_000}
+LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.2, 0.5, 0.3)  # rows that conditionings are padded to
+NOISE = 0.1  # on latents while the decoder learns
+
+
+def main(words: list[str]) -> None:
+    """Run the stages that are missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=40.0, help="of training, all stages together")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--scenes", type=int, help="to train on")
+    parser.add_argument("--only", choices=("text", "decoder", "transformer", "scores"))
+    options = parser.parse_args(words)
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    if options.only == "scores":
+        from scores import scores
+
+        print(json.dumps(scores(options.output, options.device), indent=1))
+    elif options.only:
+        STAGES[options.only](options, data_of(options))
+    else:
+        whole(options, words)
+
+
+def whole(options: argparse.Namespace, words: list[str]) -> None:
+    """All stages, the two that need nothing of each other in processes of their own."""
+    begun = time.monotonic()
+    data_of(options)
+    print(f"data: {time.monotonic() - begun:.0f} s", flush=True)
+    image = options.output / "image"
+    first = [
+        subprocess.Popen([sys.executable, __file__, *words, "--only", stage])
+        for stage, folder in (("text", "text_encoder"), ("decoder", "vae"))
+        if not (image / folder / "config.json").is_file()
+    ]
+    if any(stage.wait() for stage in first):
+        raise SystemExit("a stage failed; its error is above")
+    if not (image / "transformer" / "config.json").is_file():
+        train_transformer(options, data_of(options))
+    from scores import scores
+
+    print(json.dumps(scores(options.output, options.device), indent=1), flush=True)
+
+
+def data_of(options: argparse.Namespace) -> SceneData:
+    """The training scenes, made once and kept beside the models."""
+    path = options.output / "scenes.pt"
+    tokenizer_folder = options.output / "image" / "tokenizer"
+    if not path.is_file():
+        tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(tokenizer_folder)
+        data = make_data(tokenizer, options.scenes or SCENES[options.device])
+        torch.save(dict(vars(data)), path)
+    return SceneData(**torch.load(path, weights_only=True, mmap=True))
+
+
+def tokenizer_of(options: argparse.Namespace) -> Any:
+    """The tokenizer that goes with the scenes."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(options.output / "image" / "tokenizer")
+
+
+def train_text(options: argparse.Namespace, data: SceneData) -> None:
+    """The text encoder learns to go on with a caption, and to say in fixed words what it says."""
+    device, size = options.device, BATCH[options.device]["text"]
+    model = make_text_encoder(tokenizer_of(options)).to(device)
+    tokens = data.answers.flatten(0, 1).to(device)
+    lengths = data.answer_lengths.flatten().to(device)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = model(input_ids=batch["ids"], use_cache=False).logits
+        wanted = torch.where(batch["inside"], batch["ids"], -100)[:, 1:]
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten())
+
+    def batches() -> dict[str, Tensor]:
+        chosen = torch.randint(len(tokens), (size,), device=device)
+        ids = tokens[chosen]
+        inside = torch.arange(ids.shape[1], device=device) < lengths[chosen][:, None]
+        return {"ids": ids, "inside": inside}
+
+    learner = Learner(loss, [model], 2e-3, graphs=False)
+    learner.run(60 * options.minutes * SHARES["text"], batches, "text")
+    save(learner.average, options.output / "image" / "text_encoder")
+
+
+def train_decoder(options: argparse.Namespace, data: SceneData) -> None:
+    """The autoencoder learns to give scenes back, from latents with a little noise on them."""
+    device, size = options.device, BATCH[options.device]["decoder"]
+    vae = make_decoder().to(device)
+    pictures = data.pictures.to(device)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        wanted = batch["pictures"]
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            mean = vae.encoder(wanted).chunk(2, 1)[0].float()
+            seen = vae.decoder(mean + NOISE * torch.randn_like(mean)).float()
+        error = seen - wanted
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        colours = F.avg_pool2d(error, 4).abs().mean()
+        return (
+            error.abs().mean() + error.square().mean() + 0.5 * edges + colours + 1e-4 * mean.square().mean()
+        )
+
+    def batches() -> dict[str, Tensor]:
+        chosen = torch.randint(len(pictures), (size,), device=device)
+        return {"pictures": pictures[chosen].float() / 127.5 - 1}
+
+    learner = Learner(loss, [vae], 2e-3, muon=0.02)
+    learner.run(60 * options.minutes * SHARES["decoder"], batches, "decoder")
+    vae = learner.average
+    latents = encoded(vae, pictures[:4096])
+    vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
+    save(vae, options.output / "image" / "vae")
+
+
+@torch.no_grad()
+def encoded(vae: Any, pictures: Tensor) -> Tensor:
+    """(N, C, h, w) latents of (N, 3, H, W) uint8 pictures, as the autoencoder gives them."""
+    return torch.cat([vae.encoder(part.float() / 127.5 - 1).chunk(2, 1)[0] for part in pictures.split(512)])
+
+
+@torch.no_grad()
+def conditionings(model: Any, data: SceneData, device: str) -> tuple[Tensor, Tensor]:
+    """(N * V, ROWS, D) bfloat16 hidden_states[-2] of all wordings, and their lengths."""
+    ids, lengths = data.prompts.flatten(0, 1), data.prompt_lengths.flatten().to(device)
+    rows = torch.empty(len(ids), ROWS, model.config.hidden_size, dtype=torch.bfloat16, device=device)
+    for start in range(0, len(ids), 2048):
+        part = ids[start : start + 2048].to(device)
+        rows[start : start + 2048] = model(
+            input_ids=part, use_cache=False, output_hidden_states=True, logits_to_keep=1
+        ).hidden_states[-2]
+    return rows, lengths
+
+
+def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
+    """The transformer learns the flow from noise to latents under the text encoder's conditionings."""
+    from diffusers import AutoencoderKL
+    from transformers import AutoModelForCausalLM
+
+    device, size, image = options.device, BATCH[options.device]["transformer"], options.output / "image"
+    vae = AutoencoderKL.from_pretrained(image / "vae").to(device)
+    text = AutoModelForCausalLM.from_pretrained(image / "text_encoder", dtype=torch.float32).to(device)
+    rows, lengths = conditionings(text, data, device)
+    latents = (encoded(vae, data.pictures.to(device)) - vae.config.shift_factor) * vae.config.scaling_factor
+    transformer = make_transformer().to(device)
+    places = [torch.nonzero(lengths <= length).flatten() for length in LENGTHS]
+    wordings = data.prompts.shape[1]
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        clean = batch["latents"]
+        noise, uniform = torch.randn_like(clean), torch.rand(len(clean), device=device)
+        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            found = dense_velocities(transformer, noisy, 1 - sigma, batch["rows"], batch["exists"])
+        return (found.float() - (clean - noise)).square().mean()
+
+    def batches() -> dict[str, Tensor]:
+        kind = int(torch.multinomial(torch.tensor(LENGTH_SHARES), 1))
+        if len(places[kind]) < size:
+            kind = len(LENGTHS) - 1
+        chosen = places[kind][torch.randint(len(places[kind]), (size,), device=device)]
+        length = LENGTHS[kind]
+        exists = torch.arange(length, device=device) < lengths[chosen][:, None]
+        return {
+            "latents": latents[chosen // wordings],
+            "rows": rows[chosen, :length].float(),
+            "exists": exists,
+        }
+
+    learner = Learner(loss, [transformer], 1.5e-3)
+    learner.run(60 * options.minutes * SHARES["transformer"], batches, "transformer")
+    save(learner.average, image / "transformer")
+    finish_pipeline(options)
+
+
+def finish_pipeline(options: argparse.Namespace) -> None:
+    """Write what a pipeline folder has beside its models."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    image = options.output / "image"
+    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT).save_pretrained(
+        image / "scheduler"
+    )
+    index = {
+        "_class_name": "ZImagePipeline",
+        "_diffusers_version": "0.42.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        "transformer": ["diffusers", "ZImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (image / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write weights in bfloat16, whole or not at all."""
+    draft = folder.with_name(f".{folder.name}")
+    model.to("cpu", torch.bfloat16).save_pretrained(draft, safe_serialization=True)
+    draft.rename(folder)
+
+
+STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_transformer}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
