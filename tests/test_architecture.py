@@ -184,3 +184,20 @@ def test_the_page_names_each_folder_once_and_nothing_that_is_not_there():
     assert sorted(rows) == sorted(folders())
     named = {word for word in page.split("`") if word.endswith(".py") and word.split("/")[0] in ROOMS}
     assert [word for word in sorted(named) if not (ROOT / word).is_file()] == []
+
+
+@pytest.mark.parametrize("name", ["Projector", "VLEmbeddingExtractor", "blend_interpolate"])
+def test_using_a_projector_needs_no_factory(name):
+    """What `pip install z-image-projector` brings is enough; the factory's packages are an extra."""
+    factory = (
+        "ray",
+        "pyarrow",
+        "boto3",
+        "botocore",
+        "diffusers",
+        "jinja2",
+        "matplotlib",
+        "tensorboard",
+        "yaml",
+    )
+    assert intruders(f"from projector import {name}", factory) == []

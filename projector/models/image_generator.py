@@ -24,7 +24,7 @@ class ImageGenerator:
         *,
         height: int,
         width: int,
-        steps: int = 9,
+        steps: int = 8,
         guidance: float = 0.0,
         negative: torch.Tensor | None = None,
     ) -> None:

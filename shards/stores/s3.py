@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 PART = 16 * MIB  # bytes; objects above it go up in parts of this size, side by side
 MOST_PARTS = 10_000  # S3's limit; parts grow when an object would need more
+PART_CHECKSUM = "CRC32"  # that botocore gives each part by default
 SENDERS = 8  # parts under way at once: one connection carries about 90 MB/s, memory is PART times this
 UPLOADS = 3  # times an upload is begun anew when the store has lost it
 ATTEMPT = (
@@ -132,7 +133,11 @@ class S3Storage:
         attempt = uuid.uuid4().hex
         place, url = self._place(key), self.url(key)
         begun = self._calls.run(
-            "put", url, lambda client: client.create_multipart_upload(**place, Metadata={ATTEMPT: attempt})
+            "put",
+            url,
+            lambda client: client.create_multipart_upload(
+                **place, **checksum_named(client), Metadata={ATTEMPT: attempt}
+            ),
         )
         upload = {**place, "UploadId": begun["UploadId"]}
         try:
@@ -327,3 +332,13 @@ def parse_root(root: str) -> tuple[str, str]:
             f"root 's3://{bucket}/…': its prefix has an empty, '.' or '..' part, or one of ? # \\; {wanted}"
         )
     return bucket, prefix
+
+
+def checksum_named(client: Any) -> dict[str, Any]:
+    """What an upload in parts says of its parts' checksums, where botocore adds them.
+
+    Stores that check parts refuse to complete an upload whose parts bear checksums that its beginning did not name
+    (`InvalidPart`: LocalStack, and AWS by several reports).
+    """
+    adds = client.meta.config.request_checksum_calculation != "when_required"
+    return {"ChecksumAlgorithm": PART_CHECKSUM} if adds else {}

@@ -90,6 +90,25 @@ def test_a_large_file_goes_up_in_parts(server, s3, fault_proxy, large):
 
 
 @BOTH
+@pytest.mark.parametrize("calculation", ["when_supported", "when_required"])
+def test_an_upload_names_the_checksum_that_its_parts_bear(server, s3, large, monkeypatch, calculation):
+    """Stores that check parts refuse to complete any other upload (`InvalidPart`); moto and rclone do not mind."""
+    root = s3(server).root
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", calculation)
+    store = S3Storage(root, HASTY)
+    sent = []
+    store._calls.client.meta.events.register(
+        "before-send.s3", lambda request, **_: sent.append((request.url, str(request.headers).lower()))
+    )
+    store.put_file("large", large)
+    named = ["x-amz-checksum-algorithm" in headers for url, headers in sent if url.endswith("?uploads")]
+    borne = ["x-amz-checksum-crc32" in headers for url, headers in sent if "partNumber=" in url]
+    assert named == [calculation == "when_supported"]
+    assert borne == 3 * named
+    assert store.get_bytes("large") == large.read_bytes()
+
+
+@BOTH
 def test_a_large_file_is_created_only_once(server, s3, large):
     store = s3(server)
     store.put_bytes("large", b"first")
