@@ -122,7 +122,7 @@ class LocalStorage:
         """See `Storage.list`; links are not followed."""
         folder = self._folder / prefix.rpartition("/")[0]
         found: list[Entry] = []
-        for parent, _, names in os.walk(folder):
+        for parent, _, names in os.walk(folder, onerror=_unreadable):
             base = Path(parent).relative_to(self._folder)
             for name in names:
                 key = (base / name).as_posix()
@@ -180,6 +180,12 @@ class LocalStorage:
         if not path.parent.resolve().is_relative_to(self._folder.resolve()):
             raise StorageError(f"{path}: a symbolic link on the way leads out of {self._folder}; remove it")
         return path
+
+
+def _unreadable(error: OSError) -> None:
+    """Raise what `os.walk` would pass over: a folder that cannot be read must not look empty."""
+    if not isinstance(error, FileNotFoundError):  # gone since, or never there: nothing to list
+        raise StorageError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _entry(path: Path, key: str) -> Entry | None:

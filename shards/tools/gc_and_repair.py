@@ -28,8 +28,17 @@ def collect_garbage(dataset: Dataset, *, dry_run: bool) -> list[str]:
 
     Returns:
         the keys.
+
+    Raises:
+        UsageError: there are leftovers and not one commit, so that all there is would go.
     """
     keys = leftovers(dataset)
+    if keys and not dry_run and not dataset.committed():
+        raise UsageError(
+            f"{dataset.storage.root} has {len(keys)} files of shards and no commit; gc would remove them all. "
+            "Check that _commit/ is whole and readable; if nothing was ever committed, run the build again, "
+            "which takes over what is whole, or remove the folder"
+        )
     if not dry_run:
         for key in keys:
             dataset.storage.delete(key)

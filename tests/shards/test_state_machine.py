@@ -19,6 +19,7 @@ import shards.dataset.publish
 import tests_support
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, adopt
+from shards.errors import UsageError
 from shards.stores.local import open_storage
 from shards.tools.gc_and_repair import collect_garbage, leftovers, repair
 from shards.tools.verify import verify
@@ -126,6 +127,12 @@ class DatasetLife(RuleBasedStateMachine):
 
     @rule()
     def gc(self):
+        left = leftovers(self.dataset)
+        if left and not self.dataset.committed():
+            with pytest.raises(UsageError, match="no commit"):
+                collect_garbage(self.dataset, dry_run=False)
+            assert leftovers(self.dataset) == left
+            return
         collect_garbage(self.dataset, dry_run=False)
         assert leftovers(self.dataset) == []
 

@@ -365,3 +365,22 @@ def test_the_password_in_a_foreign_root_is_not_repeated():
     with pytest.raises(UsageError, match="unknown scheme 'gs'") as caught:
         open_storage("gs://me:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_empty(tmp_path, monkeypatch):
+    """As on a network share that is stale, or where another user took the rights away."""
+    store = open_storage(str(tmp_path / "root"))
+    store.put_bytes("_commit/a.json", b"{}")
+    store.put_bytes("train/a.tar", b"x")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("_commit"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match=r"cannot read .*_commit: Permission denied"):
+        list(store.list())
+    assert [entry.key for entry in store.list("train/")] == ["train/a.tar"]
+    assert list(store.list("not/there/")) == []

@@ -4,12 +4,14 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from shards.errors import UsageError
 from shards.format import side_files as tables
 from shards.format.side_files import write_table
 from shards.tools.gc_and_repair import collect_garbage, repair
@@ -251,6 +253,16 @@ def test_garbage_is_what_no_commit_names(dataset):
     assert collect_garbage(dataset, dry_run=False) == left
     assert collect_garbage(dataset, dry_run=False) == []
     assert len(dataset.commits()) == len(a_plan().shards) - 1
+
+
+def test_garbage_is_not_collected_where_nothing_is_committed(dataset):
+    """Rather a folder of commits that went astray than a dataset of leftovers alone."""
+    shutil.move(Path(dataset.storage.root) / "_commit", Path(dataset.storage.root) / "elsewhere")
+    left = collect_garbage(dataset, dry_run=True)
+    assert left
+    with pytest.raises(UsageError, match="and no commit; gc would remove them all"):
+        collect_garbage(dataset, dry_run=False)
+    assert collect_garbage(dataset, dry_run=True) == left
 
 
 def rewrite_table(dataset, key, change=lambda rows: rows, metadata=lambda commit: commit):
