@@ -93,7 +93,7 @@ def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> 
                 "curve": curve,
                 "fit": fit_json(fit),
                 "layers": layers,
-                "ladder_verdict": said,
+                "verdict": said,
             },
         )
         for row in layers:

@@ -36,7 +36,7 @@ def test_defaults_are_those_of_z_image_turbo(tiny):
     generator = ImageGenerator.from_pretrained(
         str(tiny / "image"), device="cpu", dtype=torch.float32, height=64, width=64
     )
-    assert (generator.steps, generator.guidance) == (9, 0.0)
+    assert (generator.steps, generator.guidance) == (8, 0.0)
 
 
 def test_order_and_batch_mates_move_rounding_only(generator, conditioning):

@@ -39,7 +39,7 @@ def submit(head, *words):
     ]
     for _ in range(30):
         done = subprocess.run(
-            [*command, *words], env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=400
+            [*command, *words], env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=900
         )
         if "No available agent" not in done.stdout + done.stderr:  # the head answers before it can take jobs
             break
@@ -160,7 +160,7 @@ def test_the_commands_of_the_clusters_page(head, checkout, bucket, moto):
             cwd=checkout,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
         )
         assert done.returncode == 0, script + done.stdout + done.stderr
         said.append(done.stdout)

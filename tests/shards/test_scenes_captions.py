@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shards.plan import normalise_caption
+from shards.format.plan import normalise_caption
 
 from shards.scenes.captions import UNDERSTOOD, WORDS, attributes_named, canonical, parse, partial, varied
 from shards.scenes.prompts import scene_prompts
