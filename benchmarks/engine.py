@@ -146,7 +146,7 @@ def maker_of(
     modes: list[str],
     generator: ImageGenerator | None = None,
 ) -> FusedMaker:
-    """This project's engine around the models, with a generator that is there already if one is given."""
+    """This project's engine around the models, with its own generator unless one is given."""
     text, images, vision = models.ours(options.side, options.side, options.steps, layers, modes)
     images = generator or images
     residence = Residence()

@@ -24,12 +24,11 @@ from gpu_making import (
     busy_share,
     compiled_blocks,
     critical_path,
-    decoder_memory,
     parity,
-    placements,
     throughput,
     utilisation,
 )
+from gpu_memory import decoder_memory, placements
 from gpu_setting import Setting
 from gpu_training import distributed_step, epochs, projector_calls, response_steps
 from training import hardware

@@ -17,6 +17,7 @@ from projector.models.image_generator import ImageGenerator
 from shards.format.plan import PlannedShard, make_plan
 from shards.prompts.builtin import builtin_prompts
 
+ONE = ([-8], ["caption"])  # layer and text mode, of the plainest build
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
@@ -59,7 +60,7 @@ class Setting:
     @cached_property
     def images(self) -> ImageGenerator:
         """Our generator over the pipeline's weights, before blocks are compiled; `compile_note` compiles them."""
-        return self.models.ours(self.side, self.side, self.steps, [-8], ["caption"])[1]
+        return self.models.ours(self.side, self.side, self.steps, *ONE)[1]
 
     @cached_property
     def compile_note(self) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
-from projector.models.tiny import SPECIAL_TOKENS, TEXT_TEMPLATE
+from projector.models.text_encoder import template_around
+from projector.models.tiny import make_tokenizer
 from shards.scenes.captions import canonical, partial, varied
 from shards.scenes.draw import draw_scene
 from shards.scenes.scene import ATTRIBUTES, Scene, attributes, sample_scene
@@ -47,35 +48,13 @@ class SceneData:
         return SceneData(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def make_tokenizer() -> Any:
-    """A byte-level BPE of the scenes' captions, with Qwen's special tokens and chat template."""
-    from transformers import Qwen2TokenizerFast
-
+def scene_tokenizer() -> Any:
+    """The tokenizer of the miniature models, learnt from captions of scenes."""
     generator = np.random.default_rng(0)
     captions = [
         varied(sample_scene(generator, 1 + index % 2), generator) for index in range(TOKENIZER_CAPTIONS)
     ]
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    raw.train_from_iterator(captions, trainer)
-    raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer = Qwen2TokenizerFast(
-        tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
-        bos_token=None,
-        model_max_length=4096,
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
-    )
-    tokenizer.chat_template = TEXT_TEMPLATE
-    return tokenizer
+    return make_tokenizer(captions, VOCABULARY)
 
 
 def wordings(scene: Scene, generator: np.random.Generator) -> list[tuple[str, str]]:
@@ -99,11 +78,10 @@ def make_scenes(count: int, seed: int, split: str = "train") -> list[Scene]:
     ]
 
 
-def _part(job: tuple[str, int, int]) -> tuple[np.ndarray, ...]:
-    tokenizer_json, count, seed = job
+def _part(job: tuple[str, tuple[str, str], int, int]) -> tuple[np.ndarray, ...]:
+    tokenizer_json, (before, after), count, seed = job
     tokenizer = Tokenizer.from_str(tokenizer_json)
     generator = np.random.default_rng([seed, 2])
-    before, after = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     pictures = np.zeros((count, 3, 64, 64), np.uint8)
     prompts, answers = (
         np.zeros((count, VARIETY, ROWS), np.int16),
@@ -130,7 +108,9 @@ def make_data(tokenizer: Any, count: int, seed: int = 0) -> SceneData:
     """Training scenes, made by as many processes as there are cores."""
     cores = os.cpu_count() or 1
     share = -(-count // cores)
-    jobs = [(tokenizer.backend_tokenizer.to_str(), share, 1000 * seed + core) for core in range(cores)]
+    words = tokenizer.backend_tokenizer.to_str()
+    around = template_around(tokenizer, lambda text: text)
+    jobs = [(words, around, share, 1000 * seed + core) for core in range(cores)]
     with ProcessPoolExecutor(cores) as pool:
         parts: Sequence[tuple[np.ndarray, ...]] = list(pool.map(_part, jobs))
     pictures, prompts, prompt_lengths, answers, answer_lengths = (

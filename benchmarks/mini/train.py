@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from mini_models import make_decoder, make_text_encoder, make_transformer
-from scene_data import ROWS, SceneData, make_data, make_tokenizer
+from safetensors.torch import load_file, save_file
+from scene_data import ROWS, SceneData, make_data, scene_tokenizer
 from stepping import Learner
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,14 +81,14 @@ def whole(options: argparse.Namespace, words: list[str]) -> None:
 
 def data_of(options: argparse.Namespace) -> SceneData:
     """The training scenes, made once and kept beside the models."""
-    path = options.output / "scenes.pt"
+    path = options.output / "scenes.safetensors"
     tokenizer_folder = options.output / "image" / "tokenizer"
     if not path.is_file():
-        tokenizer = make_tokenizer()
+        tokenizer = scene_tokenizer()
         tokenizer.save_pretrained(tokenizer_folder)
         data = make_data(tokenizer, options.scenes or SCENES[options.device])
-        torch.save(dict(vars(data)), path)
-    return SceneData(**torch.load(path, weights_only=True, mmap=True))
+        save_file(dict(vars(data)), path)
+    return SceneData(**load_file(path))
 
 
 def tokenizer_of(options: argparse.Namespace) -> Any:

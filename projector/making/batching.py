@@ -57,14 +57,19 @@ class BatchMaker(ABC, Generic[Item, Made]):
             self.batch_size = min(self.batch_size, max(1, half))
             parts = [batch[:half], batch[half:]]
         except Exception as error:
-            if device_is_broken():
-                raise DeviceBrokenError(" ".join(str(error).split())[:500]) from error
+            raise_if_device_is_broken(error)
             if len(batch) == 1:
                 return [Failure.from_exception(_stage_of(error), error)]
             parts = [[item] for item in batch]
         # Here and not in the handler: there the exception still holds the tensors of the try that failed.
         torch.cuda.empty_cache()
         return [result for part in parts for result in self.make(part)]
+
+
+def raise_if_device_is_broken(error: Exception) -> None:
+    """Raise DeviceBrokenError where an error left the GPU useless; its words are those of the error."""
+    if device_is_broken():
+        raise DeviceBrokenError(" ".join(str(error).split())[:500]) from error
 
 
 def device_is_broken() -> bool:

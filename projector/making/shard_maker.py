@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from projector.making.batching import BatchMaker, DeviceBrokenError, device_is_broken, make_sound
+from projector.making.batching import BatchMaker, make_sound, raise_if_device_is_broken
 from projector.making.generated import PairSettings, PictureMaker, PictureReader, PictureSource
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources, read_ahead
@@ -207,7 +207,6 @@ def _encode_ahead(pictures: PictureSource, planned: Sequence[PlannedSample]) -> 
     try:
         pictures.encode_ahead(planned)
     except Exception as error:  # batch by batch it fails again, and there it is one sample's failure
-        if device_is_broken():
-            raise DeviceBrokenError(" ".join(str(error).split())[:500]) from error
+        raise_if_device_is_broken(error)
         torch.cuda.empty_cache()
     return []

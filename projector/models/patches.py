@@ -54,20 +54,17 @@ class PatchMaker:
 
         processor = self._processor
         pixels = np.moveaxis(np.asarray(image), -1, 0)
-        factor = processor.patch_size * processor.merge_size
-        wanted = smart_resize(
-            image.height,
-            image.width,
-            factor=factor,
-            min_pixels=processor.size["shortest_edge"],
-            max_pixels=processor.size["longest_edge"],
-        )
-        if processor.do_resize and wanted != (image.height, image.width):
-            # The library's own type for sizes.
-            size = (
-                type(processor.size)(**processor.size) if isinstance(processor.size, dict) else processor.size
+        if processor.do_resize:
+            factor, size = processor.patch_size * processor.merge_size, processor.size
+            wanted = smart_resize(
+                image.height,
+                image.width,
+                factor=factor,
+                min_pixels=size["shortest_edge"],
+                max_pixels=size["longest_edge"],
             )
-            pixels = processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
+            if wanted != (image.height, image.width):
+                pixels = processor.resize(pixels, size=size, resample=processor.resample, factor=factor)
         return np.array(pixels)  # of its own: PIL's memory must not be written to
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,20 +95,30 @@ def drafted(folder: Path, seed: int) -> Iterator[Path]:
 
 
 def tiny_tokenizer() -> Any:
-    """A byte-level BPE trained on the spot, with Qwen's special tokens and chat template."""
-    from transformers import Qwen2TokenizerFast
-
+    """The tokenizer of the tiny models, learnt from built-in prompts."""
     from shards.prompts.builtin import builtin_prompts
+
+    return make_tokenizer([prompt.caption for prompt in builtin_prompts().prompts[:1000]], VOCABULARY)
+
+
+def make_tokenizer(captions: Sequence[str], vocabulary: int) -> Any:
+    """A byte-level BPE trained on the spot, with Qwen's special tokens and chat template.
+
+    Args:
+        captions: to learn from.
+        vocabulary: entries, special tokens included.
+    """
+    from transformers import Qwen2TokenizerFast
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
+        vocab_size=vocabulary - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    raw.train_from_iterator([prompt.caption for prompt in builtin_prompts().prompts[:1000]], trainer)
+    raw.train_from_iterator(captions, trainer)
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer = Qwen2TokenizerFast(
         tokenizer_object=raw,

@@ -158,7 +158,8 @@ def _settings_class(job: Job) -> type[BaseSettings]:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (init_settings,)  # no environment variables: what a run does stands in its flags and file
+            # No environment variables but those of `take_models`: what a run does is in its flags and file.
+            return (init_settings,)
 
     return create_model(f"{job.name.title()}Settings", __base__=FlagsThenFile, **fields)
 
@@ -178,9 +179,7 @@ def _config_file(words: Sequence[str]) -> str:
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     config.add_argument("--config", default="")
     try:
-        return str(
-            config.parse_known_args([word for word in words if word not in ("-h", "--help")])[0].config
-        )
+        return str(config.parse_known_args(list(words))[0].config)
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from None
 

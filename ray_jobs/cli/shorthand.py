@@ -79,7 +79,7 @@ def lend_models(
         sections: that the job reads.
 
     Raises:
-        UsageError: a section takes both models, and one is given.
+        UsageError: a section needs both models, and one is given.
     """
     for name, section in sections.items():
         mine = tree.get(name) or {}
@@ -88,6 +88,8 @@ def lend_models(
             if not models or named:
                 continue
             if absent := [key for key in ENVIRONMENT if key not in models]:
+                if section.model_fields[MODELS].default is None:  # it can do without
+                    continue
                 raise UsageError(
                     f"models.{next(iter(models))} is given and models.{absent[0]} is not; give both, "
                     f"as flags, in the YAML file or as {ENVIRONMENT[absent[0]]}"

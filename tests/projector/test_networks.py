@@ -162,3 +162,21 @@ def test_padding_that_no_sequence_needs_changes_nothing():
     made.start_from(torch.nn.Linear(16, 16))
     x, mask = torch.randn(2, 12, 16), torch.arange(12)[None] < torch.tensor([[9], [7]])
     torch.testing.assert_close(made(x, mask), made(x[:, :9], mask[:, :9]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_reduced_products_cost_no_more_than_storing_does(arch):
+    """As `Projector` calls a network on a GPU; inputs as far from zero as hidden states are."""
+    torch.manual_seed(0)
+    network = ProjectorNetwork(Shape(arch, 64, 100, 8, residual=arch != "linear"), random_start=True)
+    if network.shape.residual:
+        network.base_weight.copy_(torch.randn(64, 64) / 8)
+    mean, std = 1000 * torch.randn(64), torch.rand(64) + 0.5
+    network.input_mean.copy_(mean)
+    network.input_std.copy_(std)
+    inputs = mean + std * torch.randn(2, 40, 64)
+    with torch.no_grad():
+        exact = network.project(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            reduced = network.project(inputs)
+    assert float((reduced - exact).norm() / exact.norm()) < 0.01

@@ -66,6 +66,11 @@ def test_half_of_the_models_is_an_error(words, message):
         parse(words, JOBS)
 
 
+def test_half_of_the_models_is_no_error_where_they_are_not_needed(monkeypatch):
+    monkeypatch.setenv("ZIMAGE_VL_MODEL", "vl-e")
+    assert parse(["evaluate", "--checkpoint", "c"], JOBS).options["evaluate"].models is None
+
+
 def test_a_models_section_with_other_keys_is_an_error(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("models: {picture: x}\n")
