@@ -7,6 +7,7 @@ import torch
 WIDTH = 128
 BLOCKS = 8
 HEADS = 4
+TRANSFORMER_WIDTH = 96
 LATENT_CHANNELS = 16
 SIDE = 64
 
@@ -43,7 +44,7 @@ def make_decoder() -> Any:
         latent_channels=LATENT_CHANNELS,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(24, 48, 64, 64),
+        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         norm_num_groups=8,
         sample_size=SIDE,
@@ -53,18 +54,18 @@ def make_decoder() -> Any:
 
 
 def make_transformer() -> Any:
-    """`ZImageTransformer2DModel`, width 128, six blocks, whose gates are open and whose output is zero at first."""
+    """`ZImageTransformer2DModel`, width 96, six blocks, whose gates are open and whose output is zero at first."""
     from diffusers import ZImageTransformer2DModel
 
     transformer = ZImageTransformer2DModel(
         in_channels=LATENT_CHANNELS,
-        dim=WIDTH,
+        dim=TRANSFORMER_WIDTH,
         n_layers=6,
         n_refiner_layers=1,
         n_heads=HEADS,
         n_kv_heads=HEADS,
         cap_feat_dim=WIDTH,
-        axes_dims=[8, 12, 12],
+        axes_dims=[8, 8, 8],
         axes_lens=[1024, 64, 64],
     )
     with torch.no_grad():

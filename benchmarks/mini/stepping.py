@@ -10,20 +10,27 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 0.05  # of the time
-LINES = 8  # of progress a stage
+LINES = 20  # of progress a stage
 AVERAGE = 0.999
+MUON_RATE = 0.02
 
 
 class Clock:
-    """How much of a stage's time is used."""
+    """How much of a stage's time is used: on a CPU the processor's time, so that other work only delays the end."""
 
-    def __init__(self, seconds: float) -> None:
-        self._begun, self._seconds = time.monotonic(), seconds
+    def __init__(self, seconds: float, device: str) -> None:
+        self._now = time.process_time if device == "cpu" else time.monotonic
+        self._begun, self._seconds = self._now(), seconds
+
+    @property
+    def spent(self) -> float:
+        """Seconds."""
+        return self._now() - self._begun
 
     @property
     def share(self) -> float:
         """From 0 to 1, and more where the time is over."""
-        return (time.monotonic() - self._begun) / self._seconds
+        return self.spent / self._seconds
 
     def rate(self) -> float:
         """A factor for the learning rate: up for the first twentieth, then a cosine down to zero."""
@@ -79,7 +86,7 @@ class Learner:
         loss: of a dictionary of tensors of fixed shapes.
         modules: that learn; with the first goes a running average.
         rate: peak learning rate of AdamW.
-        muon: peak rate of Muon for weights of four dimensions; None: AdamW for all.
+        matrices: weights that Muon trains, at a peak rate of MUON_RATE.
         graphs: whether steps may be replayed as CUDA graphs; not where the forward pass looks at values.
     """
 
@@ -89,7 +96,7 @@ class Learner:
         modules: list[nn.Module],
         rate: float,
         *,
-        muon: float | None = None,
+        matrices: Iterable[Tensor] = (),
         graphs: bool = True,
     ) -> None:
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -97,7 +104,7 @@ class Learner:
         self._loss, self._module = loss, modules[0]
         self._peaks = [rate]
         self._rates = [torch.tensor(0.0, device=device)]
-        on_muon = [p for p in parameters if muon is not None and p.dim() == 4 and p.shape[1] > 3]
+        on_muon = list(matrices)
         others = [p for p in parameters if not any(p is q for q in on_muon)]
         self._optimizers: list[Any] = [
             torch.optim.AdamW(
@@ -108,8 +115,8 @@ class Learner:
                 capturable=device.type == "cuda",
             )
         ]
-        if on_muon and muon is not None:
-            self._peaks.append(muon)
+        if on_muon:
+            self._peaks.append(MUON_RATE)
             self._rates.append(torch.tensor(0.0, device=device))
             self._optimizers.append(Muon(on_muon, self._rates[1]))
         self._parameters = parameters
@@ -172,13 +179,14 @@ class Learner:
 
     def run(self, seconds: float, batches: Callable[[], dict[str, Tensor]], name: str) -> None:
         """Take steps until the time is over."""
-        clock, lines, begun = Clock(seconds), 0, time.monotonic()
+        clock, lines = Clock(seconds, self._device.type), 0
         while clock.share < 1:
             self.step(batches(), clock.rate())
             if self.steps % 10 == 0 and clock.share * LINES >= lines + 1:
                 lines += 1
-                spent = time.monotonic() - begun
-                print(f"{name}: {spent:.0f} s, {self.steps} steps, loss {float(self._last):.4f}", flush=True)
+                print(
+                    f"{name}: {clock.spent:.0f} s, {self.steps} steps, loss {float(self._last):.4f}", flush=True
+                )
         early = (1 - AVERAGE**self.steps) < 0.98  # too few steps for the average to have forgotten the start
         if early:
             self.average.load_state_dict(self._module.state_dict())

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from mini_models import make_decoder, make_text_encoder, make_transformer
 from safetensors.torch import load_file, save_file
-from scene_data import ROWS, SceneData, make_data, scene_tokenizer
+from scene_data import ANSWER, ROWS, SceneData, make_data, scene_tokenizer
 from stepping import Learner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projector.models.dense_transformer import dense_velocities
@@ -30,10 +30,11 @@ SHIFT = 3.0
 SHARES = {"text": 0.3, "decoder": 0.3, "transformer": 0.7}  # of the minutes; the first two run side by side
 BATCH = {
     "cuda": {"text": 512, "decoder": 256, "transformer": 1024},
-    "cpu": {"text": 32, "decoder": 16, "transformer": 64},
+    "cpu": {"text": 32, "decoder": 8, "transformer": 32},
 }
 SCENES = {"cuda": 50_000, "cpu": 4_000}
-LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.2, 0.5, 0.3)  # rows that conditionings are padded to
+LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.25, 0.5, 0.25)  # rows that conditionings are padded to
+ANSWER_LENGTHS = (48, 64, ANSWER)  # tokens that captions with answers are padded to
 NOISE = 0.1  # on latents while the decoder learns
 
 
@@ -104,6 +105,7 @@ def train_text(options: argparse.Namespace, data: SceneData) -> None:
     model = make_text_encoder(tokenizer_of(options)).to(device)
     tokens = data.answers.flatten(0, 1).to(device)
     lengths = data.answer_lengths.flatten().to(device)
+    places = [torch.nonzero(lengths <= length).flatten() for length in ANSWER_LENGTHS]
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -112,12 +114,14 @@ def train_text(options: argparse.Namespace, data: SceneData) -> None:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten())
 
     def batches() -> dict[str, Tensor]:
-        chosen = torch.randint(len(tokens), (size,), device=device)
-        ids = tokens[chosen]
+        kind = int(torch.multinomial(torch.tensor(LENGTH_SHARES), 1))
+        length = ANSWER_LENGTHS[kind]
+        chosen = places[kind][torch.randint(len(places[kind]), (size * 64 // length,), device=device)]
+        ids = tokens[chosen, :length]
         inside = torch.arange(ids.shape[1], device=device) < lengths[chosen][:, None]
         return {"ids": ids, "inside": inside}
 
-    learner = Learner(loss, [model], 2e-3, graphs=False)
+    learner = Learner(loss, [model], 3e-3, matrices=matrices_of(model.model.layers), graphs=False)
     learner.run(60 * options.minutes * SHARES["text"], batches, "text")
     save(learner.average, options.output / "image" / "text_encoder")
 
@@ -144,7 +148,7 @@ def train_decoder(options: argparse.Namespace, data: SceneData) -> None:
         chosen = torch.randint(len(pictures), (size,), device=device)
         return {"pictures": pictures[chosen].float() / 127.5 - 1}
 
-    learner = Learner(loss, [vae], 2e-3, muon=0.02)
+    learner = Learner(loss, [vae], 2e-3, matrices=matrices_of(vae))
     learner.run(60 * options.minutes * SHARES["decoder"], batches, "decoder")
     vae = learner.average
     latents = encoded(vae, pictures[:4096])
@@ -207,7 +211,10 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
             "exists": exists,
         }
 
-    learner = Learner(loss, [transformer], 1.5e-3)
+    blocks = nn.ModuleList(
+        [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
+    )
+    learner = Learner(loss, [transformer], 1.5e-3, matrices=matrices_of(blocks))
     learner.run(60 * options.minutes * SHARES["transformer"], batches, "transformer")
     save(learner.average, image / "transformer")
     finish_pipeline(options)
@@ -231,6 +238,15 @@ def finish_pipeline(options: argparse.Namespace) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (image / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def matrices_of(module: nn.Module) -> list[Tensor]:
+    """The weights that Muon trains: matrices and convolutions, not those that see pixels."""
+    return [
+        weight
+        for name, weight in module.named_parameters()
+        if weight.dim() > 1 and weight.shape[1] > 3 and "adaLN" not in name and "conv_out" not in name
+    ]
 
 
 def save(model: Any, folder: Path) -> None:
