@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from projector.models.tiny import SPECIAL_TOKENS
+
 WIDTH = 128
 BLOCKS = 8
 HEADS = 4
@@ -78,3 +80,56 @@ def make_transformer() -> Any:
         last.weight.zero_()
         last.bias.zero_()
     return transformer
+
+
+def make_reader(tokenizer: Any, text: Any) -> Any:
+    """`Qwen3VLForConditionalGeneration` whose language model is the text encoder; 64 patches make 16 tokens."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    of_text = text.config
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+        "eos_token_id",
+        "bos_token_id",
+    )
+    model = Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config={name: getattr(of_text, name) for name in same}
+            | {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5e6,
+                    "mrope_section": [8, 4, 4],
+                    "mrope_interleaved": True,
+                }
+            },
+            vision_config={
+                "depth": 4,
+                "hidden_size": 96,
+                "intermediate_size": 192,
+                "num_heads": 4,
+                "patch_size": 8,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "out_hidden_size": of_text.hidden_size,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1, 2],
+            },
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+            tie_word_embeddings=True,
+        )
+    )
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    return model

@@ -26,6 +26,7 @@ TWO_OBJECTS = 0.35  # of the scenes
 VARIETY = 6  # wordings: canonical, three with every attribute, two with some
 EMPTY = 0.2  # of the wordings with some attributes, those without any
 TOKENIZER_CAPTIONS = 4000
+PARTS = 2  # that the scenes are made in, so that they are the same on every machine
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ def make_scenes(count: int, seed: int, split: str = "train") -> list[Scene]:
     ]
 
 
+def scenes_of(data: SceneData, seed: int = 0) -> list[Scene]:
+    """The scenes that training data was made of."""
+    share = len(data.pictures) // PARTS
+    return [scene for part in range(PARTS) for scene in make_scenes(share, 1000 * seed + part)]
+
+
 def _part(job: tuple[str, tuple[str, str], int, int]) -> tuple[np.ndarray, ...]:
     tokenizer_json, (before, after), count, seed = job
     tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -106,12 +113,11 @@ def _part(job: tuple[str, tuple[str, str], int, int]) -> tuple[np.ndarray, ...]:
 
 def make_data(tokenizer: Any, count: int, seed: int = 0) -> SceneData:
     """Training scenes, made by as many processes as there are cores."""
-    cores = os.cpu_count() or 1
-    share = -(-count // cores)
+    share = -(-count // PARTS)
     words = tokenizer.backend_tokenizer.to_str()
     around = template_around(tokenizer, lambda text: text)
-    jobs = [(words, around, share, 1000 * seed + core) for core in range(cores)]
-    with ProcessPoolExecutor(cores) as pool:
+    jobs = [(words, around, share, 1000 * seed + part) for part in range(PARTS)]
+    with ProcessPoolExecutor(min(PARTS, os.cpu_count() or 1)) as pool:
         parts: Sequence[tuple[np.ndarray, ...]] = list(pool.map(_part, jobs))
     pictures, prompts, prompt_lengths, answers, answer_lengths = (
         torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)

@@ -87,6 +87,7 @@ class Learner:
         modules: that learn; with the first goes a running average.
         rate: peak learning rate of AdamW.
         matrices: weights that Muon trains, at a peak rate of MUON_RATE.
+        slow: weights that AdamW trains at a tenth of the rate.
         graphs: whether steps may be replayed as CUDA graphs; not where the forward pass looks at values.
     """
 
@@ -97,28 +98,29 @@ class Learner:
         rate: float,
         *,
         matrices: Iterable[Tensor] = (),
+        slow: Iterable[Tensor] = (),
         graphs: bool = True,
     ) -> None:
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         device = parameters[0].device
         self._loss, self._module = loss, modules[0]
-        self._peaks = [rate]
-        self._rates = [torch.tensor(0.0, device=device)]
-        on_muon = list(matrices)
-        others = [p for p in parameters if not any(p is q for q in on_muon)]
+        on_muon, on_slow = list(matrices), list(slow)
+        apart = {id(parameter) for parameter in (*on_muon, *on_slow)}
+        self._peaks = [rate, 0.1 * rate]
+        self._rates = [torch.tensor(0.0, device=device) for _ in self._peaks]
         self._optimizers: list[Any] = [
             torch.optim.AdamW(
-                others,
-                lr=self._rates[0],
-                betas=(0.9, 0.98),
-                weight_decay=0.01,
-                capturable=device.type == "cuda",
+                group, lr=own_rate, betas=(0.9, 0.98), weight_decay=0.01, capturable=device.type == "cuda"
             )
+            for group, own_rate in zip(
+                ([p for p in parameters if id(p) not in apart], on_slow), self._rates, strict=True
+            )
+            if group
         ]
         if on_muon:
             self._peaks.append(MUON_RATE)
             self._rates.append(torch.tensor(0.0, device=device))
-            self._optimizers.append(Muon(on_muon, self._rates[1]))
+            self._optimizers.append(Muon(on_muon, self._rates[-1]))
         self._parameters = parameters
         self.average = deepcopy(modules[0])
         self._device = device
@@ -185,7 +187,8 @@ class Learner:
             if self.steps % 10 == 0 and clock.share * LINES >= lines + 1:
                 lines += 1
                 print(
-                    f"{name}: {clock.spent:.0f} s, {self.steps} steps, loss {float(self._last):.4f}", flush=True
+                    f"{name}: {clock.spent:.0f} s, {self.steps} steps, loss {float(self._last):.4f}",
+                    flush=True,
                 )
         early = (1 - AVERAGE**self.steps) < 0.98  # too few steps for the average to have forgotten the start
         if early:

@@ -4,7 +4,7 @@
     python benchmarks/mini/train.py --output runs/mini --minutes 40 --device cpu       two cores
     python benchmarks/mini/train.py --output runs/mini --only scores                   a stage by itself
 
-Stages: `text` and `decoder` side by side, then `transformer`, then `scores`. Each ends with its folder under the
+Stages: `text` and `decoder` side by side, then `transformer` and `reader`, then `scores`. Each ends with its folder under the
 output in the layout of the real models, so a run that is cut short goes on with what is missing.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from mini_models import make_decoder, make_text_encoder, make_transformer
+from reader import train_reader
 from safetensors.torch import load_file, save_file
 from scene_data import ANSWER, ROWS, SceneData, make_data, scene_tokenizer
 from stepping import Learner
@@ -27,10 +28,15 @@ from torch.nn import functional as F
 from projector.models.dense_transformer import dense_velocities
 
 SHIFT = 3.0
-SHARES = {"text": 0.3, "decoder": 0.3, "transformer": 0.7}  # of the minutes; the first two run side by side
+SHARES = {
+    "text": 0.15,
+    "decoder": 0.33,
+    "transformer": 0.67,
+    "reader": 0.3,
+}  # of the minutes, in two pairs side by side
 BATCH = {
-    "cuda": {"text": 512, "decoder": 256, "transformer": 1024},
-    "cpu": {"text": 32, "decoder": 8, "transformer": 32},
+    "cuda": {"text": 512, "decoder": 256, "transformer": 1024, "reader": 512},
+    "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24},
 }
 SCENES = {"cuda": 50_000, "cpu": 4_000}
 LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.25, 0.5, 0.25)  # rows that conditionings are padded to
@@ -45,7 +51,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="of training, all stages together")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--scenes", type=int, help="to train on")
-    parser.add_argument("--only", choices=("text", "decoder", "transformer", "scores"))
+    parser.add_argument("--only", choices=("text", "decoder", "transformer", "reader", "scores"))
     options = parser.parse_args(words)
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -61,23 +67,27 @@ def main(words: list[str]) -> None:
 
 
 def whole(options: argparse.Namespace, words: list[str]) -> None:
-    """All stages, the two that need nothing of each other in processes of their own."""
+    """All stages, those that need nothing of each other side by side."""
     begun = time.monotonic()
     data_of(options)
     print(f"data: {time.monotonic() - begun:.0f} s", flush=True)
     image = options.output / "image"
-    first = [
-        subprocess.Popen([sys.executable, __file__, *words, "--only", stage])
-        for stage, folder in (("text", "text_encoder"), ("decoder", "vae"))
-        if not (image / folder / "config.json").is_file()
-    ]
-    if any(stage.wait() for stage in first):
-        raise SystemExit("a stage failed; its error is above")
-    if not (image / "transformer" / "config.json").is_file():
-        train_transformer(options, data_of(options))
+    side_by_side(options, words, {"text": image / "text_encoder", "decoder": image / "vae"})
+    side_by_side(options, words, {"transformer": image / "transformer", "reader": options.output / "vl"})
     from scores import scores
 
     print(json.dumps(scores(options.output, options.device), indent=1), flush=True)
+
+
+def side_by_side(options: argparse.Namespace, words: list[str], stages: dict[str, Path]) -> None:
+    """Run the stages whose folder is missing, each in a process of its own."""
+    running = [
+        subprocess.Popen([sys.executable, __file__, *words, "--only", stage])
+        for stage, folder in stages.items()
+        if not (folder / "config.json").is_file()
+    ]
+    if any([stage.wait() for stage in running]):
+        raise SystemExit("a stage failed; its error is above")
 
 
 def data_of(options: argparse.Namespace) -> SceneData:
@@ -211,9 +221,7 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
             "exists": exists,
         }
 
-    blocks = nn.ModuleList(
-        [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
-    )
+    blocks = nn.ModuleList([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers])
     learner = Learner(loss, [transformer], 1.5e-3, matrices=matrices_of(blocks))
     learner.run(60 * options.minutes * SHARES["transformer"], batches, "transformer")
     save(learner.average, image / "transformer")
@@ -256,7 +264,13 @@ def save(model: Any, folder: Path) -> None:
     draft.rename(folder)
 
 
-STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_transformer}
+def train_vl(options: argparse.Namespace, data: SceneData) -> None:
+    """The vision-language model learns to say what a picture shows."""
+    seconds, size = 60 * options.minutes * SHARES["reader"], BATCH[options.device]["reader"]
+    train_reader(options.output, tokenizer_of(options), data, options.device, seconds, size)
+
+
+STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_transformer, "reader": train_vl}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

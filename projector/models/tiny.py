@@ -237,7 +237,7 @@ def _let_the_prompt_show(transformer: Any, vae: Any) -> None:
 
 
 def _save_vision_language(folder: Path, tokenizer: Any, text_encoder: Any) -> None:
-    from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     text = text_encoder.config
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
@@ -283,15 +283,29 @@ def _save_vision_language(folder: Path, tokenizer: Any, text_encoder: Any) -> No
     model = Qwen3VLForConditionalGeneration(config).eval()
     _share_ancestor(model, text_encoder)
     model.save_pretrained(folder)
+    save_reader_processors(folder, tokenizer, patch_size=16, smallest=65536)
+
+
+def save_reader_processors(folder: Path, tokenizer: Any, *, patch_size: int, smallest: int) -> None:
+    """Write tokenizer and image processor of a Qwen3-VL model.
+
+    Args:
+        folder: of the model.
+        tokenizer: gets the model's chat template.
+        patch_size: pixels of a patch's side.
+        smallest: pixels that a picture is enlarged to have at least.
+    """
+    from transformers import Qwen2VLImageProcessorPil
+
     tokenizer.chat_template = VL_TEMPLATE
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(
-        patch_size=16,
+        patch_size=patch_size,
         merge_size=2,
         temporal_patch_size=2,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
-        size={"shortest_edge": 65536, "longest_edge": 16777216},
+        size={"shortest_edge": smallest, "longest_edge": 16777216},
     ).save_pretrained(folder)
     # The class name of the slow-free processor is ours to read, not the library's to resolve.
     config_file = folder / "preprocessor_config.json"
