@@ -9,6 +9,7 @@ Arch = Literal["ridge", "linear", "mlp", "attention"]
 TextMode = Literal["caption", "none", "mixed"]
 Tokens = Literal["image", "all", "text"]
 Align = Literal["pool", "mean", "per_token", "soft", "statistics", "guide"]
+Objective = Literal["embedding", "response"]
 Loss = Literal["mse", "raw_mse", "huber", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Loader = Literal["auto", "resident", "stream"]
@@ -56,13 +57,18 @@ class ModelPaths(BaseModel):
     """The vision-language model: folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
 
 
-def _tiny_or_mapping(models: object) -> object:
-    if isinstance(models, str) and models != "tiny":
-        raise ValueError("must be `tiny`, or both `image` and `vl` below it (folders or hub ids)")
+# Through the image model: the schedule that steers best in the miniature world (docs/steering.md).
+RESPONSE: dict[str, Any] = {"epochs": 12, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
+RESPONSE_RATE = 1e-4  # at the reference width
+
+
+def _own_or_mapping(models: object) -> object:
+    if isinstance(models, str) and models not in ("tiny", "mini"):
+        raise ValueError("must be `tiny`, `mini`, or both `image` and `vl` below it (folders or hub ids)")
     return models
 
 
-Models = Annotated[Literal["tiny"] | ModelPaths, BeforeValidator(_tiny_or_mapping)]
+Models = Annotated[Literal["tiny", "mini"] | ModelPaths, BeforeValidator(_own_or_mapping)]
 
 
 def _number_or_range(workers: object) -> object:
@@ -85,6 +91,13 @@ class TrainOptions(BaseModel):
     """Further datasets, and what one of their pairs weighs beside one of `data`, e.g. {s3://bucket/coco: 0.5}."""
     recipe: Literal["default", "guide"] = "default"
     """`guide`: the training section of the guide to the letter, as a baseline; what is given beside it still wins."""
+    objective: Objective = "embedding"
+    """What is learnt from: `embedding`, the text side itself, or `response`, what the frozen image model answers to it.
+    A projector steers pictures with `response` alone; it starts from ridge and needs the image model in memory."""
+    models: Models | None = None
+    """With objective `response`, the models that made the dataset; absent: those it names, where they can be found."""
+    response_size: Annotated[int, Field(gt=0, multiple_of=16)] | None = None
+    """Pixels of a picture's side under objective `response`; absent: the dataset's own, 512 for imported pictures."""
     arch: Arch = "linear"
     """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M)."""
     layer: Annotated[int, Field(lt=0)] = -8
@@ -148,9 +161,11 @@ class TrainOptions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _guide_fills_in(cls, given: Any) -> Any:
+    def _defaults_belong_together(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("recipe") == "guide":
             return {**GUIDE, **given}
+        if isinstance(given, dict) and given.get("objective") == "response":
+            return {**RESPONSE, **given}
         return given
 
     @model_validator(mode="after")
@@ -158,6 +173,17 @@ class TrainOptions(BaseModel):
         if self.align == "statistics" and self.arch != "linear":
             raise ValueError(
                 f"align statistics maps each dimension by itself, which {self.arch} is not; use arch linear"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _response_trains_a_network(self) -> Self:
+        if self.objective == "response" and (
+            self.arch == "ridge" or self.recipe == "guide" or self.align != "soft"
+        ):
+            raise ValueError(
+                f"objective response with arch {self.arch}, recipe {self.recipe}, align {self.align}; "
+                "use arch linear, mlp or attention, recipe default, align soft"
             )
         return self
 
@@ -196,6 +222,8 @@ class TrainOptions(BaseModel):
         """The learning rate given, or that of start and architecture, which grows as the width shrinks."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if self.objective == "response":
+            return min(HIGHEST_DEFAULT_RATE, RESPONSE_RATE * REFERENCE_WIDTH / width)
         rate = RIDGE_START_RATE if self.start == "ridge" else LEARNING_RATES[self.arch]
         return min(HIGHEST_DEFAULT_RATE, rate * REFERENCE_WIDTH / width)
 

@@ -4,8 +4,8 @@
     python benchmarks/mini/train.py --output runs/mini --minutes 40 --device cpu       two cores
     python benchmarks/mini/train.py --output runs/mini --only scores                   a stage by itself
 
-Stages: `text` and `decoder` side by side, then `transformer` and `reader`, then `scores`. Each ends with its folder under the
-output in the layout of the real models, so a run that is cut short goes on with what is missing.
+Stages: `text` and `decoder` side by side, then `transformer` and `reader`, then `scores`. Each ends with its folder
+under the output in the layout of the real models, so a run that is cut short goes on with what is missing.
 """
 
 import argparse
@@ -38,7 +38,7 @@ BATCH = {
     "cuda": {"text": 512, "decoder": 256, "transformer": 1024, "reader": 512},
     "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24},
 }
-SCENES = {"cuda": 50_000, "cpu": 4_000}
+SCENES = {"cuda": 50_000, "cpu": 12_000}
 LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.25, 0.5, 0.25)  # rows that conditionings are padded to
 ANSWER_LENGTHS = (48, 64, ANSWER)  # tokens that captions with answers are padded to
 NOISE = 0.1  # on latents while the decoder learns
@@ -86,20 +86,21 @@ def side_by_side(options: argparse.Namespace, words: list[str], stages: dict[str
         for stage, folder in stages.items()
         if not (folder / "config.json").is_file()
     ]
-    if any([stage.wait() for stage in running]):
+    codes = [stage.wait() for stage in running]
+    if any(codes):
         raise SystemExit("a stage failed; its error is above")
 
 
 def data_of(options: argparse.Namespace) -> SceneData:
     """The training scenes, made once and kept beside the models."""
-    path = options.output / "scenes.safetensors"
+    path, count = options.output / "scenes.safetensors", options.scenes or SCENES[options.device]
     tokenizer_folder = options.output / "image" / "tokenizer"
     if not path.is_file():
         tokenizer = scene_tokenizer()
         tokenizer.save_pretrained(tokenizer_folder)
-        data = make_data(tokenizer, options.scenes or SCENES[options.device])
+        data = make_data(tokenizer, count)
         save_file(dict(vars(data)), path)
-    return SceneData(**load_file(path))
+    return SceneData(**{name: tensor[:count] for name, tensor in load_file(path).items()})
 
 
 def tokenizer_of(options: argparse.Namespace) -> Any:
@@ -175,14 +176,21 @@ def encoded(vae: Any, pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def conditionings(model: Any, data: SceneData, device: str) -> tuple[Tensor, Tensor]:
     """(N * V, ROWS, D) bfloat16 hidden_states[-2] of all wordings, and their lengths."""
-    ids, lengths = data.prompts.flatten(0, 1), data.prompt_lengths.flatten().to(device)
-    rows = torch.empty(len(ids), ROWS, model.config.hidden_size, dtype=torch.bfloat16, device=device)
-    for start in range(0, len(ids), 2048):
-        part = ids[start : start + 2048].to(device)
-        rows[start : start + 2048] = model(
-            input_ids=part, use_cache=False, output_hidden_states=True, logits_to_keep=1
-        ).hidden_states[-2]
-    return rows, lengths
+    ids, lengths = data.prompts.flatten(0, 1), data.prompt_lengths.flatten()
+    rows = torch.zeros(len(ids), ROWS, model.config.hidden_size, dtype=torch.bfloat16, device=device)
+    for part in lengths.argsort().split(2048):  # of like length: padding costs as much as words
+        longest = int(lengths[part].max())
+        rows[part.to(device), :longest] = (
+            model(
+                input_ids=ids[part, :longest].to(device),
+                use_cache=False,
+                output_hidden_states=True,
+                logits_to_keep=1,
+            )
+            .hidden_states[-2]
+            .to(torch.bfloat16)
+        )
+    return rows, lengths.to(device)
 
 
 def train_transformer(options: argparse.Namespace, data: SceneData) -> None:

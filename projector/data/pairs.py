@@ -5,8 +5,9 @@ T text tokens, V vision-language tokens, D hidden.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from shards.errors import UsageError
 from shards.format.commit import Commit
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE, Array, Sample
 from shards.stores.local import open_storage
+
+Item = TypeVar("Item")
 
 KINDS: Mapping[Tokens, tuple[int, ...]] = {
     "image": (KIND_IMAGE,),
@@ -70,6 +73,16 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Conditioning:
+    """What a picture was made from."""
+
+    text: Tensor
+    """(T, D) the whole text side, template included, any float dtype."""
+    seed: int
+    """Of the starting noise."""
+
+
+@dataclass(frozen=True)
 class PairSource:
     """Pairs in a fixed order that can be read in ranges, any number of times, and what they are."""
 
@@ -87,6 +100,8 @@ class PairSource:
     """Root and fingerprint of the dataset, and its models: goes into config.json."""
     template: Template | None = None
     """What is the same in every sample and was left out of the pairs; None where nothing was."""
+    conditionings: Callable[[int, int], Iterator[Conditioning]] | None = None
+    """conditionings(start, stop): what the pictures of these pairs were made from; None where that is not known."""
 
     def __len__(self) -> int:
         return self.count
@@ -148,7 +163,16 @@ def load_pairs(
     reader.check()
     if not whole:
         reader = replace(reader, template=find_template(islice(reader.wholes(), LOOKED_AT)))
-    return PairSource(count, reader.read, layer, text_mode, tokens, provenance_of(dataset), reader.template)
+    return PairSource(
+        count,
+        reader.read,
+        layer,
+        text_mode,
+        tokens,
+        provenance_of(dataset),
+        reader.template,
+        reader.conditionings,
+    )
 
 
 def training_pairs(options: TrainOptions, split: str, limit: int | None = None) -> PairSource:
@@ -190,22 +214,37 @@ def joined(main: PairSource, others: Sequence[PairSource]) -> PairSource:
     if not others:
         return main
     sources = (main, *others)
-
-    def read(start: int, stop: int) -> Iterator[Pair]:
-        first = 0
-        for source in sources:
-            low, high = max(start - first, 0), min(stop - first, source.count)
-            if low < high:
-                yield from source.read(low, high)
-            first += source.count
-
     fingerprints = [str(source.provenance.get("fingerprint", "")) for source in sources]
     provenance = {
         **main.provenance,
         "fingerprint": "+".join(fingerprints),
         "also": [{"root": other.provenance.get("root"), "pairs": other.count} for other in others],
     }
-    return replace(main, count=sum(source.count for source in sources), read=read, provenance=provenance)
+    return replace(
+        main,
+        count=sum(source.count for source in sources),
+        read=_in_turn([(source.count, source.read) for source in sources]),
+        conditionings=_in_turn(
+            [(source.count, source.conditionings) for source in sources if source.conditionings]
+        ),
+        provenance=provenance,
+    )
+
+
+def _in_turn(
+    parts: Sequence[tuple[int, Callable[[int, int], Iterator[Item]]]],
+) -> Callable[[int, int], Iterator[Item]]:
+    """Read several sources as one: the first one's things, then the next one's."""
+
+    def read(start: int, stop: int) -> Iterator[Item]:
+        first = 0
+        for count, part in parts:
+            low, high = max(start - first, 0), min(stop - first, count)
+            if low < high:
+                yield from part(low, high)
+            first += count
+
+    return read
 
 
 def provenance_of(dataset: Dataset) -> dict[str, Any]:
@@ -221,6 +260,7 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "models": models,
         "vl_tokens": dataset.settings.get("vl_tokens", "all"),
+        "pictures": {name: dataset.settings.get(name) for name in ("height", "width", "steps")},
     }
 
 
@@ -266,12 +306,26 @@ class ShardReader:
 
     def read(self, start: int, stop: int) -> Iterator[Pair]:
         """Pairs start to stop - 1, in the order of the shards."""
-        first = 0
-        for commit in self.commits:
-            low, high = max(start - first, 0), min(stop - first, commit.samples)
-            if low < high:
-                yield from map(self._pair, islice(self._samples(commit), low, high))
-            first += commit.samples
+        return map(self._pair, self._between(start, stop, self._samples))
+
+    def conditionings(self, start: int, stop: int) -> Iterator[Conditioning]:
+        """What the pictures of pairs start to stop - 1 were made from; an imported one's seed is of its id."""
+
+        def samples(commit: Commit) -> Iterator[Sample]:
+            return read_shard(self.dataset.storage, commit, image=False, tensors=["text"])
+
+        for sample in self._between(start, stop, samples):
+            seed = sample.metadata.get("seed")
+            drawn = int(sample.metadata["id"], 16) % 2**63 if seed is None else int(seed)
+            yield Conditioning(_whole(sample.tensors["text"]), drawn)
+
+    def _between(
+        self, start: int, stop: int, samples: Callable[[Commit], Iterator[Sample]]
+    ) -> Iterator[Sample]:
+        """Samples start to stop - 1, in the order of the shards."""
+        return _in_turn(
+            [(commit.samples, partial(_sliced, partial(samples, commit))) for commit in self.commits]
+        )(start, stop)
 
     def wholes(self) -> Iterator[WholeSample]:
         """All tokens of the samples, in the order of the shards."""
@@ -312,6 +366,10 @@ class ShardReader:
             caption[token_rms(caption) <= self.template.text_limit],
             self.weight,
         )
+
+
+def _sliced(samples: Callable[[], Iterator[Sample]], start: int, stop: int) -> Iterator[Sample]:
+    return islice(samples(), start, stop)
 
 
 def _whole(array: Array) -> Tensor:

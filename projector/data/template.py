@@ -5,7 +5,7 @@ attention sink: at Qwen3-4B's layer -2 it holds 13,504 in dimension 4 and -4,544
 about 87 and 1. Such tokens are 98% of a raw error and teach nothing, so they take no part in statistics and losses;
 what the conditioning needs of them is kept as constants.
 
-P constant tokens, T text tokens, V vision-language tokens, D hidden.
+P constant tokens, E tokens of the template's end, T text tokens, V vision-language tokens, D hidden.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,6 +49,8 @@ class Template:
     """Root mean square above which a text token is a sink."""
     vl_limit: float
     """The same for VL tokens."""
+    suffix: Tensor
+    """(E, D) float32: mean of the text side's last template tokens, which stand behind the caption and so differ."""
     sinks: Sequence[dict[str, Any]]
     """One record for each side and kind that has sinks: how many, where, how strong, in which dimensions."""
 
@@ -56,6 +58,7 @@ class Template:
         """What config.json says of it."""
         return {
             "prefix_tokens": len(self.prefix),
+            "suffix_tokens": len(self.suffix),
             "text_limit": self.text_limit,
             "vl_limit": self.vl_limit,
             "sinks": list(self.sinks),
@@ -86,7 +89,7 @@ def find_template(samples: Iterable[WholeSample]) -> Template:
     sinks = [
         record for name, side in (("text", text), ("vl", vl)) for record in _sinks(name, side, limits[name])
     ]
-    return Template(_constant_prefix(text), limits["text"], limits["vl"], tuple(sinks))
+    return Template(_constant_prefix(text), limits["text"], limits["vl"], _mean_suffix(text), tuple(sinks))
 
 
 def token_rms(tokens: Tensor) -> Tensor:
@@ -106,6 +109,14 @@ def _constant_prefix(text: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     deviation = (rows - mean).norm(dim=-1).amax(0) / mean.norm(dim=-1).clamp(min=1e-12)
     same = (deviation <= SAME) & (len(text) > 1)
     return mean[: int(same.long().cumprod(0).sum())]
+
+
+def _mean_suffix(text: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean of the template tokens behind the caption; none where their number differs between samples."""
+    counts = {_leading_template(kind.flip(0)) for _, kind in text if (kind != KIND_TEMPLATE).any()}
+    count = counts.pop() if len(counts) == 1 else 0
+    rows = [tokens[len(tokens) - count :] for tokens, _ in text]
+    return torch.stack(rows).mean(0)
 
 
 def _leading_template(kind: Tensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from projector.models.rotary import use_real_rotations
 
@@ -49,19 +50,29 @@ def dense_velocities(
         x = torch.cat([x, transformer.x_pad_token.to(x).expand(batch, padding, -1)], 1)
     of_rows, of_picture = _rotations(transformer, rows.shape[1], shape, padding, latents.device)
     of_rows, of_picture = of_rows.expand(batch, -1, -1, -1), of_picture.expand(batch, -1, -1, -1)
+    call = _recomputed if transformer.gradient_checkpointing and torch.is_grad_enabled() else _called
     for block in transformer.noise_refiner:
         x = block(x, None, of_picture, time)
     caption = transformer.cap_embedder(rows)
     if exists is not None:
         caption = torch.where(exists[..., None], caption, transformer.cap_pad_token.to(caption))
     for block in transformer.context_refiner:
-        caption = block(caption, None, of_rows)
+        caption = call(block, caption, None, of_rows)
     whole, rotations = torch.cat([x, caption], 1), torch.cat([of_picture, of_rows], 1)
     for block in transformer.layers:
-        whole = block(whole, None, rotations, time)
+        whole = call(block, whole, None, rotations, time)
     out = transformer.all_final_layer[PATCH](whole, c=time)[:, :count]
     velocities: Tensor = out.view(batch, *shape, 2, 2, channels).permute(0, 5, 1, 3, 2, 4)
     return velocities.reshape(batch, channels, height, width)
+
+
+def _called(block: Any, *arguments: Any) -> Tensor:
+    return block(*arguments)  # type: ignore[no-any-return]
+
+
+def _recomputed(block: Any, *arguments: Any) -> Tensor:
+    """The same, with the block's activations made again in the backward pass instead of kept."""
+    return checkpoint(block, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def _rotations(

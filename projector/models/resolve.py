@@ -14,7 +14,7 @@ from projector.options import Models
 from shards.errors import UsageError
 
 CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
-TINY_MODELS = {"tiny/image": "image", "tiny/vl": "vl"}  # ids of the models that the project makes itself
+OWN_MODELS = ("tiny", "mini")  # made on the spot at random, and trained weights that come with the package
 PIPELINE_CLASS = "ZImagePipeline"
 VL_CLASS = "Qwen3VLForConditionalGeneration"
 # Component folders of the pipeline and the file in each that says what it is.
@@ -57,10 +57,11 @@ class ModelSource:
         Raises:
             UsageError: none of these is to be had.
         """
-        if Path(self.path).is_dir():
+        if self.path and Path(self.path).is_dir():
             return self.path
-        if self.id in TINY_MODELS:
-            return str(tiny_folder() / TINY_MODELS[self.id])
+        family, _, part = self.id.partition("/")
+        if family in OWN_MODELS:
+            return str(own_folder(family) / part)
         if self.revision:
             return str(self.cached() or locate("model", f"{self.id}@{self.revision}")[1])
         raise UsageError(
@@ -137,7 +138,7 @@ def resolve_models(models: Models, option: str = "build.models") -> ModelSources
     """Find the models of a run and check that they fit together.
 
     Args:
-        models: `tiny`, or `image` and `vl` as local folders or hub ids (`id@revision`).
+        models: `tiny`, `mini`, or `image` and `vl` as local folders or hub ids (`id@revision`).
         option: what errors call it.
 
     Returns:
@@ -146,10 +147,9 @@ def resolve_models(models: Models, option: str = "build.models") -> ModelSources
     Raises:
         UsageError: missing, incomplete, pickled, of the wrong class, or of different widths.
     """
-    if models == "tiny":
-        folder = tiny_folder()
-        image, vl = folder / "image", folder / "vl"
-        sources = {"image": ("tiny/image", image, ""), "vl": ("tiny/vl", vl, "")}
+    if isinstance(models, str):
+        image, vl = own_folder(models) / "image", own_folder(models) / "vl"
+        sources = {"image": (f"{models}/image", image, ""), "vl": (f"{models}/vl", vl, "")}
     else:
         sources = {name: locate(f"{option}.{name}", getattr(models, name)) for name in ("image", "vl")}
         image, vl = sources["image"][1], sources["vl"][1]
@@ -167,7 +167,7 @@ def resolve_vision(name: str, option: str) -> VisionSource:
     """Find a vision-language model alone; no Z-Image pipeline needs to be anywhere.
 
     Args:
-        name: `tiny`, a local folder or a hub id (`id@revision`).
+        name: `tiny`, `mini`, a local folder or a hub id (`id@revision`).
         option: what errors call it, such as `extract.vl`.
 
     Returns:
@@ -177,7 +177,7 @@ def resolve_vision(name: str, option: str) -> VisionSource:
         UsageError: missing, incomplete, pickled or of the wrong class.
     """
     identity, folder, revision = (
-        ("tiny/vl", tiny_folder() / "vl", "") if name == "tiny" else locate(option, name)
+        (f"{name}/vl", own_folder(name) / "vl", "") if name in OWN_MODELS else locate(option, name)
     )
     _check_vision_language(folder, option)
     language = read_json(folder / "config.json", option, folder).get("text_config", {})
@@ -185,8 +185,17 @@ def resolve_vision(name: str, option: str) -> VisionSource:
     return VisionSource(model, int(language["hidden_size"]), int(language["num_hidden_layers"]))
 
 
-def tiny_folder() -> Path:
-    """The tiny models, made on first use in the cache folder of this machine."""
+def own_folder(family: str) -> Path:
+    """The project's own models: `tiny` is made on first use in this machine's cache folder, `mini` is in the package.
+
+    Raises:
+        UsageError: this installation has no miniature models.
+    """
+    if family == "mini":
+        folder = Path(__file__).parent / "mini"
+        if not folder.is_dir():
+            raise UsageError(f"models = 'mini': {folder} is missing; install the project from its repository")
+        return folder
     from projector.models.tiny import RECIPE, make_tiny_models
 
     return make_tiny_models(cache_folder() / f"tiny-{RECIPE}")

@@ -10,9 +10,9 @@ from projector.models.resolve import (
     check_complete,
     file_hashes,
     locate,
+    own_folder,
     read_json,
     resolve_vision,
-    tiny_folder,
 )
 from projector.options import Models
 from shards.errors import UsageError
@@ -42,7 +42,7 @@ def resolve_readers(models: Models, option: str) -> ReaderSources:
     """Find both and check that they fit together.
 
     Args:
-        models: `tiny`, or `image` (only its text encoder is looked at) and `vl` as local folders or hub ids.
+        models: `tiny`, `mini`, or `image` (only its text encoder is looked at) and `vl` as local folders or hub ids.
         option: what errors call it, such as `import.models`.
 
     Returns:
@@ -52,12 +52,12 @@ def resolve_readers(models: Models, option: str) -> ReaderSources:
         UsageError: missing, incomplete, pickled, of the wrong class, or of different widths.
     """
     text = _text(
-        ("tiny/image", tiny_folder() / "image", "")
+        (f"{models}/image", own_folder(models) / "image", "")
         if isinstance(models, str)
         else locate(f"{option}.image", models.image, tuple(TEXT_PARTS)),
         f"{option}.image",
     )
-    vl = resolve_vision("tiny" if isinstance(models, str) else models.vl, f"{option}.vl")
+    vl = resolve_vision(models if isinstance(models, str) else models.vl, f"{option}.vl")
     config = read_json(Path(text.path) / "text_encoder" / "config.json", f"{option}.image", Path(text.path))
     if config.get("hidden_size") != vl.hidden_size:
         raise UsageError(

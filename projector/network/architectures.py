@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projector.data.align import area_weights
+from projector.data.align import area_weights, masked_mean
 from projector.options import Arch
 from shards.errors import UsageError
 from shards.format.statistics import RunningStatistics
 
 ATTENTION_HEADS = 8  # head size 320 at width 2560
+LARGEST_ENDING = 256  # values between the inputs' mean and the template's end: 3.9M numbers at width 2560
 LARGEST_RESTORATION = (
     20.0  # a dimension predicted with a correlation below 0.05 is noise: do not blow it up further
 )
@@ -42,6 +43,12 @@ class Shape:
     """Whether a fixed linear map, the ridge solution, is added to what `mlp` and `attention` learn."""
     prefix: int = 0
     """Constant template tokens that the projector carries for the conditioning."""
+    suffix: int = 0
+    """Template tokens behind the caption, which the network predicts; with any, inputs carry their position, too."""
+
+    def outputs(self, inputs: int) -> int:
+        """Projected rows of so many inputs, without those of the template's end."""
+        return self.queries if self.arch == "attention" else inputs
 
     def as_json(self) -> dict[str, Any]:
         """A JSON object that `Shape(**object)` reads back."""
@@ -110,6 +117,27 @@ class Attention(nn.Module):
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
 
+class Ending(nn.Module):
+    """The template's end from the mean of all inputs, through a bottleneck.
+
+    Attention is causal, so the tokens behind a caption have seen all of it: they are a summary, and draw a picture
+    nearly as well as the caption does.
+    """
+
+    def __init__(self, width: int, count: int, *, bent: bool) -> None:
+        super().__init__()
+        inner = min(width, LARGEST_ENDING)
+        self.count = count
+        self.narrow = nn.Linear(width, inner)
+        self.bend = nn.GELU() if bent else nn.Identity()
+        self.widen = nn.Linear(inner, count * width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, E, D) of (B, S, D)."""
+        mean = x.mean(1) if mask is None else masked_mean(x, mask)[:, 0]
+        return self.widen(self.bend(self.narrow(mean))).view(len(x), self.count, -1)  # type: ignore[no-any-return]
+
+
 class ProjectorNetwork(nn.Module):
     """Standardise the input per dimension, map it, and undo the target's standardisation.
 
@@ -128,6 +156,7 @@ class ProjectorNetwork(nn.Module):
     base_weight: Tensor
     base_bias: Tensor
     text_prefix: Tensor
+    text_suffix: Tensor
 
     def __init__(self, shape: Shape, *, random_start: bool = False) -> None:
         super().__init__()
@@ -139,6 +168,12 @@ class ProjectorNetwork(nn.Module):
             self.register_buffer("base_weight", torch.zeros(shape.width, shape.width))
             self.register_buffer("base_bias", torch.zeros(shape.width))
         self.register_buffer("text_prefix", torch.zeros(shape.prefix, shape.width))
+        if shape.suffix:
+            self.register_buffer("text_suffix", torch.zeros(shape.suffix, shape.width))
+            if self.keeps_positions:  # attention has queries for it
+                self.ending = Ending(shape.width, shape.suffix, bent=shape.arch == "mlp")
+                nn.init.zeros_(self.ending.widen.weight)
+                nn.init.zeros_(self.ending.widen.bias)
         for name in ("input", "target"):
             self.register_buffer(f"{name}_mean", torch.zeros(shape.width))
             self.register_buffer(f"{name}_std", torch.ones(shape.width))
@@ -172,14 +207,58 @@ class ProjectorNetwork(nn.Module):
         Returns:
             (B, M, D) float32 in the standardised target space; M is S, or the number of queries.
         """
+        return self._mapped(self._standardised(x, mask), mask)[:, : self.shape.outputs(x.shape[1])]
+
+    def conditioning(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map raw inputs to whole conditionings: prefix, projected rows, the template's end.
+
+        The image model's first step on a conditioning is RMSNorm, so the size of a row says nothing. Each row gets
+        the size that text rows have, so that what else is done with it (a blend, a mean) weighs it like text.
+
+        Args:
+            x: (B, S, D) raw embeddings.
+            mask: (B, S) bool, True where a position exists; None: everywhere.
+
+        Returns:
+            (B, P + M + E, D) float32 raw, and (B, P + M + E) bool, True where a row exists: padding is on the right.
+        """
+        standardised = self._standardised(x, mask)
+        mapped = self._mapped(standardised, mask)
+        count = self.shape.outputs(x.shape[1])
+        rows, ends = mapped[:, :count], mapped[:, count:]
+        if self.shape.suffix and self.keeps_positions:
+            ends = self.ending(standardised, mask).float()
+        with torch.autocast(x.device.type, enabled=False):
+            size = (self.target_mean.square() + self.target_std.square()).mean().sqrt()
+            rows = with_rms(self.to_raw(self.restored(rows)), size)
+            parts = [self.text_prefix.expand(len(x), -1, -1), rows]
+            if self.shape.suffix:
+                ends = self.text_suffix + self.target_std * ends
+                parts.append(with_rms(ends, self.text_suffix.square().mean(-1, keepdim=True).sqrt()))
+            whole = torch.cat(parts, 1)
+        exists = torch.ones(whole.shape[:2], dtype=torch.bool, device=x.device)
+        if mask is None or not self.keeps_positions:
+            return whole, exists
+        return _moved_up(whole, mask, self.shape)
+
+    def _standardised(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Inputs per dimension; with positions where the network knows them and does not see them by itself."""
         with torch.autocast(x.device.type, enabled=False):
             standardised = (x.float() - self.input_mean) / self.input_std
-        outputs = (
-            self.core(standardised, mask) if isinstance(self.core, Attention) else self.core(standardised)
-        )
+            if not self.shape.suffix or not self.keeps_positions:
+                return standardised
+            lengths = mask.sum(1) if mask is not None else x.new_full((len(x),), x.shape[1])
+            return standardised + relative_positions(lengths, x.shape[1], x.shape[2])
+
+    def _mapped(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, M, D) standardised outputs; for attention with the rows of the template's end behind them."""
+        attention = isinstance(self.core, Attention)
+        outputs: Tensor = self.core(standardised, mask) if attention else self.core(standardised)
+        outputs = outputs.float()
         if not self.shape.residual:
-            return outputs.float()  # type: ignore[no-any-return]
-        return outputs.float() + self._base(standardised, mask).float()  # type: ignore[no-any-return]
+            return outputs
+        base = self._base(standardised, mask).float()
+        return outputs + F.pad(base, (0, 0, 0, outputs.shape[1] - base.shape[1]))
 
     def _base(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
         """The fixed linear map; where outputs have no position of their own, of the inputs spread over them."""
@@ -296,6 +375,21 @@ def relative_positions(lengths: Tensor, positions: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)[..., :width]
 
 
+def with_rms(rows: Tensor, size: Tensor) -> Tensor:
+    """Rows (…, D) brought to a root mean square."""
+    return rows * (size / rows.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6))
+
+
+def _moved_up(whole: Tensor, mask: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Conditionings (B, P + S + E, D) with their padding moved from behind the projected rows to the end."""
+    lengths, places = mask.sum(1, keepdim=True), torch.arange(whole.shape[1], device=whole.device)
+    padding = mask.shape[1] - lengths
+    source = places + torch.where(places >= shape.prefix + lengths, padding, 0)
+    exists = places < shape.prefix + lengths + shape.suffix
+    source = torch.where(exists, source, 0)
+    return whole.gather(1, source[..., None].expand_as(whole)), exists
+
+
 def safe_std(std: Tensor) -> Tensor:
     """Standard deviations to divide by: a dimension that (nearly) never moves gets 1 and so becomes 0."""
     moving = std > 1e-6 * std.max().clamp(min=1e-30)
@@ -309,7 +403,7 @@ def _core(shape: Shape) -> nn.Module:
     if width < 1:
         raise UsageError(f"network width {width} is not positive; it is the hidden size of the embeddings")
     if shape.arch == "attention":
-        return Attention(width, shape.queries)
+        return Attention(width, shape.queries + shape.suffix)
     if shape.arch in ("linear", "ridge"):
         return nn.Linear(width, width)
     return nn.Sequential(nn.Linear(width, shape.hidden), nn.GELU(), nn.Linear(shape.hidden, width))

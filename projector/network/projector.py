@@ -5,17 +5,21 @@ B batch, S sequence, M outputs, D hidden.
 
 import json
 import re
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from projector.data.align import area_pool, evenly
 from projector.data.template import token_rms
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
 from projector.options import VL_TOKENS, TextMode, Tokens
 from shards.errors import UsageError
+from shards.format.sample import KIND_CAPTION
 from shards.stores.local import open_storage
+
+Mode = Literal["concat", "blend"]
 
 
 class Projector:
@@ -110,6 +114,73 @@ class Projector:
         """
         return torch.cat([self.network.text_prefix.to(embeddings), embeddings])
 
+    @torch.no_grad()
+    def conditioning(
+        self,
+        embeddings: Tensor,
+        prompt: Tensor | None = None,
+        kind: Tensor | None = None,
+        *,
+        mode: Mode = "concat",
+        alpha: float = 0.5,
+    ) -> Tensor:
+        """Make a whole conditioning, ready for `prompt_embeds=[...]`.
+
+        Args:
+            embeddings: (S, D) raw VL embeddings of the picture, of the tokens named by `tokens`.
+            prompt: (T, D) the text encoder's embeddings of a prompt, template included; None: the picture alone.
+            kind: (T,) of each prompt row, as the text encoder gives it; None: the template is taken to be as long as in
+                the training data.
+            mode: with a prompt: `concat` puts projected rows behind the prompt's own and keeps the prompt's template;
+                `blend` mixes them into the prompt's own rows, each brought to their number by area.
+            alpha: share of the picture under `blend`.
+
+        Returns:
+            (rows, D) in the embeddings' dtype and on their device.
+
+        Raises:
+            UsageError: shapes that do not fit, an unknown mode, or a prompt without rows of its own.
+        """
+        self._check(embeddings)
+        home = self.network.input_mean.device
+        whole = self.network.conditioning(self._evenly(embeddings).to(home)[None])[0][0].to(embeddings)
+        if prompt is None:
+            return whole
+        before, behind = self.network.shape.prefix, self.network.shape.suffix
+        rows = whole[before : len(whole) - behind]
+        first, last = self._own_rows(prompt, kind)
+        text = prompt.to(embeddings)
+        if mode == "concat":
+            return torch.cat([text[:last], rows, text[last:]])
+        if mode == "blend":
+            mixed = torch.lerp(text[first:last].float(), area_pool(rows.float(), last - first), alpha)
+            return torch.cat([text[:first], mixed.to(embeddings), text[last:]])
+        raise UsageError(f"mode = {mode!r}; expected one of {', '.join(get_args(Mode))}")
+
+    def _own_rows(self, prompt: Tensor, kind: Tensor | None) -> tuple[int, int]:
+        """Where a prompt's own rows begin and end."""
+        if prompt.dim() != 2 or prompt.shape[1] != self.width:
+            raise UsageError(
+                f"prompt of shape {tuple(prompt.shape)} does not fit; expected (rows, {self.width})"
+            )
+        if kind is not None:
+            places = torch.nonzero(kind == KIND_CAPTION)[:, 0].tolist()
+            first, last = (places[0], places[-1] + 1) if places else (0, 0)
+        else:
+            first = self.network.shape.prefix
+            last = len(prompt) - int((self.config.get("template") or {}).get("suffix_tokens", 0))
+        if not 0 <= first < last <= len(prompt):
+            raise UsageError(f"the prompt of {len(prompt)} rows has none of its own beside the template's")
+        return first, last
+
+    def _evenly(self, embeddings: Tensor) -> Tensor:
+        """Inputs as training saw them: where output i belongs to input i, at most `length`, averaged by area."""
+        return (
+            evenly(embeddings, int(self.config.get("length", len(embeddings))))
+            if self.keeps_positions
+            else embeddings
+        )
+
     def is_ordinary(self, embeddings: Tensor) -> Tensor:
         """(S,) bool: which raw VL tokens (S, D) are no attention sinks, by the limit that training found."""
         limit = (self.config.get("template") or {}).get("vl_limit", float("inf"))
@@ -136,13 +207,7 @@ class Projector:
         Raises:
             UsageError: another shape or width, or no position at all.
         """
-        if embeddings.dim() not in (2, 3) or embeddings.shape[-1] != self.width or not embeddings.shape[-2]:
-            raise UsageError(
-                f"embeddings of shape {tuple(embeddings.shape)} do not fit; this projector takes "
-                f"(seq, {self.width}) or (batch, seq, {self.width}) with at least one position"
-            )
-        if not embeddings.is_floating_point():
-            raise UsageError(f"embeddings are {embeddings.dtype}; pass a float dtype")
+        self._check(embeddings)
         home = self.network.input_mean.device
         batched = embeddings.to(home) if embeddings.dim() == 3 else embeddings.to(home)[None]
         if mask is not None:
@@ -153,6 +218,16 @@ class Projector:
             outputs = self.network.project(batched, mask)
         outputs = outputs if embeddings.dim() == 3 else outputs[0]
         return outputs.to(embeddings.device, embeddings.dtype)
+
+    def _check(self, embeddings: Tensor) -> None:
+        """Refuse embeddings that the network does not take."""
+        if embeddings.dim() not in (2, 3) or embeddings.shape[-1] != self.width or not embeddings.shape[-2]:
+            raise UsageError(
+                f"embeddings of shape {tuple(embeddings.shape)} do not fit; this projector takes "
+                f"(seq, {self.width}) or (batch, seq, {self.width}) with at least one position"
+            )
+        if not embeddings.is_floating_point():
+            raise UsageError(f"embeddings are {embeddings.dtype}; pass a float dtype")
 
     def __repr__(self) -> str:
         shown = {key: self.config.get(key) for key in ("arch", "width", "layer", "text_mode", "tokens")}

@@ -22,6 +22,7 @@ from projector.network.checkpoint import (
     put_state,
 )
 from projector.options import TrainOptions
+from projector.training.response import ResponseTrainer
 from projector.training.summary import recommendation, restore, summarise
 from projector.training.trackers import forget
 from projector.training.worker import NonFiniteLossError, Tick, Trainer
@@ -44,6 +45,7 @@ NOT_DECISIVE = {
     "loader",
     "cache",
     "log",
+    "models",
 }
 
 
@@ -89,7 +91,8 @@ def train(
         summary = dict(get_json(storage, SUMMARY))
         if summary["stopped"] != ASKED:
             return summary
-    run = Trainer(options, world, train_pairs, val_pairs, state)
+    trainer = ResponseTrainer if options.objective == "response" else Trainer
+    run = trainer(options, world, train_pairs, val_pairs, state)
     config = _config(options, run.network, train_pairs, val_pairs)
     if world.rank == 0:
         put_json(storage, CONFIG, config)
@@ -132,7 +135,7 @@ def _conclude(
     """Give the best network its restoration and judge the run; returns the summary."""
     run.world.add(torch.zeros(1))  # the best weights are on storage before any worker reads them
     best = get_network(storage, config).to(run.world.device)
-    restoration = restore(run, val_pairs, best)
+    restoration = [] if run.options.objective == "response" else restore(run, val_pairs, best)
     if run.world.rank == 0:
         put_network(storage, best)
     return {

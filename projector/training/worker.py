@@ -105,12 +105,20 @@ class Trainer:
             self.alignment, options.loss, weights, options.std_weight, self.network.keeps_positions
         )
         self.positions = self._positions_of_all()
+        self._prepare()
         if state is None:
             self._start()
-        self.wrapped: nn.Module = self.network
+        self.wrapped = self._exchanged()
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.network, device_ids=devices, broadcast_buffers=False)
+            self.wrapped = DistributedDataParallel(self.wrapped, device_ids=devices, broadcast_buffers=False)
+
+    def _prepare(self) -> None:
+        """Make what judging and steps need beside the pairs."""
+
+    def _exchanged(self) -> nn.Module:
+        """The module whose gradients the workers exchange."""
+        return self.network
 
     @property
     def judged(self) -> ProjectorNetwork:
@@ -135,6 +143,8 @@ class Trainer:
             )
         if pairs.template is not None:
             self.network.text_prefix.copy_(pairs.template.prefix)
+            if self.network.shape.suffix:
+                self.network.text_suffix.copy_(pairs.template.suffix)
 
     def _start(self) -> None:
         """Bring the network to where it starts, and learn what there is to beat: ridge on the same pairs."""
@@ -225,8 +235,7 @@ class Trainer:
             exchange = index == len(parts) - 1
             with nullcontext() if exchange or world.size == 1 else self.wrapped.no_sync():  # type: ignore[operator]
                 batch = next(batches).to(world.device)
-                outputs, targets = self._sides(self.wrapped, batch)
-                partial = self.objective.error(outputs, targets, batch) * counts / positions
+                partial = self._error(batch, parts[index], step) * counts / positions
                 torch.autograd.backward(partial * world.size)  # DDP divides by the number of workers
             error += partial.detach()
         if options.gradient_clip is not None:
@@ -240,6 +249,18 @@ class Trainer:
                 ):
                     average.lerp_(current, 1 - options.ema)
         return error
+
+    def _error(self, batch: Batch, pairs: Tensor, step: int) -> Tensor:
+        """Sum of the errors of a batch.
+
+        Args:
+            batch: of this worker's pairs.
+            pairs: (B,) int64 their places among this worker's.
+            step: optimizer step, from 0.
+        """
+        del pairs, step
+        outputs, targets = self._sides(self.wrapped, batch)
+        return self.objective.error(outputs, targets, batch)
 
     def _sides(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Outputs and targets of a batch, standardised float32, computed at the precision asked for."""
@@ -351,6 +372,7 @@ def seeded_network(options: TrainOptions, pairs: PairSource) -> ProjectorNetwork
         options.length,
         residual=options.start == "ridge" and options.arch in ("mlp", "attention"),
         prefix=0 if pairs.template is None else len(pairs.template.prefix),
+        suffix=len(pairs.template.suffix) if pairs.template and options.objective == "response" else 0,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

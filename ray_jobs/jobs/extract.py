@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from projector.making.reread import RereadSettings, rereading
-from projector.models.resolve import VisionSource, resolve_vision
+from projector.models.resolve import OWN_MODELS, VisionSource, resolve_vision
 from ray_jobs.building.builder import BuilderSpec
 from ray_jobs.building.run import Guard, complete
 from ray_jobs.building.shard_output import FinishSpec
@@ -29,8 +29,6 @@ from shards.stores.local import open_storage
 from shards.stores.spool import Spool
 from shards.tools.gc_and_repair import require_shards
 from shards.tools.verify import expected_of
-
-TINY = "tiny/vl"  # what a dataset made with the tiny models calls its vision-language model
 
 
 def extract(options: ExtractOptions) -> int:
@@ -95,12 +93,13 @@ def vl_name(options: ExtractOptions, source: Dataset) -> str:
     if options.vl:
         return options.vl
     built_with = source.settings.get("models", {}).get("vl", {}).get("id", "a model it does not name")
-    if built_with != TINY:
+    family = str(built_with).partition("/")[0]
+    if family not in OWN_MODELS:
         raise UsageError(
             f"extract.vl is needed: {source.storage.root} was made with {built_with}, and a dataset does not say where "
             "its model lies; give that model's folder or hub id, or another one"
         )
-    return "tiny"
+    return family
 
 
 def check_width(vl: VisionSource, source: Dataset) -> None:

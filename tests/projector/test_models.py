@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from projector.models.resolve import CACHE_VARIABLE, file_hashes, resolve_models, tiny_folder
+from projector.models.resolve import CACHE_VARIABLE, file_hashes, own_folder, resolve_models
 from projector.models.tiny import RECIPE, make_tiny_models
 from projector.options import ModelPaths
 from shards.errors import UsageError
@@ -152,5 +152,5 @@ def test_tiny_models_are_the_same_bytes_every_time(tiny, tmp_path):
 def test_tiny_models_are_kept_in_the_cache_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     shutil.copytree(tiny, tmp_path / f"tiny-{RECIPE}")
-    assert tiny_folder() == tmp_path / f"tiny-{RECIPE}"
+    assert own_folder("tiny") == tmp_path / f"tiny-{RECIPE}"
     assert resolve_models("tiny").image.id == "tiny/image"

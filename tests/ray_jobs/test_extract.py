@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from projector.making.generated import as_array
-from projector.models.resolve import CACHE_VARIABLE, tiny_folder
+from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.__main__ import main
 from ray_support import ROOT, with_workers
@@ -58,7 +58,7 @@ def bits(array):
 def vl_alone(environment, tmp_path_factory):
     """A models folder from which the image model is gone."""
     folder = tmp_path_factory.mktemp("alone") / "models"
-    shutil.copytree(tiny_folder(), folder)
+    shutil.copytree(own_folder("tiny"), folder)
     shutil.rmtree(folder / "image")
     return folder / "vl"
 

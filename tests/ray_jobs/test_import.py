@@ -15,7 +15,7 @@ import transformers
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
 from projector.making.generated import as_array
-from projector.models.resolve import CACHE_VARIABLE, tiny_folder
+from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.text_encoder import TextEncoder
 from ray_jobs.__main__ import main
 from ray_support import ROOT, bytes_of, kill, with_workers
@@ -65,9 +65,9 @@ def opened(root):
 def readers_alone(environment, tmp_path_factory):
     """Options that name models from which everything but text encoder and VL model is gone."""
     folder = tmp_path_factory.mktemp("readers")
-    shutil.copytree(tiny_folder() / "vl", folder / "vl")
+    shutil.copytree(own_folder("tiny") / "vl", folder / "vl")
     for part in ("text_encoder", "tokenizer"):
-        shutil.copytree(tiny_folder() / "image" / part, folder / "image" / part)
+        shutil.copytree(own_folder("tiny") / "image" / part, folder / "image" / part)
     return {"models.image": folder / "image", "models.vl": folder / "vl"}
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from projector.making.prompt_rewriter import INSTRUCTION, Rewriter
-from projector.models.resolve import tiny_folder
+from projector.models.resolve import own_folder
 from ray_jobs.__main__ import main
 from shards.prompts.files import read_prompts
 
@@ -20,7 +20,7 @@ PROMPTS = ["a red fox", LONG, "an oil painting of a lighthouse", "the sea\u2028a
 def model(tmp_path_factory):
     """The tiny text encoder, saved as language models are: model and tokenizer in one folder."""
     folder = tmp_path_factory.mktemp("language") / "tiny-writer"
-    image = tiny_folder() / "image"
+    image = own_folder("tiny") / "image"
     AutoModelForCausalLM.from_pretrained(image / "text_encoder").save_pretrained(folder)
     AutoTokenizer.from_pretrained(image / "tokenizer").save_pretrained(folder)
     return folder

@@ -1,0 +1,206 @@
+"""Training through the frozen image model, on the tiny one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from projector import Projector
+from projector.data.pairs import Conditioning, Pair, in_memory
+from projector.data.template import WholeSample, find_template
+from projector.models.frozen_transformer import FrozenTransformer, padded_length
+from projector.models.image_generator import ImageGenerator
+from projector.models.resolve import resolve_models
+from projector.models.text_encoder import TextEncoder
+from projector.options import TrainOptions
+from projector.training.loop import train
+from projector.training.response import Trajectories
+from shards.errors import UsageError
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from training_support import curve, weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SIDE, STEPS, TRAIN, VAL = 64, 4, 24, 8
+WORDS = (
+    "a red cat",
+    "two dogs in the rain",
+    "an old house beside a lake",
+    "snow",
+    "a paper lantern at night",
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FrozenTransformer.from_pretrained(
+        resolve_models("tiny").image.path, device=CPU, height=SIDE, width=SIDE, steps=STEPS
+    )
+
+
+@pytest.fixture(scope="module")
+def encodings():
+    encoder = TextEncoder.from_pretrained(
+        resolve_models("tiny").image.path, device="cpu", dtype=torch.float32
+    )
+    captions = [f"{WORDS[n % 5]} and {WORDS[(3 * n + 1) % 5]}, number {n}" for n in range(TRAIN + VAL)]
+    return encoder.encode(captions)
+
+
+@pytest.fixture(scope="module")
+def sources(encodings):
+    """Pairs whose VL side is the caption's rows turned by a fixed rotation: a linear map can undo it."""
+    generator = torch.Generator().manual_seed(0)
+    width = encodings[0].embeddings.shape[1]
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    template = find_template(
+        WholeSample(e.embeddings, e.kind, e.embeddings, torch.full_like(e.kind, KIND_IMAGE))
+        for e in encodings
+    )
+
+    def source(part):
+        chosen = encodings[part]
+        pairs = [
+            Pair(
+                f"pair-{part.start}-{n}",
+                e.embeddings[e.kind == KIND_CAPTION] @ turn,
+                torch.full((int((e.kind == KIND_CAPTION).sum()),), KIND_IMAGE, dtype=torch.uint8),
+                e.embeddings[e.kind == KIND_CAPTION],
+            )
+            for n, e in enumerate(chosen)
+        ]
+        made_from = [Conditioning(e.embeddings, part.start + n) for n, e in enumerate(chosen)]
+        return replace(
+            in_memory(pairs),
+            template=template,
+            conditionings=lambda start, stop: iter(made_from[start:stop]),
+            provenance={
+                "models": {"image": {"id": "tiny/image"}},
+                "pictures": {"height": SIDE, "width": SIDE, "steps": STEPS},
+            },
+        )
+
+    return source(slice(0, TRAIN)), source(slice(TRAIN, TRAIN + VAL))
+
+
+def options(output, **changes):
+    given = {"objective": "response", "epochs": 4, "batch_size": 8, "output": str(output), "log": []}
+    return TrainOptions(**given | changes)
+
+
+def test_a_trajectory_is_the_pipelines_own(model, encodings):
+    conditionings = [e.embeddings for e in encodings if padded_length(len(e.embeddings)) == 32][:3]
+    seeds = [5, 6, 7]
+    velocities = model.trajectory(conditionings, seeds)
+    end = model.states(model.noise(seeds), velocities, torch.full((3,), STEPS))
+    images = ImageGenerator.from_pretrained(
+        resolve_models("tiny").image.path,
+        device="cpu",
+        dtype=torch.float32,
+        height=SIDE,
+        width=SIDE,
+        steps=STEPS,
+    )
+    expected = images.pipeline(
+        prompt_embeds=conditionings,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=0.0,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(end, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_states_on_the_way_are_those_that_were_passed(model, encodings):
+    made_from = [Conditioning(e.embeddings, seed) for seed, e in enumerate(encodings[:5])]
+    paths = Trajectories(model, iter(made_from), 5)
+    pairs, steps = torch.tensor([4, 0, 2]), torch.tensor([0, 3, 1])
+    states, velocities = paths.at(pairs, steps)
+    for place, (pair, step) in enumerate(zip(pairs.tolist(), steps.tolist(), strict=True)):
+        rows = made_from[pair].text[None].float()
+        found = model.velocities(
+            states[place : place + 1],
+            model.sigmas[[step]],
+            rows,
+            torch.ones(1, rows.shape[1], dtype=torch.bool),
+        )
+        torch.testing.assert_close(found[0], velocities[place], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(states[0], model.noise([4])[0])
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
+def test_the_model_answers_more_alike_after_training(tmp_path, sources, arch):
+    summary = train(options(tmp_path, arch=arch, epochs=8, length=8), *sources)
+    assert summary["best_val_loss"] < 0.8 * summary["ridge_val_loss"]
+    assert curve(tmp_path)[-1][2] == pytest.approx(summary["best_val_loss"]) or summary["best_epoch"] < 8
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, sources):
+    train(options(tmp_path / "whole"), *sources)
+    looks = iter([False, True])
+    train(options(tmp_path / "cut"), *sources, should_stop=lambda: next(looks, False))
+    train(options(tmp_path / "cut"), *sources)
+    for name, tensor in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "cut")[name], tensor)
+
+
+def test_micro_batches_change_nothing(tmp_path, sources):
+    for size in (8, 3):
+        train(options(tmp_path / str(size), micro_batch=size), *sources)
+    for one, other in zip(curve(tmp_path / "8"), curve(tmp_path / "3"), strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+
+
+def test_a_whole_conditioning_is_prefix_rows_and_end(tmp_path, sources, encodings):
+    train(options(tmp_path, epochs=1), *sources)
+    projector = Projector.from_pretrained(str(tmp_path))
+    pair = next(iter(sources[1]))
+    whole = projector.conditioning(pair.vl)
+    template = sources[0].template
+    assert len(whole) == len(template.prefix) + len(pair.vl) + len(template.suffix)
+    torch.testing.assert_close(whole[: len(template.prefix)], template.prefix)
+    wanted = encodings[TRAIN].embeddings[encodings[TRAIN].kind == KIND_CAPTION]
+    sizes = [
+        rows.square().mean(-1).sqrt().mean()
+        for rows in (whole[len(template.prefix) : -len(template.suffix)], wanted)
+    ]
+    assert sizes[0] == pytest.approx(float(sizes[1]), rel=0.3)
+
+
+def test_rows_of_shorter_inputs_do_not_feel_the_padding(tmp_path, sources):
+    train(options(tmp_path, epochs=1), *sources)
+    network = Projector.from_pretrained(str(tmp_path)).network
+    vl = [pair.vl.float() for pair in list(sources[1])[:2]]
+    padded = torch.nn.utils.rnn.pad_sequence(vl, batch_first=True, padding_value=9.0)
+    mask = torch.arange(padded.shape[1]) < torch.tensor([[len(vl[0])], [len(vl[1])]])
+    rows, exists = network.conditioning(padded, mask)
+    for place, alone in enumerate(vl):
+        expected, _ = network.conditioning(alone[None])
+        torch.testing.assert_close(rows[place][exists[place]], expected[0], rtol=1e-5, atol=1e-4)
+
+
+def test_lengths_that_round_up_alike_are_sampled_together():
+    assert [padded_length(rows) for rows in (1, 32, 33, 96)] == [32, 32, 64, 96]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arch": "ridge"}, "arch ridge"),
+        ({"align": "pool"}, "align pool"),
+        ({"recipe": "guide"}, "recipe guide"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        options(tmp_path, **changes)
+
+
+def test_an_image_model_that_is_nowhere_is_named(tmp_path, sources):
+    lost = replace(sources[0], provenance=sources[0].provenance | {"models": {"image": {"id": "my-folder"}}})
+    with pytest.raises(UsageError, match=r"my-folder.*give models\.image"):
+        train(options(tmp_path), lost, sources[1])
+    assert not list(Path(tmp_path).glob("*"))
