@@ -158,17 +158,17 @@ class Comparer:
             method: `text`, `projector` or a baseline's name.
             alpha: how much of the reference is blended in.
         """
-        text, raw, projected = self._conditionings(case)
+        text, kind, raw, projected = self._conditionings(case)
         if method == TEXT_ONLY:
             conditioning = text
         else:
             vl = projected if method == PROJECTED else self._baselines[method].apply(raw.float().cpu())
-            conditioning = BLENDS[self.spec.settings.blend](vl.to(text), text, alpha)
+            conditioning = BLENDS[self.spec.settings.blend](vl.to(text), text, alpha, kind)
         picture = self._images.generate([conditioning], [case.seed])[0]
         self._storage.put_bytes(case.picture(method, alpha), as_png(picture))
 
-    def _read(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        """Text (T, D), and the reference's tokens raw and projected (S, D) as the projector was trained to see them."""
+    def _read(self, case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Text (T, D) and its rows' kinds (T,), and the reference's tokens (S, D), raw and projected."""
         encoding = self._text.encode([case.prompt])[0]
         if isinstance(encoding, SampleError):
             raise UsageError(f"prompt {case.prompt[:80]!r}: {encoding}")
@@ -177,7 +177,7 @@ class Comparer:
             None if self._projector.text_mode == "none" else case.prompt,
             hidden_layer=self._projector.layer,
         )
-        return encoding.embeddings, seen.raw, seen.embeddings
+        return encoding.embeddings, encoding.kind, seen.raw, seen.embeddings
 
     def judge(self, case: Case, methods: Sequence[str], alphas: Sequence[float]) -> list[dict[str, float]]:
         """Score a case's pictures and put its grid on storage.

@@ -132,8 +132,12 @@ projector = Projector.from_pretrained("this-folder")
 from projector import VLEmbeddingExtractor, blend_interpolate
 extractor = VLEmbeddingExtractor.from_pretrained("Qwen3-VL-4B-Instruct", projector_path="this-folder")
 result = extractor.extract(image, text={"prompt" if text else "None"}, hidden_layer={layer})
-conditioning = blend_interpolate(result.embeddings, text_embeddings, alpha=0.5)
-```"""
+conditioning = blend_interpolate(result.embeddings, text_embeddings, alpha=0.5, kind=text_kind)
+```
+
+`text_embeddings` and `text_kind` are what the project's `TextEncoder` gives for a prompt: the rows that Z-Image is
+conditioned on, and which of them are the prompt's own. Give diffusers' pipeline `prompt_embeds=[conditioning]`, a
+list with a tensor for each picture."""
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:

@@ -99,14 +99,14 @@ def by_hand(tiny, checkpoint, reference):
     )
 
     def make(method, alpha, blend="interpolate"):
-        conditioning = text.encode([CASE.prompt])[0].embeddings
+        prompt = text.encode([CASE.prompt])[0]
         seen = vision.extract(PICTURE, CASE.prompt, hidden_layer=-8)
         vl = (
             seen.embeddings
             if method == "projector"
             else reference.baselines()[method].apply(seen.raw).float()
         )
-        return images.generate([BLENDS[blend](vl, conditioning, alpha)], [CASE.seed])[0]
+        return images.generate([BLENDS[blend](vl, prompt.embeddings, alpha, prompt.kind)], [CASE.seed])[0]
 
     return make
 
