@@ -221,6 +221,15 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "models": models,
         "vl_tokens": dataset.settings.get("vl_tokens", "all"),
+        "picture": picture_size(dataset.settings),
+    }
+
+
+def picture_size(settings: Mapping[str, Any]) -> dict[str, int]:
+    """The size of a dataset's pictures: `height` and `width`, or `max_side` of imported ones; empty where unknown."""
+    imported = settings.get("import", {})
+    return {
+        key: of[key] for of in (settings, imported) for key in ("height", "width", "max_side") if key in of
     }
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from projector.models.resolve import read_json
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.network.projector import Projector
+from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 
@@ -141,7 +142,7 @@ class VLEmbeddingExtractor:
         """Read a picture.
 
         Args:
-            image: any size and mode.
+            image: any size and mode; with a projector, brought to the size of the pictures it was trained on.
             text: stands beside the picture in the input; None for the picture alone.
             hidden_layer: which state; with a projector, the one it was trained on.
             text_tokens_only, image_tokens_only: which tokens to take; with a projector, those it was trained on
@@ -158,7 +159,10 @@ class VLEmbeddingExtractor:
         tokens = self._tokens(text_tokens_only, image_tokens_only)
         self._check(hidden_layer, mode, tokens)
         self._encoder.text_modes = (mode,)
-        encoding = self._encoder.encode([image.convert("RGB")], [text or ""])[0]
+        picture = image.convert("RGB")
+        if self._projector is not None:
+            picture = to_training_size(picture, self._projector.picture_size or UNRECORDED)
+        encoding = self._encoder.encode([picture], [text or ""])[0]
         if not isinstance(encoding, VisionEncoding):
             raise UsageError(str(encoding))
         if self._projector is not None:

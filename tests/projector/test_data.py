@@ -10,7 +10,7 @@ from PIL import Image
 
 from projector.data.align import Alignment
 from projector.data.packed import Held, Ragged, statistics_of
-from projector.data.pairs import Pair, bfloat16_tensor, in_memory, load_pairs
+from projector.data.pairs import Pair, bfloat16_tensor, in_memory, load_pairs, picture_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
 from shards.errors import UsageError
@@ -161,8 +161,21 @@ def test_ranges_over_shard_borders_and_the_limit(root):
 def test_provenance_names_dataset_and_models_without_file_lists(root):
     provenance = load_pairs(root, "val", layer=-8, text_mode="caption", tokens="image").provenance
     assert provenance["models"] == {"vl": {"id": "tiny"}}
+    assert provenance["picture"] == {}
     assert len(provenance["fingerprint"]) == 64
     json.dumps(provenance)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"height": 64, "width": 96, "steps": 8}, {"height": 64, "width": 96}),
+        ({"import": {"max_side": 512, "kind": "coco"}}, {"max_side": 512}),
+        ({}, {}),
+    ],
+)
+def test_provenance_names_the_size_of_the_pictures(settings, size):
+    assert picture_size(settings) == size
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from projector import Projector, VLEmbeddingExtractor, blend_interpolate
+from projector.comparison.cases import user_pictures
 from projector.data.pairs import Pair, in_memory
 from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.options import TrainOptions
 from projector.training.loop import train
 from shards.errors import UsageError
-from shards.format.sample import KIND_IMAGE
+from shards.format.sample import KIND_IMAGE, as_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (256, 256, 3), dtype=np.uint8))
@@ -161,3 +162,24 @@ def test_attention_sinks_do_not_reach_a_projector(tiny, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
     assert extractor.extract(PICTURE).num_tokens == len(states) - 2
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"),
+    [({"height": 320, "width": 320}, 11 * 9), ({"max_side": 512}, 16 * 12), ({}, 32 * 24)],
+)
+def test_a_large_picture_is_read_at_the_size_of_the_training(tiny, tmp_path, size, tokens):
+    path = a_projector(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dataset"]["picture"] = size
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    large = PICTURE.resize((4000, 3000))
+    assert extractor.extract(large).num_tokens == tokens
+    (tmp_path / "large.png").write_bytes(as_png(large))
+    (reference,) = user_pictures([str(tmp_path / "large.png")], Projector.from_pretrained(path).picture_size)
+    torch.testing.assert_close(extractor.extract(reference).raw, extractor.extract(large).raw)
+    config["dataset"]["picture"] = {"height": -64, "width": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"dataset.picture is .* expected height and width, or max_side"):
+        Projector.from_pretrained(path)
