@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from projector.models.resolve import read_json
+from projector.models.resolve import VL_FILES, check_complete, locate, read_json
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.network.projector import Projector
 from projector.steering.reference_size import UNRECORDED, to_training_size
@@ -101,7 +101,7 @@ class VLEmbeddingExtractor:
         """Load the model and the projector.
 
         Args:
-            model_path: Qwen3-VL folder.
+            model_path: Qwen3-VL folder or hub id (`id@revision`), as everywhere.
             projector_path: trained or exported projector; None for raw hidden states.
             device: of both.
             dtype: of the VL model.
@@ -109,8 +109,9 @@ class VLEmbeddingExtractor:
         Raises:
             UsageError: no such model, or a projector of another width or of a layer the model has not.
         """
-        folder = Path(model_path)
+        _, folder, _ = locate("model_path", model_path)
         width, depth = _size_of(folder)
+        check_complete(folder, VL_FILES, "model_path")
         projector = Projector.from_pretrained(projector_path, device=device) if projector_path else None
         if projector is not None and projector.width != width:
             raise UsageError(
@@ -125,7 +126,7 @@ class VLEmbeddingExtractor:
         # A projector names its layer, so nothing after it is computed; without one every layer can be asked for.
         layers = [projector.layer] if projector is not None else list(range(-depth, 0))
         encoder = VisionLanguageEncoder.from_pretrained(
-            model_path, device=device, dtype=dtype, layers=layers, text_modes=["none"]
+            str(folder), device=device, dtype=dtype, layers=layers, text_modes=["none"]
         )
         return cls(encoder, projector)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -132,8 +133,21 @@ def test_projectors_of_other_models_are_refused_at_loading(tiny, tmp_path):
     (tmp_path / "text" / "config.json").write_text('{"hidden_size": 64, "text_config": [64]}')
     with pytest.raises(UsageError, match="no text_config with hidden_size"):
         VLEmbeddingExtractor.from_pretrained(str(tmp_path / "text"))
-    with pytest.raises(UsageError, match=r"no config.json"):
+    with pytest.raises(UsageError, match=r"model_path = .*no such folder"):
         VLEmbeddingExtractor.from_pretrained(str(tmp_path / "none"))
+
+
+def test_a_hub_id_is_fetched_as_everywhere_else(tiny, raw, monkeypatch):
+    asked = []
+
+    def fetched(name, *, revision, **_):
+        asked.append((name, revision))
+        return str(tiny / "vl")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    extractor = VLEmbeddingExtractor.from_pretrained("org/model@v1", dtype=torch.float32)
+    assert asked == [("org/model", "v1")]
+    torch.testing.assert_close(extractor.extract(PICTURE).raw, raw.extract(PICTURE).raw)
 
 
 def test_a_projector_of_pooled_tokens_is_given_pooled_tokens(tiny, tmp_path):
