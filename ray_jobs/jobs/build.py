@@ -7,6 +7,7 @@ from typing import Any
 
 from projector.making.generated import PairSettings, PictureReader
 from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
+from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from ray_jobs.building.builder import BuilderSpec
 from ray_jobs.building.model_placement import Placement, choose_placement, device_memory, needs
@@ -54,6 +55,7 @@ def build(options: BuildOptions) -> int:
     is_new(storage)
     sources = resolve_models(options.models)
     sources.check_layers(options.layers)
+    check_pictures(options, sources)
     stop = StopRequest()
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
         finish = finish_spec(storage.root, options, sources)
@@ -130,6 +132,20 @@ def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Seg
         samples_per_shard=options.samples_per_shard,
         segments=segments,
     )
+
+
+def check_pictures(options: BuildOptions, sources: ModelSources) -> None:
+    """Check size, steps and guidance against the image model's files; prints what does not belong together."""
+    for warning in check_image_settings(
+        sources.image,
+        "build",
+        height=options.height,
+        width=options.width,
+        steps=options.steps,
+        guidance=options.guidance,
+        max_tokens=options.max_tokens,
+    ):
+        tell("models", f"warning: {warning}")
 
 
 def arithmetic(dtype: str, *, on_gpu: bool) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from projector.comparison.cases import Case, as_webp
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts, columns_of
 from projector.comparison.scores import interval, load_scorers
+from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
@@ -49,6 +50,16 @@ def compare(options: CompareOptions) -> int:
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
     sources = resolve_models(options.models, "compare.models")
     check_fit(projector, sources)
+    for warning in check_image_settings(
+        sources.image,
+        "compare",
+        height=options.height,
+        width=options.width,
+        steps=options.steps,
+        guidance=options.guidance,
+        max_tokens=options.max_tokens,
+    ):
+        print(f"warning: {warning}", flush=True)
     siglip = scorer_of(options)
     load_scorers(options.scorers)
     pictures = pictures_of(options, projector)

@@ -16,7 +16,7 @@ from ray_jobs.cluster.connect import Cluster, connected
 from ray_jobs.cluster.crew import crew_for, with_readers
 from ray_jobs.cluster.node_checks import CHECKS, Fault, Node, ask_nodes, faults_of, probed
 from ray_jobs.cluster.node_probe import TO_BE_FETCHED, Question, glance_at, plain, versions_here
-from ray_jobs.jobs.build import finish_spec, pair_settings
+from ray_jobs.jobs.build import check_pictures, finish_spec, pair_settings
 from ray_jobs.jobs.train import check_workers
 from shards.errors import StorageError, UsageError
 from shards.stores.local import open_storage
@@ -47,6 +47,7 @@ def preflight(options: PreflightOptions, build: BuildOptions, train: TrainOption
     sources = resolve_models(build.models) if build.output else None
     if sources:
         sources.check_layers(build.layers)
+        check_pictures(build, sources)
     with connected() as cluster:
         nodes, faults = survey(cluster, writes, build, train, sources)
     lines = [
