@@ -222,6 +222,7 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
         "models": models,
         "vl_tokens": dataset.settings.get("vl_tokens", "all"),
         "picture": picture_size(dataset.settings),
+        "quantize": dataset.settings.get("quantize", "none"),
     }
 
 

@@ -104,7 +104,7 @@ class VLEmbeddingExtractor:
             model_path: Qwen3-VL folder or hub id (`id@revision`), as everywhere.
             projector_path: trained or exported projector; None for raw hidden states.
             device: of both.
-            dtype: of the VL model.
+            dtype: of the VL model. Its weights are rounded as those that made the projector's training pairs were.
 
         Raises:
             UsageError: no such model, or a projector of another width or of a layer the model has not.
@@ -126,9 +126,20 @@ class VLEmbeddingExtractor:
         # A projector names its layer, so nothing after it is computed; without one every layer can be asked for.
         layers = [projector.layer] if projector is not None else list(range(-depth, 0))
         encoder = VisionLanguageEncoder.from_pretrained(
-            str(folder), device=device, dtype=dtype, layers=layers, text_modes=["none"]
+            str(folder),
+            device=device,
+            dtype=dtype,
+            layers=layers,
+            text_modes=["none"],
+            quantize="none" if projector is None else projector.quantize,
         )
         return cls(encoder, projector)
+
+    def to(self, device: str) -> None:
+        """Move model and projector."""
+        self._encoder.to(device)
+        if self._projector is not None:
+            self._projector.to(device)
 
     def extract(
         self,

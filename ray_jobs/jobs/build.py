@@ -10,7 +10,13 @@ from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from ray_jobs.building.builder import BuilderSpec
-from ray_jobs.building.model_placement import Placement, choose_placement, device_memory, needs
+from ray_jobs.building.model_placement import (
+    Placement,
+    check_offloading,
+    choose_placement,
+    device_memory,
+    needs,
+)
 from ray_jobs.building.run import Guard, complete
 from ray_jobs.building.shard_output import FinishSpec
 from ray_jobs.building.size_estimate import bytes_per_sample
@@ -98,7 +104,10 @@ def arranged(
     crew = crew_for(options, cluster)
     settings = pair_settings(options, on_gpu=crew.gpus > 0)
     memory = device_memory(cluster, crew.gpus)
-    placement, why = choose_placement(options.placement, needs(sources, settings), memory)
+    wanted = needs(sources, settings)
+    placement, why = choose_placement(options.placement, wanted, memory)
+    if placement == "offload" and crew.gpus:
+        check_offloading(cluster, crew.actors, crew.gpus, wanted)
     if placement == "staged":
         crew = with_readers(crew, options, cluster)
     return settings, crew, placement, why

@@ -9,7 +9,7 @@ from typing import Any
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import put_json
 from projector.options import TrainOptions
-from ray_jobs.building.model_placement import choose_placement, needs
+from ray_jobs.building.model_placement import check_offloading, choose_placement, needs
 from ray_jobs.building.run import CALLS_AT_ONCE
 from ray_jobs.cli.run_options import BuildOptions, PreflightOptions
 from ray_jobs.cluster.connect import Cluster, connected
@@ -122,6 +122,8 @@ def placed(
     smallest = min((device.total for node in nodes for device in node.devices), default=None)
     memory = share * smallest if share and smallest else None
     placement, _ = choose_placement(build.placement, wanted, memory)
+    if placement == "offload" and crew.gpus:
+        check_offloading(cluster, crew.actors, crew.gpus, wanted)
     if placement == "staged":
         with_readers(crew, build, cluster)
     return wanted.of(placement), share

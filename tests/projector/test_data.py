@@ -162,6 +162,7 @@ def test_provenance_names_dataset_and_models_without_file_lists(root):
     provenance = load_pairs(root, "val", layer=-8, text_mode="caption", tokens="image").provenance
     assert provenance["models"] == {"vl": {"id": "tiny"}}
     assert provenance["picture"] == {}
+    assert provenance["quantize"] == "none"
     assert len(provenance["fingerprint"]) == 64
     json.dumps(provenance)
 

@@ -166,6 +166,33 @@ def test_a_projector_of_pooled_tokens_is_given_pooled_tokens(tiny, tmp_path):
     )
 
 
+def test_weights_are_rounded_as_those_that_made_the_pairs(tiny, tmp_path):
+    path = a_projector(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dataset"]["quantize"] = "int8"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rounded, full = (
+        VisionLanguageEncoder.from_pretrained(
+            str(tiny / "vl"),
+            device="cpu",
+            dtype=torch.float32,
+            layers=[-8],
+            text_modes=["none"],
+            quantize=quantize,
+        ).encode([PICTURE], [""])[0]
+        for quantize in ("int8", "none")
+    )
+    keep = rounded.kind["none"] == KIND_IMAGE
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    found = extractor.extract(PICTURE).raw
+    torch.testing.assert_close(found, rounded.states["none"][-8][keep])
+    assert not torch.allclose(found, full.states["none"][-8][keep], rtol=1e-3)
+    config["dataset"]["quantize"] = "int4"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"dataset\.quantize is 'int4', expected one of none, int8"):
+        Projector.from_pretrained(path)
+
+
 def test_attention_sinks_do_not_reach_a_projector(tiny, tmp_path):
     path = a_projector(tmp_path)
     raw = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), dtype=torch.float32)
