@@ -14,7 +14,6 @@ FIGURES = {
     "per_dim_correlation": "correlation",
     "r2": "R²",
     "cosine_similarity": "cosine",
-    "rms_cosine": "cosine after RMSNorm",
     "recall_at_1": "recall@1",
     "recall_at_5": "recall@5",
     "sliced_wasserstein": "sliced Wasserstein",

@@ -158,6 +158,23 @@ def test_ranges_over_shard_borders_and_the_limit(root):
     assert next(iter(limited)).vl_kind.tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"layer": -2}, r"evaluate\.data = '.*': holds layers \[-8, -6\] and .* trained on layer -2"),
+        (
+            {"text_mode": "none"},
+            r"evaluate\.data = '.*': holds .* text modes \['caption'\]; .* text mode none",
+        ),
+    ],
+)
+def test_what_a_projector_settles_is_no_option_of_a_training(root, asked, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        load_pairs(root, "val", **{"layer": -8, "text_mode": "caption", "tokens": "image"} | asked,
+                   data_option="evaluate.data")  # fmt: skip
+    assert "train." not in str(refused.value)
+
+
 def test_provenance_names_dataset_and_models_without_file_lists(root):
     provenance = load_pairs(root, "val", layer=-8, text_mode="caption", tokens="image").provenance
     assert provenance["models"] == {"vl": {"id": "tiny"}}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from projector.network.model_card import FIGURES
 from ray_jobs.__main__ import main
 from ray_jobs.report import coverage as coverage_module
 from ray_jobs.report import page as report_module
@@ -14,6 +15,7 @@ from ray_jobs.report.charts import heat_map, histogram, interval_chart, line_cha
 from ray_jobs.report.coverage import OTHERS, coverage
 from ray_jobs.report.run_files import Run, find_run
 from ray_jobs.report.run_schema import Evaluation
+from ray_jobs.report.tables import COLUMNS
 from ray_jobs.report.verdict import best_first, verdict
 from report_example import (
     HOSTILE,
@@ -125,6 +127,19 @@ def test_ids_are_used_once(page):
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) > 10
     assert len(ids) == len(set(ids))
+
+
+def test_no_column_repeats_the_cosine_under_another_name():
+    """RMSNorm without weights scales rows, so the cosine after it is the cosine."""
+    assert [name for name in (*FIGURES, *COLUMNS) if "cosine" in name] == ["cosine_similarity"] * 2
+
+
+def test_the_ticks_of_a_narrow_range_are_all_different():
+    svg = str(line_chart({"a": [(1, 0.2023), (9, 0.2131)]}, x_label="x", y_label="y", title="t"))
+    ticks = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg) if text.startswith("0.2")]
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
+    assert not re.search(r"<[^>]*\d\.\d{3}[^>]*>", svg)  # what only places things stays short
 
 
 def test_charts_draw_hostile_labels_as_they_stand():
