@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shards.tools.dataset_card import RANDOM, WARNING, are_random
 from shards.tools.markdown import front_matter, inline, table
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-TINY = "tiny/"  # test models, which are nowhere to be had
 FIGURES = {
     "mse_standardized": "MSE (standardised)",
     "per_dim_correlation": "correlation",
@@ -82,12 +82,13 @@ def model_card(published: Published) -> str:
         ),
     )
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
-    return f"{front_matter(_fields(published))}# {_title(config)}\n\n{body}\n"
+    warning = f"{WARNING}\n" if are_random(config.get("base_models")) else ""
+    return f"{front_matter(_fields(published))}# {_title(config)}\n\n{warning}{body}\n"
 
 
 def _fields(published: Published) -> dict[str, Any]:
     identities = [str(model.get("id", "")) for model in _models(published.config).values()]
-    bases = [name for name in identities if HUB_ID.fullmatch(name) and not name.startswith(TINY)]
+    bases = [name for name in identities if HUB_ID.fullmatch(name) and not name.startswith(RANDOM)]
     return {
         "license": published.license,
         "base_model": bases,
