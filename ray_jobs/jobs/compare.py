@@ -157,6 +157,7 @@ def identity_of(options: CompareOptions, settings: CompareSettings, sources: Mod
     decisive = {key: value for key, value in asdict(settings).items() if key != "max_tokens"}
     return {
         **decisive,
+        "blended": "caption rows, by area",  # earlier versions mixed template rows too, and read single tokens
         "seed": options.seed,
         "data": options.data or "the checkpoint's",
         "checkpoint": {
