@@ -26,6 +26,9 @@ BYTES = {"bfloat16": 2, "float32": 4}
 ACTIVATION_BYTES_PER_PIXEL = 4 * 4 * 128
 PROCESS_BYTES = 1.5e9
 ANSWER_SECONDS = 60.0
+# Memory of a machine where weights wait: a builder's interpreter with torch and what a batch passes through, and the
+# system with Ray and a driver (estimates); beyond 95% Ray kills workers (RAY_memory_usage_threshold).
+BUILDER_MEMORY, MACHINE_MEMORY, MEMORY_SHARE = 2e9, 3e9, 0.95
 
 
 @dataclass(frozen=True)
@@ -192,12 +195,14 @@ def check_memory(node: str, builders: int, memory: float, wanted: Needs, section
         wanted: what the models of one builder take.
         section: of the options, which errors name.
     """
-    each = wanted.text + wanted.image + wanted.vl
-    if builders * each > memory:
+    weights = wanted.text + wanted.image + wanted.vl
+    needed = builders * (weights + BUILDER_MEMORY) + MACHINE_MEMORY
+    if needed > MEMORY_SHARE * memory:
         raise UsageError(
-            f"node {node}: {builders} builders keep {each / 1e9:.0f} GB of weights each in memory, one model at a time "
-            f"on the GPU; it has {memory / 1e9:.0f} GB. Lower {section}.actors, or use GPUs or machines with more "
-            "memory"
+            f"node {node}: each of its {builders} builder(s) keeps {weights / 1e9:.0f} GB of weights in memory, "
+            f"one model at a time on the GPU, which takes {needed / 1e9:.0f} GB with what runs beside them; it has "
+            f"{memory / 1e9:.0f} GB. "
+            f"Lower {section}.actors, or use GPUs or machines with more memory"
         )
 
 

@@ -82,10 +82,15 @@ def test_weights_that_do_not_fit_are_refused_before_a_model_loads(asked, memory,
 
 
 def test_offloaded_weights_of_all_builders_fit_the_machines_memory():
-    check_memory("10.0.0.1", 2, 64 * GB, REAL)
-    with pytest.raises(UsageError, match=r"node 10\.0\.0\.1: 2 builders keep 30 GB of weights each .* it has 32 GB\. "
-                                         r"Lower compare\.actors"):  # fmt: skip
+    check_memory("10.0.0.1", 2, 72 * GB, REAL)
+    with pytest.raises(UsageError, match=r"1 builder.* takes 34 GB with what runs beside them; it has 32 GB"):
+        check_memory("10.0.0.1", 1, 32 * GB, REAL)  # of which the weights alone are 29.5
+    with pytest.raises(UsageError) as refused:
         check_memory("10.0.0.1", 2, 32 * GB, REAL, "compare")
+    assert str(refused.value).startswith(
+        "node 10.0.0.1: each of its 2 builder(s) keeps 30 GB of weights in memory"
+    )
+    assert "it has 32 GB. Lower compare.actors" in str(refused.value)
 
 
 def offloading_is_checked(monkeypatch, module, memory):
