@@ -9,6 +9,10 @@ from shards.tools.dataset_card import RANDOM, WARNING, are_random
 from shards.tools.markdown import front_matter, inline, table
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+USUAL = {
+    "vl": "Qwen/Qwen3-VL-4B-Instruct",
+    "image": "Tongyi-MAI/Z-Image-Turbo",
+}  # where config.json names no hub id
 FIGURES = {
     "mse_standardized": "MSE (standardised)",
     "per_dim_correlation": "correlation",
@@ -118,6 +122,13 @@ def _what_it_is(config: Mapping[str, Any]) -> str:
 
 def _use(config: Mapping[str, Any]) -> str:
     width, layer, text = config["network"]["width"], config["layer"], config["text_mode"] == "caption"
+    named = {role: str(model.get("id", "")) for role, model in _models(config).items()}
+    vl, image = (
+        identity
+        if HUB_ID.fullmatch(identity := named.get(role, "")) and not identity.startswith(RANDOM)
+        else usual
+        for role, usual in USUAL.items()
+    )
     kind = f"(S, {width}) hidden states of layer {layer}, {TOKENS[config['tokens']]}"
     return f"""With the project installed (`pip install` in a copy of its repository) and this folder downloaded:
 
@@ -129,15 +140,20 @@ projector = Projector.from_pretrained("this-folder")
 `projector(embeddings)` takes {kind}, or a batch of them. From a picture to what conditions Z-Image:
 
 ```python
+import torch
+from PIL import Image
+
 from projector import VLEmbeddingExtractor, blend_interpolate
-extractor = VLEmbeddingExtractor.from_pretrained("Qwen3-VL-4B-Instruct", projector_path="this-folder")
-result = extractor.extract(image, text={"prompt" if text else "None"}, hidden_layer={layer})
-conditioning = blend_interpolate(result.embeddings, text_embeddings, alpha=0.5, kind=text_kind)
+from projector.models.text_encoder import TextEncoder
+
+prompt, where = "a lighthouse at dusk", {{"device": "cuda", "dtype": torch.bfloat16}}
+extractor = VLEmbeddingExtractor.from_pretrained("{vl}", projector_path="this-folder", **where)
+result = extractor.extract(Image.open("cat.jpg"), text={"prompt" if text else "None"}, hidden_layer={layer})
+text = TextEncoder.from_pretrained("{image}", **where).encode([prompt])[0]
+conditioning = blend_interpolate(result.embeddings, text.embeddings, alpha=0.5, kind=text.kind)
 ```
 
-`text_embeddings` and `text_kind` are what the project's `TextEncoder` gives for a prompt: the rows that Z-Image is
-conditioned on, and which of them are the prompt's own. Give diffusers' pipeline `prompt_embeds=[conditioning]`, a
-list with a tensor for each picture."""
+Give diffusers' pipeline `prompt_embeds=[conditioning]`, a list with a tensor for each picture."""
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:

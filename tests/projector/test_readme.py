@@ -1,5 +1,7 @@
 """The Python that README and the card of a projector show, run as it stands but for the device and the size."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from projector.data.pairs import Pair, in_memory
 from projector.options import TrainOptions
 from projector.training.loop import train
+from ray_jobs.__main__ import main
 from ray_support import blocks
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -47,3 +50,33 @@ def test_the_readme_goes_from_a_picture_to_a_picture(folder):
     assert names["picture"].size == (64, 64)
     template = names["text"].kind != 2
     assert names["conditioning"][template].equal(names["text"].embeddings[template])
+
+
+def test_the_card_goes_from_a_picture_to_a_conditioning(folder):
+    assert (
+        main(
+            [
+                "export",
+                "--export.checkpoint",
+                "runs/mlp",
+                "--export.output",
+                "this-folder",
+                "--export.program",
+                "false",
+            ]
+        )
+        == 0
+    )
+    lines = "".join(
+        re.findall(r"^```python\n(.*?)^```$", (folder / "this-folder" / "README.md").read_text(), re.M | re.S)
+    )
+    for shown, tried in (
+        ('"cuda"', '"cpu"'),
+        ("Qwen/Qwen3-VL-4B-Instruct", "models/Qwen3-VL-4B-Instruct"),
+        ("Tongyi-MAI/Z-Image-Turbo", "models/Z-Image-Turbo"),
+    ):
+        assert shown in lines
+        lines = lines.replace(shown, tried)
+    names = {}
+    exec(lines, names)
+    assert names["conditioning"].shape == names["text"].embeddings.shape
