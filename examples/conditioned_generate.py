@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         seen = extractor.extract(picture, beside, hidden_layer=projector.layer)
     del extractor
 
-    conditioning = blend_interpolate(seen.embeddings, text.embeddings, options.alpha)
+    conditioning = blend_interpolate(seen.embeddings, text.embeddings, options.alpha, kind=text.kind)
     generator = ImageGenerator.from_pretrained(
         options.image_model,
         device=options.device,

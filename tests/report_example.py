@@ -56,6 +56,10 @@ def evaluation(error: float = 0.26, *, copies: bool = False) -> dict[str, Any]:
     methods = {name: figures(value) for name, value in BASELINES.items()} | {
         "projector": figures(error, scale=0.05)
     }
+    methods["projector"]["differences"] = {
+        name: {"difference": error - value, "interval": [error - value - 0.07, error - value + 0.07]}
+        for name, value in BASELINES.items()
+    }
     profile = {
         "identity": {"std_ratio": before.tolist(), "correlation": random.normal(0, 0.15, WIDTH).tolist()},
         "projector": {

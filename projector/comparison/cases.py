@@ -2,13 +2,14 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.errors import UsageError
@@ -16,9 +17,6 @@ from shards.format.sample import MAX_PIXELS, open_image
 from shards.sources.picture import MAX_BYTES, MOST_OBLONG
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
-# Qwen3-VL makes a token of 32 x 32 pixels: a photograph of 12 megapixels would be 12,000 of them, where the
-# projector was trained on about a thousand.
-LONGEST_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,12 @@ class Case:
         return f"pictures/{self.name}/{method}-{alpha}.png"
 
 
-def user_pictures(places: Sequence[str]) -> list[Image.Image]:
-    """Pictures of a user, turned upright and no longer than 2048 pixels.
+def user_pictures(places: Sequence[str], size: Mapping[str, int] | None = None) -> list[Image.Image]:
+    """Pictures of a user, turned upright and brought to the size of a projector's training pictures.
 
     Args:
         places: image files, or folders of which all image files are taken in the order of their names.
+        size: of the training pictures, as `Projector.picture_size`; None or empty: unrecorded.
 
     Returns:
         RGB pictures.
@@ -62,7 +61,12 @@ def user_pictures(places: Sequence[str]) -> list[Image.Image]:
     Raises:
         UsageError: nothing there, or a file that is no sound picture; names it.
     """
-    return [_opened(path) for place in places for path in _files(Path(place).expanduser())]
+    wanted = size or UNRECORDED
+    return [
+        to_training_size(_opened(path), wanted)
+        for place in places
+        for path in _files(Path(place).expanduser())
+    ]
 
 
 def _files(place: Path) -> list[Path]:
@@ -101,7 +105,6 @@ def _opened(path: Path) -> Image.Image:
         raise UsageError(
             f"{where}: {picture.width} x {picture.height} pixels; crop it to at most {MOST_OBLONG} to 1"
         )
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return picture
 
 

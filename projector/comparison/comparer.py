@@ -16,6 +16,7 @@ from projector.comparison.grid import comparison_grid
 from projector.comparison.scores import SiglipScorer, load_scorers, score_pictures
 from projector.evaluation.baselines import Method, TrainStatistics
 from projector.models.image_generator import ImageGenerator
+from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources
 from projector.models.text_encoder import SampleError, TextEncoder, special_token_in, templated
 from projector.network.projector import Projector
@@ -56,6 +57,7 @@ class CompareSpec:
         scorers: `module:attribute` each.
         settings: how pictures are made.
         reference: statistics for the baselines; None where no method needs them.
+        one_at_a_time: whether only the model at work is on the device, as in a build with placement `offload`.
     """
 
     root: str
@@ -65,6 +67,7 @@ class CompareSpec:
     scorers: tuple[str, ...]
     settings: CompareSettings
     reference: TrainStatistics | None
+    one_at_a_time: bool = False
 
 
 def columns_of(methods: Sequence[str], alphas: Sequence[float]) -> list[tuple[str, float]]:
@@ -100,7 +103,7 @@ class Comparer:
 
     def __init__(self, spec: CompareSpec) -> None:
         self.spec = spec
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._residence = Residence(one_at_a_time=spec.one_at_a_time)
         self._dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[spec.settings.dtype]
         self._conditionings = lru_cache(maxsize=1)(self._read)  # pictures come case by case
 
@@ -112,17 +115,20 @@ class Comparer:
     def _text(self) -> TextEncoder:
         return TextEncoder.from_pretrained(
             self.spec.models.image.here(),
-            device=self._device,
+            device=self._residence.loading_device,
             dtype=self._dtype,
             max_tokens=self.spec.settings.max_tokens,
+            quantize=self._projector.quantize,
         )
 
     @cached_property
     def _images(self) -> ImageGenerator:
         settings = self.spec.settings
+        if settings.guidance > 0:
+            self._residence.let_in(self._text)
         return ImageGenerator.from_pretrained(
             self.spec.models.image.here(),
-            device=self._device,
+            device=self._residence.loading_device,
             dtype=self._dtype,
             height=settings.height,
             width=settings.width,
@@ -134,7 +140,10 @@ class Comparer:
     @cached_property
     def _vision(self) -> VLEmbeddingExtractor:
         return VLEmbeddingExtractor.from_pretrained(
-            self.spec.models.vl.here(), self.spec.checkpoint, device=self._device, dtype=self._dtype
+            self.spec.models.vl.here(),
+            self.spec.checkpoint,
+            device=self._residence.loading_device,
+            dtype=self._dtype,
         )
 
     @cached_property
@@ -148,7 +157,7 @@ class Comparer:
     @cached_property
     def _siglip(self) -> SiglipScorer | None:
         found = self.spec.siglip
-        return SiglipScorer.from_pretrained(found.here(), device=self._device) if found else None
+        return SiglipScorer.from_pretrained(found.here(), device=self._residence.device) if found else None
 
     def make(self, case: Case, method: str, alpha: float) -> None:
         """Make one picture and put it on storage.
@@ -158,26 +167,29 @@ class Comparer:
             method: `text`, `projector` or a baseline's name.
             alpha: how much of the reference is blended in.
         """
-        text, raw, projected = self._conditionings(case)
+        text, kind, raw, projected = self._conditionings(case)
         if method == TEXT_ONLY:
             conditioning = text
         else:
             vl = projected if method == PROJECTED else self._baselines[method].apply(raw.float().cpu())
-            conditioning = BLENDS[self.spec.settings.blend](vl.to(text), text, alpha)
+            conditioning = BLENDS[self.spec.settings.blend](vl.to(text), text, alpha, kind)
+        self._residence.let_in(self._images)
         picture = self._images.generate([conditioning], [case.seed])[0]
         self._storage.put_bytes(case.picture(method, alpha), as_png(picture))
 
-    def _read(self, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-        """Text (T, D), and the reference's tokens raw and projected (S, D) as the projector was trained to see them."""
+    def _read(self, case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Text (T, D) and its rows' kinds (T,), and the reference's tokens (S, D), raw and projected."""
+        self._residence.let_in(self._text)
         encoding = self._text.encode([case.prompt])[0]
         if isinstance(encoding, SampleError):
             raise UsageError(f"prompt {case.prompt[:80]!r}: {encoding}")
+        self._residence.let_in(self._vision)
         seen = self._vision.extract(
             self._picture(case.reference),
             None if self._projector.text_mode == "none" else case.prompt,
             hidden_layer=self._projector.layer,
         )
-        return encoding.embeddings, seen.raw, seen.embeddings
+        return encoding.embeddings, encoding.kind, seen.raw, seen.embeddings
 
     def judge(self, case: Case, methods: Sequence[str], alphas: Sequence[float]) -> list[dict[str, float]]:
         """Score a case's pictures and put its grid on storage.

@@ -132,6 +132,7 @@ def load_pairs(
     limit: int | None = None,
     whole: bool = False,
     weight: float = 1.0,
+    data_option: str = "",
 ) -> PairSource:
     """The pairs of a dataset's split, read from its committed shards when asked for.
 
@@ -144,6 +145,8 @@ def load_pairs(
         limit: use the first so many pairs; None for all.
         whole: keep template tokens and attention sinks, as the guide does.
         weight: what each pair counts.
+        data_option: the option that named the data, where a trained projector settles layer, mode and tokens; empty:
+            they are options of a training.
 
     Returns:
         a source that holds no pairs itself.
@@ -160,7 +163,7 @@ def load_pairs(
             f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
         )
     reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight)
-    reader.check()
+    reader.check(data_option)
     if not whole:
         reader = replace(reader, template=find_template(islice(reader.wholes(), LOOKED_AT)))
     return PairSource(
@@ -260,7 +263,17 @@ def provenance_of(dataset: Dataset) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "models": models,
         "vl_tokens": dataset.settings.get("vl_tokens", "all"),
-        "pictures": {name: dataset.settings.get(name) for name in ("height", "width", "steps")},
+        "picture": picture_size(dataset.settings),
+        "steps": dataset.settings.get("steps"),
+        "quantize": dataset.settings.get("quantize", "none"),
+    }
+
+
+def picture_size(settings: Mapping[str, Any]) -> dict[str, int]:
+    """The size of a dataset's pictures: `height` and `width`, or `max_side` of imported ones; empty where unknown."""
+    imported = settings.get("import", {})
+    return {
+        key: of[key] for of in (settings, imported) for key in ("height", "width", "max_side") if key in of
     }
 
 
@@ -282,12 +295,17 @@ class ShardReader:
         """The text modes that are read."""
         return ("caption", "none") if self.text_mode == "mixed" else (self.text_mode,)
 
-    def check(self) -> None:
-        """Raise UsageError when the first sample lacks what was asked for."""
+    def check(self, data_option: str = "") -> None:
+        """Raise UsageError when the first sample lacks what was asked for; `data_option` as in `load_pairs`."""
         first = next(commit for commit in self.commits if commit.samples)
         sample = next(read_shard(self.dataset.storage, first, image=False))
         where = self.dataset.storage.root
         layers, held = sample.metadata["layers"], sample.metadata["text_modes"]
+        if data_option and (self.layer not in layers or not set(self.modes) <= set(held)):
+            raise UsageError(
+                f"{data_option} = {where!r}: holds layers {layers} and text modes {held}; the projector was trained on "
+                f"layer {self.layer} and text mode {self.text_mode}: give a dataset with them, or extract them"
+            )
         if self.layer not in layers:
             raise UsageError(
                 f"train.layer = {self.layer}: {where} holds layers {layers}; "
@@ -299,6 +317,11 @@ class ShardReader:
             )
         for mode in self.modes:
             if not np.isin(sample.tensors[f"vl.{mode}.kind"], KINDS[self.tokens]).any():
+                if data_option:
+                    raise UsageError(
+                        f"{data_option} = {where!r}: text mode {mode!r} has no tokens of the kind that the projector "
+                        f"was trained on, {self.tokens!r}; give another dataset"
+                    )
                 raise UsageError(
                     f"train.tokens = {self.tokens!r}: the VL input of text mode {mode!r} "
                     "has no such tokens; use `image`, or text mode `caption`"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from projector.models.int8 import Quantize, quantize_weights
 from projector.models.resolve import ModelSources
 from projector.models.text_encoder import SampleError, TextEncoder
 from projector.models.vision_encoder import IMAGE_TOKEN_TYPE
@@ -44,7 +45,13 @@ class Captioner:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, *, device: str, dtype: torch.dtype, revision: str | None = None
+        cls,
+        path: str,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        revision: str | None = None,
+        quantize: Quantize = "none",
     ) -> "Captioner":
         """Load from a Qwen3-VL folder or hub id."""
         from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
@@ -53,6 +60,7 @@ class Captioner:
             path, revision=revision, dtype=dtype, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        quantize_weights(model.model, quantize)
         return cls(
             model.to(device), tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
         )
@@ -99,10 +107,11 @@ class WrittenCaptions:
     def from_pretrained(
         cls, models: ModelSources, dataset: Dataset, split: str, *, device: str, dtype: torch.dtype
     ) -> "WrittenCaptions":
-        """Load both models."""
+        """Load both models, their weights rounded as the dataset's were."""
+        quantize = dataset.settings.get("quantize", "none")
         return cls(
-            Captioner.from_pretrained(models.vl.here(), device=device, dtype=dtype),
-            TextEncoder.from_pretrained(models.image.here(), device=device, dtype=dtype),
+            Captioner.from_pretrained(models.vl.here(), device=device, dtype=dtype, quantize=quantize),
+            TextEncoder.from_pretrained(models.image.here(), device=device, dtype=dtype, quantize=quantize),
             dataset,
             split,
         )

@@ -15,14 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from projector.data.align import Alignment
 from projector.data.pairs import Pair, PairSource
 from projector.evaluation.baselines import Method, TrainStatistics, ridge_baseline
 from projector.evaluation.distances import random_directions
-from projector.evaluation.metrics import Metrics, Standard
-from projector.evaluation.moments import REPLICATES
+from projector.evaluation.metrics import INTERVAL, Metrics, Standard
+from projector.evaluation.moments import REPLICATES, Float64
 from projector.network.projector import Projector
 from projector.options import EvaluateOptions, Tokens
 from shards.errors import UsageError
@@ -170,6 +171,11 @@ class Measured:
                 if name in of_kind and of_kind[name].rows
             }
             result["by_kind"] = by_kind or {self.kinds[0]: dict(result)}
+        errors = {name: metrics.errors() for name, metrics in self.whole.items()}
+        for name, result in methods.items():
+            result["differences"] = {
+                other: _difference(errors[name], errors[other]) for other in methods if other != name
+            }
         ranking = sorted(methods, key=lambda name: float(methods[name][SMALLER_IS_BETTER]))
         profiled = {name: self.whole[name].profile() for name in PROFILED if name in self.whole}
         return {
@@ -183,6 +189,14 @@ class Measured:
                 }
             },
         }
+
+
+def _difference(one: Float64, other: Float64) -> dict[str, Any]:
+    """By how much one method's standardised error is above another's, and between what in resamples of the pairs."""
+    found = one - other
+    replicates = found[1:][~np.isnan(found[1:])]
+    interval = {"interval": np.percentile(replicates, INTERVAL).tolist()} if len(replicates) else {}
+    return {"difference": float(found[0]), **interval}
 
 
 def _short(values: Any) -> list[float | None]:

@@ -190,6 +190,19 @@ class Metrics:
             "r2": content.r2,
         }
 
+    def errors(self) -> Float64:
+        """(1 + replicates,) standardised error on all pairs, then in each replicate; NaN in one without pairs.
+
+        All methods meet the same pairs in the same replicate, so that their differences are paired.
+        """
+        counts, sums = self._scalars.total[:, 0], self._content.total
+        return np.array(
+            [
+                (Moments(count, of).squared_error / self.standard.std**2).mean() if count else np.nan
+                for count, of in zip(counts, sums, strict=True)
+            ]
+        )
+
     def result(self) -> dict[str, Any]:
         """The figures under the names of eval.json, their intervals, and the dimensions that stand out."""
         sums = [self._of_sums(weighting) for weighting in range(len(self._scalars.total))]

@@ -11,6 +11,7 @@ import torch
 from projector.making.batching import BatchMaker, Stage
 from projector.making.generated import vision_tensors
 from projector.making.shard_maker import InOneStage
+from projector.models.int8 import Quantize
 from projector.models.resolve import ModelSource
 from projector.models.text_encoder import SampleError
 from projector.models.vision_encoder import VisionLanguageEncoder
@@ -34,6 +35,7 @@ class RereadSettings:
     vl_tokens: str
     dtype: str
     batch_size: int
+    quantize: Quantize = "none"
 
 
 class RereadMaker(BatchMaker[PlannedSample, Sample]):
@@ -58,6 +60,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
             dtype={"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype],
             layers=settings.layers,
             text_modes=settings.text_modes,
+            quantize=settings.quantize,
         )
 
     def _make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:

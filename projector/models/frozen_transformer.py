@@ -67,7 +67,10 @@ class FrozenTransformer:
         return torch.cat(drawn).to(self.device)
 
     def velocities(self, latents: Tensor, sigmas: Tensor, rows: Tensor, exists: Tensor) -> Tensor:
-        """What the model answers.
+        """What the model answers, to each conditioning as if it were alone.
+
+        Its length, rounded up, decides the place of the picture behind it; conditionings of one such length are
+        computed together.
 
         Args:
             latents: (B, C, h, w) float32 noisy latents.
@@ -78,8 +81,24 @@ class FrozenTransformer:
         Returns:
             (B, C, h, w) float32: clean latents minus noise.
         """
-        padding = -rows.shape[1] % MULTIPLE
-        dtype = self._transformer.dtype
+        lengths = [padded_length(count) for count in exists.sum(1).tolist()]
+        if len(set(lengths)) == 1:
+            return self._velocities(latents, sigmas, rows, exists, lengths[0])
+        found = torch.zeros_like(latents)
+        for length in sorted(set(lengths)):
+            part = torch.tensor([place for place, own in enumerate(lengths) if own == length])
+            part = part.to(latents.device)
+            some = self._velocities(
+                latents[part], sigmas[part.to(sigmas.device)], rows[part], exists[part], length
+            )
+            found = found.index_copy(0, part, some)
+        return found
+
+    def _velocities(
+        self, latents: Tensor, sigmas: Tensor, rows: Tensor, exists: Tensor, length: int
+    ) -> Tensor:
+        """Velocities under conditionings that are padded to one length."""
+        padding, dtype = length - rows.shape[1], self._transformer.dtype  # cut off where that is below zero
         rows, exists = F.pad(rows, (0, 0, 0, padding)), F.pad(exists, (0, padding))
         found = dense_velocities(
             self._transformer, latents.to(dtype), (1 - sigmas).to(self.device), rows.to(dtype), exists
@@ -91,19 +110,12 @@ class FrozenTransformer:
         """Sample pictures and keep the velocity of each step.
 
         Args:
-            conditionings: (T, D) each; their lengths must round up to the same multiple of 32.
+            conditionings: (T, D) each.
             seeds: of the starting noise.
 
         Returns:
             (B, K, C, h, w) float32.
-
-        Raises:
-            ValueError: lengths that round up differently, which would move the picture's place.
         """
-        if len({padded_length(len(each)) for each in conditionings}) > 1:
-            raise ValueError(
-                f"conditionings of {sorted(map(len, conditionings))} rows do not round up to one length"
-            )
         longest = max(map(len, conditionings))
         rows = torch.stack([F.pad(each.float(), (0, 0, 0, longest - len(each))) for each in conditionings])
         lengths = torch.tensor([len(each) for each in conditionings])

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from projector.models.image_settings import caption_rows
+
 
 class ImageGenerator:
     """A Z-Image pipeline without its text encoder: it is conditioned on given tensors only.
@@ -96,7 +98,13 @@ class ImageGenerator:
 
         Returns:
             RGB pictures.
+
+        Raises:
+            ValueError: a conditioning has more rows than the transformer has positions for.
         """
+        most = caption_rows(self.pipeline.transformer.config.axes_lens)
+        if (longest := max(map(len, embeddings))) > most:
+            raise ValueError(f"a conditioning has {longest} rows; the image model takes at most {most}")
         conditioning = [embedding.to(self.pipeline.transformer.dtype) for embedding in embeddings]
         negative = (
             [self.negative.to(conditioning[0])] * len(conditioning) if self.negative is not None else None

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from projector.models.weight_files import check_not_quantised, check_weight_files
 from projector.options import Models
 from shards.errors import UsageError
 
@@ -259,8 +260,10 @@ def _check_pipeline(folder: Path, option: str) -> None:
     ]
     for part in WEIGHTED_PARTS:
         if f"{part}/config.json" not in missing:
-            missing += [f"{part}/{name}" for name in _missing_weights(folder / part)]
+            missing += [f"{part}/{name}" for name in _missing_weights(folder / part, option, folder)]
     _refuse(missing, option, folder)
+    for part in WEIGHTED_PARTS:
+        _check_weights(folder / part, option, folder)
 
 
 def _check_vision_language(folder: Path, option: str) -> None:
@@ -273,16 +276,28 @@ def _check_vision_language(folder: Path, option: str) -> None:
 
 
 def check_complete(folder: Path, files: Sequence[str], option: str) -> None:
-    """UsageError where a model folder lacks one of these files or weights as safetensors."""
+    """UsageError where a model folder lacks one of these files or whole, plain weights as safetensors."""
     missing = [name for name in files if not (folder / name).is_file()]
-    _refuse(missing + _missing_weights(folder), option, folder)
+    _refuse(missing + _missing_weights(folder, option, folder), option, folder)
+    _check_weights(folder, option, folder)
 
 
-def _missing_weights(folder: Path) -> list[str]:
+def _check_weights(folder: Path, option: str, root: Path) -> None:
+    path = folder / "config.json"
+    check_not_quantised(read_json(path, option, root), str(path.relative_to(root)), option, root)
+    check_weight_files(folder, option, root)
+
+
+def _missing_weights(folder: Path, option: str, root: Path) -> list[str]:
     """Weight files that are promised and not there."""
     for index in folder.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        return sorted(name for name in shards if not (folder / name).is_file())
+        shards = read_json(index, option, root).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise UsageError(
+                f"{option} = {str(root)!r}: {index.relative_to(root)} has no weight_map of file names; "
+                "download it again"
+            )
+        return sorted(name for name in set(shards.values()) if not (folder / name).is_file())
     return [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
 
 

@@ -5,16 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shards.tools.dataset_card import RANDOM, WARNING, are_random
 from shards.tools.markdown import front_matter, inline, table
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-TINY = "tiny/"  # test models, which are nowhere to be had
+USUAL = {
+    "vl": "Qwen/Qwen3-VL-4B-Instruct",
+    "image": "Tongyi-MAI/Z-Image-Turbo",
+}  # where config.json names no hub id
 FIGURES = {
     "mse_standardized": "MSE (standardised)",
     "per_dim_correlation": "correlation",
     "r2": "R²",
     "cosine_similarity": "cosine",
-    "rms_cosine": "cosine after RMSNorm",
     "recall_at_1": "recall@1",
     "recall_at_5": "recall@5",
     "sliced_wasserstein": "sliced Wasserstein",
@@ -83,12 +86,13 @@ def model_card(published: Published) -> str:
         ),
     )
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
-    return f"{front_matter(_fields(published))}# {_title(config)}\n\n{body}\n"
+    warning = f"{WARNING}\n" if are_random(config.get("base_models")) else ""
+    return f"{front_matter(_fields(published))}# {_title(config)}\n\n{warning}{body}\n"
 
 
 def _fields(published: Published) -> dict[str, Any]:
     identities = [str(model.get("id", "")) for model in _models(published.config).values()]
-    bases = [name for name in identities if HUB_ID.fullmatch(name) and not name.startswith(TINY)]
+    bases = [name for name in identities if HUB_ID.fullmatch(name) and not name.startswith(RANDOM)]
     return {
         "license": published.license,
         "base_model": bases,
@@ -118,6 +122,13 @@ def _what_it_is(config: Mapping[str, Any]) -> str:
 
 def _use(config: Mapping[str, Any]) -> str:
     width, layer, text = config["network"]["width"], config["layer"], config["text_mode"] == "caption"
+    named = {role: str(model.get("id", "")) for role, model in _models(config).items()}
+    vl, image = (
+        identity
+        if HUB_ID.fullmatch(identity := named.get(role, "")) and not identity.startswith(RANDOM)
+        else usual
+        for role, usual in USUAL.items()
+    )
     kind = f"(S, {width}) hidden states of layer {layer}, {TOKENS[config['tokens']]}"
     return f"""With the project installed (`pip install` in a copy of its repository) and this folder downloaded:
 
@@ -129,11 +140,20 @@ projector = Projector.from_pretrained("this-folder")
 `projector(embeddings)` takes {kind}, or a batch of them. From a picture to what conditions Z-Image:
 
 ```python
+import torch
+from PIL import Image
+
 from projector import VLEmbeddingExtractor, blend_interpolate
-extractor = VLEmbeddingExtractor.from_pretrained("Qwen3-VL-4B-Instruct", projector_path="this-folder")
-result = extractor.extract(image, text={"prompt" if text else "None"}, hidden_layer={layer})
-conditioning = blend_interpolate(result.embeddings, text_embeddings, alpha=0.5)
-```"""
+from projector.models.text_encoder import TextEncoder
+
+prompt, where = "a lighthouse at dusk", {{"device": "cuda", "dtype": torch.bfloat16}}
+extractor = VLEmbeddingExtractor.from_pretrained("{vl}", projector_path="this-folder", **where)
+result = extractor.extract(Image.open("cat.jpg"), text={"prompt" if text else "None"}, hidden_layer={layer})
+text = TextEncoder.from_pretrained("{image}", **where).encode([prompt])[0]
+conditioning = blend_interpolate(result.embeddings, text.embeddings, alpha=0.5, kind=text.kind)
+```
+
+Give diffusers' pipeline `prompt_embeds=[conditioning]`, a list with a tensor for each picture."""
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:

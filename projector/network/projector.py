@@ -12,6 +12,7 @@ from torch import Tensor
 
 from projector.data.align import area_pool, evenly
 from projector.data.template import token_rms
+from projector.models.int8 import Quantize
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
 from projector.options import VL_TOKENS, TextMode, Tokens
@@ -81,6 +82,17 @@ class Projector:
     def vl_tokens(self) -> str:
         """`all`, or `pooled:N` where the dataset it was trained on holds averages of tokens; pass the same."""
         return str(self.config.get("dataset", {}).get("vl_tokens", "all"))
+
+    @property
+    def picture_size(self) -> dict[str, int]:
+        """Pixels of the pictures it was trained on: `height` and `width`, or `max_side`; empty where unrecorded."""
+        return dict(self.config.get("dataset", {}).get("picture", {}))
+
+    @property
+    def quantize(self) -> Quantize:
+        """How the weights of the encoders that made its training pairs were rounded; read with the same."""
+        rounding: Quantize = self.config.get("dataset", {}).get("quantize", "none")
+        return rounding
 
     @property
     def keeps_positions(self) -> bool:
@@ -240,15 +252,31 @@ def _check_description(config: dict[str, Any], width: int, root: str) -> None:
     layer, said, mode, tokens = (config.get(key) for key in ("layer", "width", "text_mode", "tokens"))
     pooling = dataset.get("vl_tokens", "all") if isinstance(dataset, dict) else dataset
     limit = template.get("vl_limit") if isinstance(template, dict) else template
+    recorded = dataset if isinstance(dataset, dict) else {}
+    picture, rounding = recorded.get("picture", {}), recorded.get("quantize", "none")
     for key, value, right, allowed in (
         ("layer", layer, type(layer) is int and layer < 0, "counted from the end, as -8 is"),
         ("width", said, said in (width, None), f"{width}, that of the weights"),
         ("text_mode", mode, mode in get_args(TextMode), f"one of {', '.join(get_args(TextMode))}"),
         ("tokens", tokens, tokens in get_args(Tokens), f"one of {', '.join(get_args(Tokens))}"),
         ("dataset.vl_tokens", pooling, re.fullmatch(VL_TOKENS, str(pooling)), "all or pooled:N"),
+        (
+            "dataset.quantize",
+            rounding,
+            rounding in get_args(Quantize),
+            f"one of {', '.join(get_args(Quantize))}",
+        ),
+        ("dataset.picture", picture, _is_size(picture), "height and width, or max_side, in pixels"),
         ("template.vl_limit", limit, type(limit) in (int, float), "a number"),
     ):
         if not right:
             raise UsageError(
                 f"{root}/{CONFIG}: {key} is {value!r}, expected {allowed}; train or export again"
             )
+
+
+def _is_size(picture: Any) -> bool:
+    return isinstance(picture, dict) and (
+        set(picture) in ({"height", "width"}, {"max_side"}, set())
+        and all(type(side) is int and side > 0 for side in picture.values())
+    )

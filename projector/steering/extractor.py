@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from projector.models.resolve import read_json
+from projector.models.resolve import VL_FILES, check_complete, locate, read_json
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.network.projector import Projector
+from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 
@@ -100,16 +101,17 @@ class VLEmbeddingExtractor:
         """Load the model and the projector.
 
         Args:
-            model_path: Qwen3-VL folder.
+            model_path: Qwen3-VL folder or hub id (`id@revision`), as everywhere.
             projector_path: trained or exported projector; None for raw hidden states.
             device: of both.
-            dtype: of the VL model.
+            dtype: of the VL model. Its weights are rounded as those that made the projector's training pairs were.
 
         Raises:
             UsageError: no such model, or a projector of another width or of a layer the model has not.
         """
-        folder = Path(model_path)
+        _, folder, _ = locate("model_path", model_path)
         width, depth = _size_of(folder)
+        check_complete(folder, VL_FILES, "model_path")
         projector = Projector.from_pretrained(projector_path, device=device) if projector_path else None
         if projector is not None and projector.width != width:
             raise UsageError(
@@ -124,9 +126,20 @@ class VLEmbeddingExtractor:
         # A projector names its layer, so nothing after it is computed; without one every layer can be asked for.
         layers = [projector.layer] if projector is not None else list(range(-depth, 0))
         encoder = VisionLanguageEncoder.from_pretrained(
-            model_path, device=device, dtype=dtype, layers=layers, text_modes=["none"]
+            str(folder),
+            device=device,
+            dtype=dtype,
+            layers=layers,
+            text_modes=["none"],
+            quantize="none" if projector is None else projector.quantize,
         )
         return cls(encoder, projector)
+
+    def to(self, device: str) -> None:
+        """Move model and projector."""
+        self._encoder.to(device)
+        if self._projector is not None:
+            self._projector.to(device)
 
     def extract(
         self,
@@ -141,7 +154,7 @@ class VLEmbeddingExtractor:
         """Read a picture.
 
         Args:
-            image: any size and mode.
+            image: any size and mode; with a projector, brought to the size of the pictures it was trained on.
             text: stands beside the picture in the input; None for the picture alone.
             hidden_layer: which state; with a projector, the one it was trained on.
             text_tokens_only, image_tokens_only: which tokens to take; with a projector, those it was trained on
@@ -158,7 +171,10 @@ class VLEmbeddingExtractor:
         tokens = self._tokens(text_tokens_only, image_tokens_only)
         self._check(hidden_layer, mode, tokens)
         self._encoder.text_modes = (mode,)
-        encoding = self._encoder.encode([image.convert("RGB")], [text or ""])[0]
+        picture = image.convert("RGB")
+        if self._projector is not None:
+            picture = to_training_size(picture, self._projector.picture_size or UNRECORDED)
+        encoding = self._encoder.encode([picture], [text or ""])[0]
         if not isinstance(encoding, VisionEncoding):
             raise UsageError(str(encoding))
         if self._projector is not None:

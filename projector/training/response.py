@@ -141,14 +141,14 @@ class ResponseTrainer(Trainer):
             raise UsageError(
                 "train.objective = response: these pairs do not say what their pictures were made from"
             )
-        pictures = train_pairs.provenance.get("pictures", {})
+        picture = train_pairs.provenance.get("picture", {})
         side = options.response_size
         self.model = FrozenTransformer.from_pretrained(
             image_model(options, train_pairs),
             device=world.device,
-            height=side or pictures.get("height") or IMPORTED_SIDE,
-            width=side or pictures.get("width") or IMPORTED_SIDE,
-            steps=pictures.get("steps") or IMPORTED_STEPS,
+            height=side or picture.get("height") or IMPORTED_SIDE,
+            width=side or picture.get("width") or IMPORTED_SIDE,
+            steps=train_pairs.provenance.get("steps") or IMPORTED_STEPS,
         )
         self._sources = train_pairs.conditionings, val_pairs.conditionings
         super().__init__(options, world, train_pairs, val_pairs, state)

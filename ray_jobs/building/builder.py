@@ -38,7 +38,12 @@ from shards.format.commit import Commit, Maker
 from shards.format.plan import PlannedSample, PlannedShard
 from shards.format.sample import Failure
 
+WAITING_SECONDS = 1.0  # between two looks of a builder that is left out at whether the run is over
 BATCHES_BEHIND = 2  # that wait to be written: more would only fill memory
+
+
+class CannotLoadError(StorageError):
+    """A device on which the models cannot be loaded; others may do."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class ShardBuilder:
         self._itself = whereabouts(spec.run)
         self._gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._models = threading.Lock()
+        self._left_out = False
         self._here = Finisher(spec.finish)
 
     @cached_property
@@ -89,7 +95,7 @@ class ShardBuilder:
             maker = self._spec.maker()
         except RuntimeError as error:  # torch's, of a device that is full, broken or occupied
             reason = " ".join(str(error).split())[:500]
-            raise StorageError(
+            raise CannotLoadError(
                 f"the models cannot be loaded on {self._name}, {self._device}: {reason}"
             ) from error
         for note in maker.notes:
@@ -105,12 +111,17 @@ class ShardBuilder:
         Returns:
             one row: `outcome` (committed, adopted, there by a worker of this run that died since, taken by another
             build before it was begun, duplicate of what another build committed meanwhile, overtaken by a second try
-            elsewhere, stopped, refused, or nothing where nothing was left) and `name` of the shard.
+            elsewhere, stopped, refused, or nothing where nothing was left or the models cannot be loaded here) and
+            `name` of the shard.
         """
         ticket = int(batch["ticket"][0])
         while True:
             try:
                 name, outcome = self._one(ticket)
+                while self._left_out and not ray.get(self._monitor.is_finished.remote()):
+                    time.sleep(
+                        WAITING_SECONDS
+                    )  # a ticket given back at once would soon be followed by all others
                 return {"name": [name], "outcome": [outcome]}
             except ShardLostError:
                 time.sleep(1)  # the reader that had it died and is being restarted: begin anew
@@ -121,6 +132,8 @@ class ShardBuilder:
             # One thread per builder on a CPU: sums must not depend on how many cores happened to be free. Set here,
             # since each thread of this process has a number of its own.
             torch.set_num_threads(1)
+            if self._left_out:
+                return "", "nothing"
             itself = ray.get_runtime_context().current_actor
             attempt = uuid.uuid4().hex
             begin = self._monitor.begin.remote(self._name, ticket, itself, attempt, self._itself)
@@ -139,6 +152,10 @@ class ShardBuilder:
         """What work returns; "refused", with the run stopped, where the store refuses."""
         try:
             return work()
+        except CannotLoadError as error:
+            self._left_out = True
+            ray.get(self._monitor.leave_out.remote(self._name, ticket, attempt, str(error)))
+            return "nothing"
         except (StorageError, CorruptShardError, UsageError) as error:
             # The store's failure is every builder's: the run stops with its words instead of a worker's traceback.
             ray.get(self._monitor.stop.remote(f"{name}: {error}"))

@@ -1,6 +1,7 @@
 """Which models stand where: all on one GPU, one after the other on it, or on different ones; and why."""
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ BYTES = {"bfloat16": 2, "float32": 4}
 ACTIVATION_BYTES_PER_PIXEL = 4 * 4 * 128
 PROCESS_BYTES = 1.5e9
 ANSWER_SECONDS = 60.0
+# Memory of a machine where weights wait: a builder's interpreter with torch and what a batch passes through, and the
+# system with Ray and a driver (estimates); beyond 95% Ray kills workers (RAY_memory_usage_threshold).
+BUILDER_MEMORY, MACHINE_MEMORY, MEMORY_SHARE = 2e9, 3e9, 0.95
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,64 @@ def device_memory(cluster: Cluster, gpus: float) -> float | None:
         ray.cancel(task)
     found = [memory for memory in ray.get(answered) if memory]
     return min(found) * min(gpus, 1.0) if found else None
+
+
+def check_offloading(
+    cluster: Cluster, actors: int, gpus: float, wanted: Needs, section: str = "build"
+) -> None:
+    """Check that the memory of every machine holds the weights that wait there, of all builders that run on it.
+
+    Args:
+        cluster: whose nodes with GPUs are asked.
+        actors: builders in all.
+        gpus: that each reserves.
+        wanted: what the models of one take.
+        section: of the options, which errors name.
+
+    Raises:
+        UsageError: a machine has too little; names it.
+    """
+    ask = ray.remote(num_cpus=0)(_machine_memory)
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["NodeID"] in cluster.gpu_nodes}
+    asked = {
+        id: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id, soft=False)).remote()
+        for id in nodes
+    }
+    answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for id, reference in asked.items():
+        if reference in answered:
+            builders = min(actors, int(nodes[id]["Resources"].get("GPU", 0.0) / gpus + 1e-9))
+            check_memory(nodes[id]["NodeManagerAddress"], builders, ray.get(reference), wanted, section)
+
+
+def check_memory(node: str, builders: int, memory: float, wanted: Needs, section: str = "build") -> None:
+    """UsageError where a machine's memory does not hold the offloaded weights of its builders.
+
+    Args:
+        node: its address.
+        builders: that run on it.
+        memory: its bytes.
+        wanted: what the models of one builder take.
+        section: of the options, which errors name.
+    """
+    weights = wanted.text + wanted.image + wanted.vl
+    needed = builders * (weights + BUILDER_MEMORY) + MACHINE_MEMORY
+    if needed > MEMORY_SHARE * memory:
+        raise UsageError(
+            f"node {node}: each of its {builders} builder(s) keeps {weights / 1e9:.0f} GB of weights in memory, "
+            f"one model at a time on the GPU, which takes {needed / 1e9:.0f} GB with what runs beside them; it has "
+            f"{memory / 1e9:.0f} GB. "
+            f"Lower {section}.actors, or use GPUs or machines with more memory"
+        )
+
+
+def _machine_memory() -> float:
+    """Bytes that this machine has, or its container may use."""
+    whole = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        return min(whole, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit, which reads `max`
+        return whole
 
 
 def _memory_here() -> float | None:

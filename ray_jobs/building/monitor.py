@@ -22,6 +22,7 @@ FAILURE_GRACE = (
 MAX_ATTEMPTS = (
     5  # tries at one shard within a run; a shard that kills its worker each time must not go on for ever
 )
+UNASKED_SECONDS = 300.0  # that a shard waits with nobody at work, which takes longer than any builder's start
 DEATHS_ALONE = 2  # a sample that was at work in so many deaths is made alone, so that the next one names it
 DEATHS_FATAL = 3  # and after so many it is given up
 
@@ -69,6 +70,7 @@ class Monitor:
         max_failed_fraction: the run is stopped when more than this share of its samples failed.
         max_consecutive_failures: and when so many fail one after the other.
         job: whose options these are.
+        builders: that the run begins with; when so many cannot load the models, it is stopped.
     """
 
     def __init__(
@@ -77,8 +79,12 @@ class Monitor:
         max_failed_fraction: float,
         max_consecutive_failures: int,
         job: str = "build",
+        builders: int = 1,
     ) -> None:
         self._job = job
+        self._builders = builders
+        self._left_out: set[str] = set()
+        self._unasked = time.monotonic()
         self._max_failed_fraction = max_failed_fraction
         self._max_consecutive_failures = max_consecutive_failures
         self._shards = {shard.name: _Shard(shard) for shard in shards}
@@ -131,8 +137,41 @@ class Monitor:
         if shard.publisher == ticket:
             shard.publisher = None
         self._recount(shard)
+        self._make_available(shard)
+
+    def _make_available(self, shard: _Shard) -> None:
+        """Put a shard that nobody makes any more before the others of its size."""
         if not shard.holds and not shard.done:
             self._waiting.setdefault(len(shard.planned.samples), deque()).appendleft(shard)
+
+    def leave_out(self, worker: str, ticket: int, attempt: str, reason: str) -> None:
+        """A builder cannot load the models: its shard is another's, no attempt was made, and no sample is blamed.
+
+        Args:
+            worker: the builder.
+            ticket, attempt: under which it had a shard.
+            reason: in words, with its device.
+        """
+        self._left_out.add(worker)
+        if not self._is_over(ticket, attempt):
+            shard = self._held.pop(ticket)
+            del shard.holds[ticket]
+            shard.attempts -= 1
+            self._recount(shard)
+            self._make_available(shard)
+        if len(self._left_out) >= self._builders:
+            self.stop(reason)
+        else:
+            self.note(f"{reason}; it is left out, the other builders go on")
+
+    def is_finished(self) -> bool:
+        """Whether a builder that was left out need not stay: nothing is left, or nobody has asked for it for long."""
+        now = time.monotonic()
+        if self._held or not self._waiting:
+            self._unasked = now
+        return (
+            bool(self._stopping) or not (self._held or self._waiting) or now - self._unasked > UNASKED_SECONDS
+        )
 
     def _came_to_nothing(self, shard: _Shard, hold: _Hold, end: str, until: float) -> None:
         seconds = round(until - hold.begun, 3)

@@ -91,7 +91,7 @@ def complete(
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
-    monitor = start_monitor(todo, options, job)
+    monitor = start_monitor(todo, options, job, min(crew.actors, max(1, len(todo))))
     taken = 0
     if todo:
         account.record()
@@ -120,12 +120,14 @@ def complete(
     return guard.stop.exit_code or 1
 
 
-def start_monitor(todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str) -> Any:
+def start_monitor(
+    todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str, builders: int
+) -> Any:
     """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Monitor)
     return actor.options(num_cpus=0, scheduling_strategy=here).remote(
-        todo, options.max_failed_fraction, options.max_consecutive_failures, job
+        todo, options.max_failed_fraction, options.max_consecutive_failures, job, builders
     )
 
 
@@ -139,8 +141,9 @@ def _run(
     # A builder has two tickets, one of which waits: with both taken, all are busy and another GPU is of use.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     actors, most = min(crew.actors, shards), min(crew.most, shards)
-    # A ticket may wait behind a slow builder's shard; one more for each builder, and no shard waits with it.
-    tickets = shards + most
+    # A ticket may wait behind a slow builder's shard, or with a builder that cannot load the models; as many more as
+    # builders may hold, and no shard waits with them.
+    tickets = shards + CALLS_AT_ONCE * most
     rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
     return iter(
         rows.map_batches(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -13,12 +14,13 @@ import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from projector.making.batching import BatchMaker, DeviceBrokenError, make_sound
+from projector.making.batching import BatchMaker, DeviceBrokenError, device_is_broken, make_sound
 from ray_jobs.building.stopwatch import Stopwatch
 from ray_jobs.cli.log import utc_now
 from shards.dataset.crash_points import crash_point
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
+from shards.errors import StorageError
 from shards.format.commit import Commit
 from shards.format.plan import PlannedShard
 from shards.format.sample import Expected, Failure, Sample
@@ -120,7 +122,9 @@ def ending_with_the_device() -> Iterator[None]:
     """End this process when its GPU is broken: every later sample would fail here, and Ray starts another process."""
     try:
         yield
-    except DeviceBrokenError as error:
+    except Exception as error:
+        if not isinstance(error, DeviceBrokenError) and not device_is_broken():
+            raise
         line = {"time": utc_now(), "event": "device broken, process ends", "error": str(error)}
         print(json.dumps(line), flush=True)
         os._exit(1)
@@ -142,7 +146,13 @@ class Reader(Finisher):
 
     @cached_property
     def _reader(self) -> BatchMaker[Any, Sample]:
-        return self._load()
+        try:
+            return self._load()
+        except RuntimeError as error:  # torch's, of a device that is full, broken or occupied
+            reason = " ".join(str(error).split())[:500]
+            raise StorageError(
+                f"a reader's model cannot be loaded on {socket.gethostname()}: {reason}"
+            ) from error
 
     def write(self, ticket: int, results: Sequence[Any]) -> int:
         """Read pictures and write the samples; returns how many could not be read, or were not sound."""

@@ -96,7 +96,7 @@ class BuildOptions(WatchedOptions):
     steps: int = Field(8, gt=0, le=1000)
     """Denoising steps; Z-Image-Turbo is distilled to 8 (before diffusers 0.42, 9 steps ran the same 8)."""
     guidance: float = Field(0.0, ge=0.0)
-    """Guidance scale; Z-Image-Turbo wants 0.0."""
+    """Guidance scale; Z-Image-Turbo wants 0.0, Z-Image about 4 and 28 to 50 steps."""
     layers: Layers = Field([-8, -6], min_length=1)
     """Qwen3-VL layers to keep, counted from the end (-1 is after the final norm)."""
     text_modes: TextModes = Field(["caption", "none"], min_length=1)
@@ -220,7 +220,7 @@ class CompareOptions(Section):
     steps: int = Field(8, gt=0, le=1000)
     """Denoising steps; Z-Image-Turbo is distilled to 8 (before diffusers 0.42, 9 steps ran the same 8)."""
     guidance: float = Field(0.0, ge=0.0)
-    """Guidance scale; Z-Image-Turbo wants 0.0."""
+    """Guidance scale; Z-Image-Turbo wants 0.0, Z-Image about 4 and 28 to 50 steps."""
     max_tokens: int = Field(512, gt=0)
     """Longest templated prompt in tokens; longer ones are refused, they are not cut."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"

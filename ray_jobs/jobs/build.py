@@ -7,9 +7,16 @@ from typing import Any
 
 from projector.making.generated import PairSettings, PictureReader
 from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
+from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from ray_jobs.building.builder import BuilderSpec
-from ray_jobs.building.model_placement import Placement, choose_placement, device_memory, needs
+from ray_jobs.building.model_placement import (
+    Placement,
+    check_offloading,
+    choose_placement,
+    device_memory,
+    needs,
+)
 from ray_jobs.building.run import Guard, complete
 from ray_jobs.building.shard_output import FinishSpec
 from ray_jobs.building.size_estimate import bytes_per_sample
@@ -54,6 +61,7 @@ def build(options: BuildOptions) -> int:
     is_new(storage)
     sources = resolve_models(options.models)
     sources.check_layers(options.layers)
+    check_pictures(options, sources)
     stop = StopRequest()
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
         finish = finish_spec(storage.root, options, sources)
@@ -96,7 +104,10 @@ def arranged(
     crew = crew_for(options, cluster)
     settings = pair_settings(options, on_gpu=crew.gpus > 0)
     memory = device_memory(cluster, crew.gpus)
-    placement, why = choose_placement(options.placement, needs(sources, settings), memory)
+    wanted = needs(sources, settings)
+    placement, why = choose_placement(options.placement, wanted, memory)
+    if placement == "offload" and crew.gpus:
+        check_offloading(cluster, crew.actors, crew.gpus, wanted)
     if placement == "staged":
         crew = with_readers(crew, options, cluster)
     return settings, crew, placement, why
@@ -130,6 +141,20 @@ def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Seg
         samples_per_shard=options.samples_per_shard,
         segments=segments,
     )
+
+
+def check_pictures(options: BuildOptions, sources: ModelSources) -> None:
+    """Check size, steps and guidance against the image model's files; prints what does not belong together."""
+    for warning in check_image_settings(
+        sources.image,
+        "build",
+        height=options.height,
+        width=options.width,
+        steps=options.steps,
+        guidance=options.guidance,
+        max_tokens=options.max_tokens,
+    ):
+        tell("models", f"warning: {warning}")
 
 
 def arithmetic(dtype: str, *, on_gpu: bool) -> str:

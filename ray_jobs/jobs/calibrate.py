@@ -17,7 +17,7 @@ from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.cluster.connect import connected
 from ray_jobs.cluster.crew import BUILDER_CPUS
 from ray_jobs.cluster.workers import plain_error
-from ray_jobs.jobs.build import arranged, maker_of
+from ray_jobs.jobs.build import arranged, check_pictures, maker_of
 from shards.dataset.progress_figures import duration
 from shards.errors import UsageError
 from shards.format.plan import Plan, PlannedSample
@@ -82,6 +82,7 @@ def calibrate(
     """
     sources = resolve_models(build.models)
     sources.check_layers(build.layers)
+    check_pictures(build, sources)
     with connected() as cluster:
         settings, crew, placement, _ = arranged(build, cluster, sources)
         # Both halves of a staged build are timed one after the other on one device, which has room for one of them.

@@ -11,12 +11,15 @@ from PIL import Image
 from projector.comparison.cases import Case, as_webp
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts, columns_of
 from projector.comparison.scores import interval, load_scorers
+from projector.making.generated import PairSettings
+from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
+from ray_jobs.building.model_placement import check_offloading, device_memory, needs
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import CompareOptions
-from ray_jobs.cluster.connect import StopRequest, connected
+from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import Crew, crew_for
 from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.workers import Work, spread, start_workers
@@ -49,6 +52,16 @@ def compare(options: CompareOptions) -> int:
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
     sources = resolve_models(options.models, "compare.models")
     check_fit(projector, sources)
+    for warning in check_image_settings(
+        sources.image,
+        "compare",
+        height=options.height,
+        width=options.width,
+        steps=options.steps,
+        guidance=options.guidance,
+        max_tokens=options.max_tokens,
+    ):
+        print(f"warning: {warning}", flush=True)
     siglip = scorer_of(options)
     load_scorers(options.scorers)
     pictures = pictures_of(options, projector)
@@ -64,7 +77,14 @@ def compare(options: CompareOptions) -> int:
         put_references(storage, cases, pictures)
         checkpoint = open_storage(options.checkpoint).root
         spec = CompareSpec(
-            storage.root, checkpoint, sources, siglip, tuple(options.scorers), settings, reference
+            storage.root,
+            checkpoint,
+            sources,
+            siglip,
+            tuple(options.scorers),
+            settings,
+            reference,
+            one_at_a_time(cluster, crew, sources, settings, projector),
         )
         print(
             f"{len(cases)} references, {len(columns_of(options.methods, options.alphas))} pictures each, "
@@ -94,12 +114,50 @@ def settings_of(options: CompareOptions, *, on_gpu: bool) -> CompareSettings:
     )
 
 
+def one_at_a_time(
+    cluster: Cluster, crew: Crew, sources: ModelSources, settings: CompareSettings, projector: Projector
+) -> bool:
+    """Whether a worker's GPU has room for only one of the models at a time, by the rules of a build.
+
+    Raises:
+        UsageError: it has not even that, or the machine's memory has no room for the others.
+    """
+    like = PairSettings(
+        height=settings.height,
+        width=settings.width,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        layers=(projector.layer,),
+        text_modes=("none",),
+        vl_tokens=projector.vl_tokens,
+        max_tokens=settings.max_tokens,
+        dtype=settings.dtype,
+        batch_size=1,
+        quantize=projector.quantize,
+    )
+    memory, wanted = device_memory(cluster, crew.gpus), needs(sources, like)
+    if memory is None or wanted.of("fused") <= memory:
+        return False
+    if (weights := wanted.of("offload") - wanted.beside) > memory:
+        raise UsageError(
+            f"compare.gpus_per_actor: the largest model takes {weights / 1e9:.1f} GB, a worker has {memory / 1e9:.0f} "
+            "GB of a GPU; give each worker more of one, or use larger GPUs"
+        )
+    check_offloading(cluster, crew.actors, crew.gpus, wanted, "compare")
+    print(
+        f"one model at a time: all would take {wanted.of('fused') / 1e9:.0f} GB of {memory / 1e9:.0f} GB a worker",
+        flush=True,
+    )
+    return True
+
+
 def identity_of(options: CompareOptions, settings: CompareSettings, sources: ModelSources) -> dict[str, Any]:
     """Everything that decides a picture besides what its key says: reference, method and alpha."""
     checkpoint = open_storage(options.checkpoint)
     decisive = {key: value for key, value in asdict(settings).items() if key != "max_tokens"}
     return {
         **decisive,
+        "blended": "caption rows, by area",  # earlier versions mixed template rows too, and read single tokens
         "seed": options.seed,
         "data": options.data or "the checkpoint's",
         "checkpoint": {

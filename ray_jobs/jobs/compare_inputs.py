@@ -66,7 +66,7 @@ def pictures_of(options: CompareOptions, projector: Projector) -> list[tuple[Ima
             "compare.images without compare.prompts: say what the pictures should show; give a prompt file with "
             "one prompt for each image, or one for all"
         )
-    return paired(user_pictures(options.images), prompts)
+    return paired(user_pictures(options.images, projector.picture_size), prompts)
 
 
 def reference_of(options: CompareOptions, projector: Projector) -> TrainStatistics | None:
@@ -85,6 +85,7 @@ def reference_of(options: CompareOptions, projector: Projector) -> TrainStatisti
         text_mode=projector.config["text_mode"],
         tokens=projector.config["tokens"],
         limit=STATISTICS_PAIRS,
+        data_option="compare.data",
     )
     if pairs.width != projector.width:
         raise UsageError(

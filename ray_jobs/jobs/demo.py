@@ -1,6 +1,7 @@
 """`demo`: the whole chain on tiny random models, one job after the other, each reading what the last one wrote."""
 
 from projector.options import Arch, EvaluateOptions, TrainOptions
+from ray_jobs.cli.log import tell
 from ray_jobs.cli.run_options import BuildOptions, CompareOptions, DemoOptions, ExportOptions, ReportOptions
 from ray_jobs.cluster.connect import connected
 from ray_jobs.jobs.build import build
@@ -27,6 +28,11 @@ def demo(options: DemoOptions) -> int:
     Returns:
         exit code: that of the first job that failed, else 0.
     """
+    tell(
+        "demo",
+        "the models of this demo are random and a few kilobytes large: every step is the real one, and its figures and "
+        "pictures mean nothing",
+    )
     run = options.output.rstrip("/")
     data = f"{run}/data"
     with connected():  # one cluster for all jobs: starting one takes seconds

@@ -26,6 +26,7 @@ from ray_jobs.cli.run_options import ExportOptions
 from shards.errors import NotFoundError, UsageError
 from shards.stores.local import open_storage
 from shards.stores.store import Storage, check_key, read_json_object
+from shards.tools.dataset_card import are_random
 
 CARD, COMPARISON, PICTURES = "README.md", "compare.json", "pictures/"
 LINEAR = ("ridge", "linear")
@@ -81,6 +82,9 @@ def export(options: ExportOptions) -> int:
         f"exported {', '.join(sorted(files))}, {CARD} and {len(pictures)} pictures to {target.root}",
         flush=True,
     )
+    if are_random(config.get("base_models")):
+        print("not offered for upload: its models are random test models, so it steers nothing", flush=True)
+        return 0
     remote = "://" in target.root
     folder = "FOLDER" if remote else target.root
     call = f"upload_folder(repo_id='YOU/REPOSITORY', folder_path={folder!r})"

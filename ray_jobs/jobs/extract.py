@@ -65,7 +65,7 @@ def extract(options: ExtractOptions) -> int:
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
         check_nodes(cluster, writes=[storage.root], reads=[source.storage.root], models=[vl.model])
         crew = crew_for(options, cluster, "extract")
-        settings = reread_settings(options, on_gpu=crew.gpus > 0)
+        settings = reread_settings(options, source, on_gpu=crew.gpus > 0)
         dataset = Dataset.create_or_open(
             storage, extracted_settings(source, vl, settings), recorded_packages()
         )
@@ -119,14 +119,15 @@ def check_width(vl: VisionSource, source: Dataset) -> None:
         )
 
 
-def reread_settings(options: ExtractOptions, *, on_gpu: bool) -> RereadSettings:
-    """How pictures are read, with `auto` resolved."""
+def reread_settings(options: ExtractOptions, source: Dataset, *, on_gpu: bool) -> RereadSettings:
+    """How pictures are read, with `auto` resolved and weights rounded as the source's were, whose settings stay."""
     return RereadSettings(
         layers=tuple(options.layers),
         text_modes=tuple(options.text_modes),
         vl_tokens=options.vl_tokens,
         dtype=arithmetic(options.dtype, on_gpu=on_gpu),
         batch_size=options.batch_size,
+        quantize=source.settings.get("quantize", "none"),
     )
 
 

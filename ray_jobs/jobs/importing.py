@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from projector.making.imported import ImportSettings, load_import
+from projector.models.image_settings import check_max_tokens
 from projector.models.resolve_readers import ReaderSources, resolve_readers
 from ray_jobs.building.builder import BuilderSpec
 from ray_jobs.building.run import Guard, complete
@@ -52,6 +53,7 @@ def importing(options: ImportOptions) -> int:
     is_new(storage)
     models = resolve_readers(options.models, "import.models")
     models.vl.check_layers(options.layers, "import.layers")
+    check_max_tokens(Path(models.text.path), "import", options.max_tokens)
     spool = Spool.at(options.spool)
     with spool.workspace("catalogue") as folder:
         catalogue = catalogued(storage, spec, options.rules, folder)

@@ -9,14 +9,14 @@ from typing import Any
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import put_json
 from projector.options import TrainOptions
-from ray_jobs.building.model_placement import choose_placement, needs
+from ray_jobs.building.model_placement import check_offloading, choose_placement, needs
 from ray_jobs.building.run import CALLS_AT_ONCE
 from ray_jobs.cli.run_options import BuildOptions, PreflightOptions
 from ray_jobs.cluster.connect import Cluster, connected
 from ray_jobs.cluster.crew import crew_for, with_readers
 from ray_jobs.cluster.node_checks import CHECKS, Fault, Node, ask_nodes, faults_of, probed
 from ray_jobs.cluster.node_probe import TO_BE_FETCHED, Question, glance_at, plain, versions_here
-from ray_jobs.jobs.build import finish_spec, pair_settings
+from ray_jobs.jobs.build import check_pictures, finish_spec, pair_settings
 from ray_jobs.jobs.train import check_workers
 from shards.errors import StorageError, UsageError
 from shards.stores.local import open_storage
@@ -47,6 +47,7 @@ def preflight(options: PreflightOptions, build: BuildOptions, train: TrainOption
     sources = resolve_models(build.models) if build.output else None
     if sources:
         sources.check_layers(build.layers)
+        check_pictures(build, sources)
     with connected() as cluster:
         nodes, faults = survey(cluster, writes, build, train, sources)
     lines = [
@@ -121,6 +122,8 @@ def placed(
     smallest = min((device.total for node in nodes for device in node.devices), default=None)
     memory = share * smallest if share and smallest else None
     placement, _ = choose_placement(build.placement, wanted, memory)
+    if placement == "offload" and crew.gpus:
+        check_offloading(cluster, crew.actors, crew.gpus, wanted)
     if placement == "staged":
         with_readers(crew, build, cluster)
     return wanted.of(placement), share

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from projector.making.prompt_rewriter import Rewriter
-from projector.models.resolve import locate
+from projector.models.resolve import check_complete, locate
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import RewriteOptions
 from shards.errors import UsageError
@@ -59,6 +59,7 @@ def rewrite(options: RewriteOptions) -> int:
         ) from None
     progress = Progress("rewrite", len(source.prompts), done=done, unit="prompts")
     if done < len(source.prompts):
+        check_complete(folder, ("config.json", "tokenizer_config.json"), "rewrite.model")
         try:
             rewriter = Rewriter.from_pretrained(str(folder), options.words)
         except (OSError, ValueError) as error:

@@ -249,8 +249,8 @@ def _draw(paint: Callable[[Axes], None], title: str, size: tuple[float, float] =
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = _own_ids(re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL), title)
-    # A hundredth of a point is less than any screen shows.
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
+    # A hundredth of a point is less than any screen shows; what stands between the tags are the ticks' own numbers.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1))  # noqa: S704
 
 

@@ -16,6 +16,7 @@ from shards.stores.local import open_storage
 from shards.stores.store import MAX_RECORD, Storage, read_json_object
 
 COMPARISON = "compare.json"
+CARD = "README.md"  # of what `export` writes
 LADDER = "ladder.json"
 DEPTH = 2  # levels below the root in which files are looked for: deeper are checkpoints and pictures
 OF_DATASETS = ("_commit", "_plan", "failed", "train", "val")  # may hold as many objects as there are shards
@@ -90,6 +91,15 @@ class _Finder:
                 if kind in names and (content := self.parsed(schema, join(place, kind)))
             }
             for kind, schema in ((EVALUATION, Evaluation), (COMPARISON, Comparison), (LADDER, Ladder))
+        }
+        # A folder to publish has a copy of its checkpoint's figures, which is no other projector.
+        originals = [
+            content for place, content in found[EVALUATION].items() if CARD not in dict(places)[place]
+        ]
+        found[EVALUATION] = {
+            place: content
+            for place, content in found[EVALUATION].items()
+            if CARD not in dict(places)[place] or content not in originals
         }
         if not (datasets or trainings or any(found.values()) or self.notes):
             raise UsageError(

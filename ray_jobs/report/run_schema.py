@@ -40,6 +40,13 @@ class Dimension(Record):
     r2: Number = None
 
 
+class Difference(Record):
+    """By how much a method's standardised error is above another's on the same pairs, and its 95% interval."""
+
+    difference: Number = None
+    interval: Interval = None
+
+
 class Figures(Record):
     """What was measured of one method; INTERFACE names in eval.json, explained in `projector.evaluation.metrics`."""
 
@@ -59,6 +66,7 @@ class Figures(Record):
     intervals: Mapping[str, Interval] = Field(default_factory=dict)
     dimensions: Mapping[str, Dimension] = Field(default_factory=dict)
     worst_dimensions: tuple[Dimension, ...] = ()
+    differences: Mapping[str, Difference] = Field(default_factory=dict)
     by_kind: Mapping[str, "Figures"] = Field(default_factory=dict)
 
 

@@ -22,7 +22,6 @@ COLUMNS = {
     "recall_at_1": "recall@1",
     "recall_at_5": "recall@5",
     "rms_r2": "R² after RMSNorm",
-    "rms_cosine": "cosine after RMSNorm",
     "cosine_similarity": "cosine",
     "sliced_wasserstein": "sliced Wasserstein",
     "std_ratio_range": "std ratio, min to max",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ray_jobs.report.run_files import Run
 from ray_jobs.report.run_schema import Evaluation, Figures
 from ray_jobs.report.tables import ranked, short
+from shards.tools.dataset_card import are_random
 
 PROJECTOR = "projector"
 
@@ -26,6 +27,17 @@ def projectors(evaluation: Evaluation) -> list[str]:
 def verdict(run: Run) -> list[Line]:
     """Does the best projector beat doing nothing, does it look at the picture, would more data pay?"""
     lines = [_standing(run.evaluations)]
+    told = [dataset.settings.get("models") for dataset in run.datasets]
+    told += [training.config.get("base_models") for training in run.trainings.values()]
+    if any(map(are_random, told)):
+        lines.insert(
+            0,
+            Line(
+                "The models of this run are random test models: it shows that the program runs, and its figures and "
+                "pictures mean nothing.",
+                warns=True,
+            ),
+        )
     lines += [
         Line(
             f"{_called(place, name)} only copies its prompt. {_sentence(swap.sentence)}",
@@ -90,12 +102,18 @@ def _standing(evaluations: Mapping[str, Evaluation]) -> Line:
     winner = min(baselines, key=lambda method: (baselines[method], method))
     error = ours.mse_standardized
     if error is not None and error < baselines[winner]:
-        doubt = ""
-        if _overlap(ours, evaluation.methods[winner]):
-            doubt = (
-                f" The 95% intervals of it and of {winner} overlap, so it may not be better than {winner}."
-            )
-        return Line(f"{called} is the best projector and beats every baseline: {said}.{doubt}")
+        doubts = [
+            doubt
+            for name in sorted(baselines, key=lambda name: (baselines[name], name))
+            if (doubt := _doubt(ours, evaluation.methods[name], name))
+        ]
+        if not doubts:
+            return Line(f"{called} is the best projector and beats every baseline: {said}.")
+        return Line(
+            f"{called} has the least error, but is not shown to be better than {'; nor than '.join(doubts)}. It has "
+            f"{said}.",
+            warns=True,
+        )
     return Line(
         f"No projector beats the baseline {winner} (standardised MSE {short(baselines[winner])}). "
         f"The best one, {called}: {said}.",
@@ -107,13 +125,23 @@ def _told(figures: Figures) -> str:
     return f"standardised MSE {short(figures.mse_standardized)}, correlation {short(figures.per_dim_correlation)}"
 
 
-def _overlap(one: Figures, other: Figures) -> bool:
-    """Whether the intervals of two standardised errors are known and share a value."""
-    ends = [figures.intervals.get("mse_standardized") for figures in (one, other)]
+def _doubt(ours: Figures, other: Figures, name: str) -> str:
+    """The name of a method that a projector is not shown to beat, and why; empty where it is.
+
+    Intervals of both errors may overlap where one method is better on nearly every pair, so what counts is the
+    interval of their difference on the same pairs, where eval.json holds it.
+    """
+    paired = ours.differences.get(name)
+    if paired is not None and paired.interval is not None:
+        low, high = paired.interval
+        if low is None or high is None or high < 0:
+            return ""
+        return f"{name} (paired difference of the errors {short(paired.difference)}, 95% {short(low)} to {short(high)})"
+    ends = [figures.intervals.get("mse_standardized") for figures in (ours, other)]
     (low, high), (other_low, other_high) = (end or (None, None) for end in ends)
     if low is None or high is None or other_low is None or other_high is None:
-        return False
-    return low <= other_high and other_low <= high
+        return ""
+    return f"{name} (their 95% intervals overlap)" if low <= other_high and other_low <= high else ""
 
 
 def _called(place: str, name: str) -> str:

@@ -28,6 +28,15 @@ SIZES = (
     (10**6, "100K<n<1M"),
 )  # names of the hub's
 
+ROLES = ("image", "text", "vl")  # of the models that a dataset's settings name
+RANDOM = "tiny/"  # ids of the random test models, which are made on the spot and are nowhere to be had
+WARNING = (
+    "> **Made with random test models.** It shows that the program runs. Its figures and pictures mean nothing, and it "
+    "is not for publishing.\n"
+)
+
+SPLIT_NAMES = {"val": "validation"}  # what the hub's own detection of splits makes of the folder
+
 LOADING = """```python
 from glob import glob
 
@@ -39,6 +48,14 @@ for sample in webdataset.WebDataset(sorted(glob("train/*.tar")), shardshuffle=Fa
     text = tensors["text"]  # (T, D) what conditions Z-Image on the caption
     image = tensors["vl.MODE.LAYER"]  # (V, D) what Qwen3-VL read in it
 ```"""
+
+
+def are_random(models: object) -> bool:
+    """Whether any of the models that settings or a config.json name, by role, is a random test model."""
+    named = models if isinstance(models, Mapping) else {}
+    found = (named.get(role) for role in ROLES)
+    ids = (model.get("id") if isinstance(model, Mapping) else model for model in found)
+    return any(str(identity).startswith(RANDOM) for identity in ids)
 
 
 def put_card(dataset: Dataset, license_id: str | None) -> str:
@@ -79,11 +96,14 @@ def dataset_card(
         "task_categories": ["image-to-image"],
         "tags": ["webdataset", "z-image", "qwen3-vl", "embeddings"],
         "size_categories": [size],
+        # Without it `load_dataset` takes the parquet beside the shards, which has no picture and no embedding.
+        "configs": _configs(facts["splits"]),
         "pretty_name": "Paired Qwen3-VL and Qwen3-4B hidden states",
     }
     parts = [
         front_matter(fields),
         "# Paired Qwen3-VL and Qwen3-4B hidden states\n",
+        WARNING if are_random(settings.get("models")) else "",
         f"{_content(settings)}, and the hidden states that Qwen3-VL has when it looks at the picture. WebDataset "
         "shards; embeddings are bfloat16 safetensors.\n",
         "" if license_id else "The licence is not filled in: add `license` to the head of this page.\n",
@@ -136,6 +156,16 @@ def _coverage(cells: Iterable[Mapping[str, Any]]) -> str:
     if not any(any(row[:3]) for row in rows):
         return "The captions carry no categories."
     return table(("content", "style", "subject", "samples"), rows)
+
+
+def _configs(splits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Which files are which split, for the hub's viewer and `datasets`: shards, whose pictures it then shows."""
+    files = [
+        {"split": SPLIT_NAMES.get(name, name), "path": f"{name}/*.tar"}
+        for name, split in splits.items()
+        if split["shards"]
+    ]
+    return [{"config_name": "default", "data_files": files}] if files else []
 
 
 def _models(models: Mapping[str, Any]) -> str:

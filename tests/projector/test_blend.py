@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.nn import functional as F
 
 from projector.steering.blend import BLENDS, blend_adain, blend_adain_per_dim, blend_interpolate, blend_linear
 from shards.errors import UsageError
@@ -8,10 +7,56 @@ from shards.errors import UsageError
 VL, TEXT = torch.randn(30, 4), torch.randn(7, 4)
 
 
-def test_mixes_the_stretched_sequence_with_the_text():
-    stretched = F.interpolate(VL.T[None], size=7, mode="linear", align_corners=False)[0].T
-    torch.testing.assert_close(blend_interpolate(VL, TEXT, 0.3), 0.3 * stretched + 0.7 * TEXT)
-    torch.testing.assert_close(blend_interpolate(VL, TEXT, 1.0), stretched)
+def test_mixes_the_mean_of_each_stretch_with_the_text():
+    vl = torch.arange(28.0)[:, None].expand(28, 4)
+    means = vl.reshape(7, 4, 4).mean(1)
+    torch.testing.assert_close(blend_interpolate(vl, TEXT, 0.3), 0.3 * means + 0.7 * TEXT)
+    torch.testing.assert_close(blend_interpolate(vl, TEXT, 1.0), means)
+
+
+@pytest.mark.parametrize("blend", [BLENDS["interpolate"], BLENDS["adain"], BLENDS["adain_per_dim"]])
+def test_every_token_of_a_picture_counts(blend):
+    vl = torch.randn(1024, 4, requires_grad=True)
+    blend(vl, torch.randn(20, 4), 0.5).square().sum().backward()
+    assert (vl.grad.abs().sum(-1) > 0).all()
+
+
+TEMPLATE, CAPTION = 0, 2
+KIND = torch.tensor([TEMPLATE] * 3 + [CAPTION] * 4 + [TEMPLATE] * 2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("blend", BLENDS.values())
+def test_template_rows_stay_and_caption_rows_are_blended_as_if_alone(blend, alpha):
+    text = torch.randn(9, 4)
+    text[0] *= 40  # the attention sink
+    blended = blend(VL, text, alpha, kind=KIND)
+    assert blended[KIND == TEMPLATE].equal(text[KIND == TEMPLATE])
+    torch.testing.assert_close(blended[KIND == CAPTION], blend(VL, text[KIND == CAPTION], alpha))
+
+
+def test_linear_drops_caption_rows_that_no_token_meets():
+    text = torch.randn(9, 4)
+    blended = blend_linear(VL[:1], text, 0.3, kind=KIND)
+    expected = torch.cat([text[:3], 0.3 * VL[:1] + 0.7 * text[3:4], text[7:]])
+    torch.testing.assert_close(blended, expected)
+
+
+@pytest.mark.parametrize("blend", BLENDS.values())
+def test_an_attention_sink_stays_where_no_kinds_are_given(blend):
+    text = torch.randn(40, 16)
+    text[0] *= 60
+    blended = blend(torch.randn(64, 16), text, 1.0)
+    assert blended[0].equal(text[0])
+    assert not (blended[1:] == text[1:]).all(-1).any()
+
+
+@pytest.mark.parametrize("blend", BLENDS.values())
+def test_kinds_that_do_not_fit(blend):
+    with pytest.raises(UsageError, match=r"kind \(9,\) does not fit text \(7, 4\)"):
+        blend(VL, TEXT, 0.5, kind=KIND)
+    with pytest.raises(UsageError, match="no caption row"):
+        blend(VL, TEXT, 0.5, kind=torch.zeros(7, dtype=torch.uint8))
 
 
 def test_linear_cuts_the_longer_sequence_off():

@@ -1,6 +1,8 @@
 """The guide's recipe, picture by picture: same seed, text only, each method blended in; grid, scores and example."""
 
 import importlib.util
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from projector.comparison.grid import CELL, comparison_grid
 from projector.data.pairs import Pair, in_memory
 from projector.evaluation.baselines import TrainStatistics
 from projector.models.image_generator import ImageGenerator
+from projector.models.int8 import Int8Linear
+from projector.models.offload import Residence
 from projector.models.text_encoder import TextEncoder
 from projector.options import TrainOptions
 from projector.steering.blend import BLENDS
@@ -99,14 +103,14 @@ def by_hand(tiny, checkpoint, reference):
     )
 
     def make(method, alpha, blend="interpolate"):
-        conditioning = text.encode([CASE.prompt])[0].embeddings
+        prompt = text.encode([CASE.prompt])[0]
         seen = vision.extract(PICTURE, CASE.prompt, hidden_layer=-8)
         vl = (
             seen.embeddings
             if method == "projector"
             else reference.baselines()[method].apply(seen.raw).float()
         )
-        return images.generate([BLENDS[blend](vl, conditioning, alpha)], [CASE.seed])[0]
+        return images.generate([BLENDS[blend](vl, prompt.embeddings, alpha, prompt.kind)], [CASE.seed])[0]
 
     return make
 
@@ -132,6 +136,33 @@ def test_the_blend_is_the_one_asked_for(comparer, by_hand, blend):
     comparer.spec = replace(comparer.spec, settings=settings)
     comparer.make(CASE, "projector", 0.5)
     assert made(comparer, "projector", 0.5).tobytes() == by_hand("projector", 0.5, blend).tobytes()
+
+
+def test_one_model_at_a_time_is_on_the_device_and_pictures_stay(comparer, by_hand, monkeypatch):
+    entered = []
+
+    def let_in(residence, model):
+        assert residence.loading_device == "cpu"
+        entered.append(type(model))
+
+    monkeypatch.setattr(Residence, "let_in", let_in)
+    settings = replace(comparer.spec.settings, guidance=0.0)
+    alone = Comparer(replace(comparer.spec, settings=settings, one_at_a_time=True))
+    monkeypatch.setattr(alone._residence, "device", "cuda")
+    for alpha in (0.5, 1.0):
+        alone.make(CASE, "projector", alpha)
+        assert made(alone, "projector", alpha).tobytes() == by_hand("projector", alpha).tobytes()
+    assert entered == [TextEncoder, VLEmbeddingExtractor, ImageGenerator, ImageGenerator]
+
+
+def test_weights_are_rounded_as_those_that_made_the_pairs(comparer, checkpoint, tmp_path):
+    rounded = Path(shutil.copytree(checkpoint, tmp_path / "rounded"))
+    config = json.loads((rounded / "config.json").read_text())
+    config["dataset"]["quantize"] = "int8"
+    (rounded / "config.json").write_text(json.dumps(config))
+    found = Comparer(replace(comparer.spec, checkpoint=str(rounded)))
+    assert any(isinstance(module, Int8Linear) for module in found._text.model.modules())
+    assert any(isinstance(module, Int8Linear) for module in found._vision._encoder.model.modules())
 
 
 def test_guidance_steers_away_from_the_empty_prompt(comparer, by_hand):

@@ -1,9 +1,12 @@
 """The control: what Qwen3-VL writes of a picture is what the text encoder reads."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from projector.evaluation.caption_control import INSTRUCTION, Captioner, WrittenCaptions
+from projector.models.int8 import Int8Linear
 from projector.models.text_encoder import TextEncoder
 from shards.errors import CorruptShardError
 from shards.format.sample import KIND_CAPTION
@@ -76,3 +79,13 @@ def test_each_sample_gets_its_own_words(monkeypatch, encoder):
 def test_words_that_say_nothing_stand_for_an_image(monkeypatch, encoder, nonsense):
     control = written(monkeypatch, encoder, [nonsense], ["val-0"])
     assert torch.equal(control("val-0"), tokens(encoder, "an image"))
+
+
+def test_weights_are_rounded_as_those_that_made_the_dataset(tiny_sources, monkeypatch):
+    monkeypatch.setattr(
+        "projector.evaluation.caption_control.read_samples", lambda *_args, **_named: iter(())
+    )
+    dataset = SimpleNamespace(settings={"quantize": "int8"}, storage=SimpleNamespace(root="here"))
+    control = WrittenCaptions.from_pretrained(tiny_sources, dataset, "val", device="cpu", dtype=torch.float32)
+    for model in (control._captioner.model, control._encoder.model):
+        assert any(isinstance(module, Int8Linear) for module in model.modules())

@@ -10,7 +10,7 @@ from PIL import Image
 
 from projector.data.align import Alignment
 from projector.data.packed import Held, Ragged, statistics_of
-from projector.data.pairs import Pair, bfloat16_tensor, in_memory, load_pairs
+from projector.data.pairs import Pair, bfloat16_tensor, in_memory, load_pairs, picture_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
 from shards.errors import UsageError
@@ -158,11 +158,42 @@ def test_ranges_over_shard_borders_and_the_limit(root):
     assert next(iter(limited)).vl_kind.tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"layer": -2}, r"evaluate\.data = '.*': holds layers \[-8, -6\] and .* trained on layer -2"),
+        (
+            {"text_mode": "none"},
+            r"evaluate\.data = '.*': holds .* text modes \['caption'\]; .* text mode none",
+        ),
+    ],
+)
+def test_what_a_projector_settles_is_no_option_of_a_training(root, asked, message):
+    with pytest.raises(UsageError, match=message) as refused:
+        load_pairs(root, "val", **{"layer": -8, "text_mode": "caption", "tokens": "image"} | asked,
+                   data_option="evaluate.data")  # fmt: skip
+    assert "train." not in str(refused.value)
+
+
 def test_provenance_names_dataset_and_models_without_file_lists(root):
     provenance = load_pairs(root, "val", layer=-8, text_mode="caption", tokens="image").provenance
     assert provenance["models"] == {"vl": {"id": "tiny"}}
+    assert provenance["picture"] == {}
+    assert provenance["quantize"] == "none"
     assert len(provenance["fingerprint"]) == 64
     json.dumps(provenance)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"height": 64, "width": 96, "steps": 8}, {"height": 64, "width": 96}),
+        ({"import": {"max_side": 512, "kind": "coco"}}, {"max_side": 512}),
+        ({}, {}),
+    ],
+)
+def test_provenance_names_the_size_of_the_pictures(settings, size):
+    assert picture_size(settings) == size
 
 
 @pytest.mark.parametrize(

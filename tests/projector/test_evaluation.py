@@ -32,6 +32,7 @@ METRICS = {
     "rms_cosine",
     "sliced_wasserstein",
     "by_kind",
+    "differences",
     "intervals",
     "correlation_quantiles",
     "dimensions",
@@ -150,6 +151,22 @@ def test_ridge_stands_among_the_baselines(kind):
     methods = run({}, kind=kind)["methods"]
     assert methods["ridge"]["mse_standardized"] < methods["no_input"]["mse_standardized"]
     assert methods["ridge"]["per_dim_correlation"] > 0.3
+
+
+def test_differences_are_those_of_the_same_resamples():
+    contest = Contest.between({}, TRAIN, EvaluateOptions(), alignment=Alignment("soft", 6))
+    measured = contest.measure(VAL, range(25))
+    methods = measured.result()["methods"]
+    one, other = (measured.whole[name].errors() for name in ("ridge", "no_input"))
+    assert one[0] == methods["ridge"]["mse_standardized"]
+    told = methods["ridge"]["differences"]["no_input"]
+    assert told["difference"] == pytest.approx(one[0] - other[0])
+    assert told["interval"] == pytest.approx(np.percentile((one - other)[1:], [2.5, 97.5]).tolist())
+    assert methods["no_input"]["differences"]["ridge"]["difference"] == pytest.approx(-told["difference"])
+    # Pairs that are hard are so for both: the difference is known better than either error.
+    alone = methods["ridge"]["intervals"]["mse_standardized"]
+    assert told["interval"][1] - told["interval"][0] != pytest.approx(alone[1] - alone[0])
+    assert "ridge" not in methods["ridge"]["differences"]
 
 
 def test_workers_that_share_the_pairs_find_what_one_finds():

@@ -2,18 +2,20 @@
 
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from projector import Projector, VLEmbeddingExtractor, blend_interpolate
+from projector.comparison.cases import user_pictures
 from projector.data.pairs import Pair, in_memory
 from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.options import TrainOptions
 from projector.training.loop import train
 from shards.errors import UsageError
-from shards.format.sample import KIND_IMAGE
+from shards.format.sample import KIND_IMAGE, as_png
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (256, 256, 3), dtype=np.uint8))
@@ -131,8 +133,21 @@ def test_projectors_of_other_models_are_refused_at_loading(tiny, tmp_path):
     (tmp_path / "text" / "config.json").write_text('{"hidden_size": 64, "text_config": [64]}')
     with pytest.raises(UsageError, match="no text_config with hidden_size"):
         VLEmbeddingExtractor.from_pretrained(str(tmp_path / "text"))
-    with pytest.raises(UsageError, match=r"no config.json"):
+    with pytest.raises(UsageError, match=r"model_path = .*no such folder"):
         VLEmbeddingExtractor.from_pretrained(str(tmp_path / "none"))
+
+
+def test_a_hub_id_is_fetched_as_everywhere_else(tiny, raw, monkeypatch):
+    asked = []
+
+    def fetched(name, *, revision, **_):
+        asked.append((name, revision))
+        return str(tiny / "vl")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    extractor = VLEmbeddingExtractor.from_pretrained("org/model@v1", dtype=torch.float32)
+    assert asked == [("org/model", "v1")]
+    torch.testing.assert_close(extractor.extract(PICTURE).raw, raw.extract(PICTURE).raw)
 
 
 def test_a_projector_of_pooled_tokens_is_given_pooled_tokens(tiny, tmp_path):
@@ -151,6 +166,33 @@ def test_a_projector_of_pooled_tokens_is_given_pooled_tokens(tiny, tmp_path):
     )
 
 
+def test_weights_are_rounded_as_those_that_made_the_pairs(tiny, tmp_path):
+    path = a_projector(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dataset"]["quantize"] = "int8"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    rounded, full = (
+        VisionLanguageEncoder.from_pretrained(
+            str(tiny / "vl"),
+            device="cpu",
+            dtype=torch.float32,
+            layers=[-8],
+            text_modes=["none"],
+            quantize=quantize,
+        ).encode([PICTURE], [""])[0]
+        for quantize in ("int8", "none")
+    )
+    keep = rounded.kind["none"] == KIND_IMAGE
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    found = extractor.extract(PICTURE).raw
+    torch.testing.assert_close(found, rounded.states["none"][-8][keep])
+    assert not torch.allclose(found, full.states["none"][-8][keep], rtol=1e-3)
+    config["dataset"]["quantize"] = "int4"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"dataset\.quantize is 'int4', expected one of none, int8"):
+        Projector.from_pretrained(path)
+
+
 def test_attention_sinks_do_not_reach_a_projector(tiny, tmp_path):
     path = a_projector(tmp_path)
     raw = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), dtype=torch.float32)
@@ -161,3 +203,24 @@ def test_attention_sinks_do_not_reach_a_projector(tiny, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
     assert extractor.extract(PICTURE).num_tokens == len(states) - 2
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"),
+    [({"height": 320, "width": 320}, 11 * 9), ({"max_side": 512}, 16 * 12), ({}, 32 * 24)],
+)
+def test_a_large_picture_is_read_at_the_size_of_the_training(tiny, tmp_path, size, tokens):
+    path = a_projector(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["dataset"]["picture"] = size
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    extractor = VLEmbeddingExtractor.from_pretrained(str(tiny / "vl"), path, dtype=torch.float32)
+    large = PICTURE.resize((4000, 3000))
+    assert extractor.extract(large).num_tokens == tokens
+    (tmp_path / "large.png").write_bytes(as_png(large))
+    (reference,) = user_pictures([str(tmp_path / "large.png")], Projector.from_pretrained(path).picture_size)
+    torch.testing.assert_close(extractor.extract(reference).raw, extractor.extract(large).raw)
+    config["dataset"]["picture"] = {"height": -64, "width": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"dataset.picture is .* expected height and width, or max_side"):
+        Projector.from_pretrained(path)

@@ -5,11 +5,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from projector.models.resolve import CACHE_VARIABLE, file_hashes, own_folder, resolve_models
 from projector.models.tiny import RECIPE, make_tiny_models
 from projector.options import ModelPaths
 from shards.errors import UsageError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -70,6 +73,27 @@ def missing_weight_shard(folder):
     (vl / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
+def lfs_pointer(folder):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (folder / "image" / "transformer" / WEIGHTS).write_text(text)
+
+
+def cut_weights(folder):
+    path = folder / "vl" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def typed_weights(dtype):
+    """Weights of a type that other programs quantise to, where no config.json says so."""
+
+    def damage(folder):
+        save_file(
+            {"a.weight": torch.zeros(4, 4).to(dtype)}, folder / "image" / "text_encoder" / "model.safetensors"
+        )
+
+    return damage
+
+
 def other_width(folder):
     config = json.loads((folder / "vl" / "config.json").read_text())
     config["text_config"]["hidden_size"] = 128
@@ -97,6 +121,36 @@ def other_width(folder):
         (no_weights, ["incomplete", "vae/*.safetensors"]),
         (pickled_weights, ["pytorch_model.bin is pickled weights", "never loaded"]),
         (missing_weight_shard, ["incomplete", "model-00002-of-00002.safetensors"]),
+        (lfs_pointer, [f"transformer/{WEIGHTS} is a Git LFS pointer", "git lfs pull"]),
+        (lambda f: (f / "vl" / "model.safetensors").write_bytes(b""), ["model.safetensors has 0 bytes"]),
+        (cut_weights, ["model.safetensors has", "its head promises"]),
+        (
+            lambda f: (f / "image" / "vae" / WEIGHTS).write_bytes(b"<html>not found</html>"),
+            [f"vae/{WEIGHTS} is no"],
+        ),
+        (
+            lambda f: (f / "image" / "vae" / WEIGHTS).write_bytes(b"\x02" + bytes(7) + b"[]"),
+            ["its head is not"],
+        ),
+        (lambda f: (f / "vl" / "model.safetensors.index.json").write_text("{}"), ["has no weight_map"]),
+        (
+            typed_weights(torch.float8_e4m3fn),
+            ["text_encoder/model.safetensors holds tensors of type F8_E4M3"],
+        ),
+        (typed_weights(torch.int8), ["type I8", "give the original model"]),  # bitsandbytes' LLM.int8
+        (typed_weights(torch.int32), ["type I32"]),  # AWQ and GPTQ pack eight numbers into one
+        (
+            lambda f: edit(
+                f / "image" / "transformer" / "config.json", quantization_config={"quant_method": "fp8"}
+            ),
+            ["transformer/config.json has a quantization_config (fp8)"],
+        ),
+        (
+            lambda f: edit(
+                f / "vl" / "config.json", quantization_config={"quant_method": "compressed-tensors"}
+            ),
+            ["config.json has a quantization_config (compressed-tensors)", "build.quantize int8"],
+        ),
         (
             lambda f: edit(f / "image" / "model_index.json", _class_name="FluxPipeline"),
             ["'FluxPipeline'", "ZImagePipeline"],

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import torch
 from projector.making.generated import PairSettings, as_array
 from projector.making.reread import RereadMaker, RereadSettings
 from projector.making.shard_maker import FusedMaker, InOneStage
+from projector.models.int8 import Int8Linear
 from projector.models.resolve import resolve_vision
 from projector.models.vision_encoder import VisionLanguageEncoder
+from ray_jobs.cli.run_options import ExtractOptions
+from ray_jobs.jobs.extract import reread_settings
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
 from shards.dataset.read import read_plan, read_samples
@@ -253,3 +257,12 @@ def test_a_side_file_of_another_tar_is_not_believed(make_dataset):
 def test_a_dataset_is_the_plan_it_was_made_from(make_dataset):
     dataset, plan = make_dataset()
     assert read_plan(dataset) == plan
+
+
+def test_weights_are_rounded_as_those_that_made_the_source(source, tiny_sources):
+    settings = replace(AGAIN, quantize="int8")
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, settings)
+    assert any(isinstance(module, Int8Linear) for module in maker._vision.model.modules())
+    made_so = SimpleNamespace(settings={"quantize": "int8"})
+    assert reread_settings(ExtractOptions(), made_so, on_gpu=False).quantize == "int8"
+    assert reread_settings(ExtractOptions(), source[0], on_gpu=False).quantize == "none"

@@ -80,6 +80,22 @@ def test_numbers(capsys, tmp_path, flag, value, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "section"),
+    [
+        (("build", "--build.output", "{out}"), "build"),
+        (("preflight", "--build.output", "{out}"), "build"),
+        (("plan", "--plan.calibrate", "true", "--build.samples", "8"), "build"),
+        (("import", "--import.output", "{out}", "--import.kind", "coco", "--import.source", "x"), "import"),
+    ],
+)
+def test_captions_longer_than_the_image_model_has_positions_for(capsys, tmp_path, words, section):
+    words = [word.format(out=tmp_path / "out") for word in words]
+    refused = refusal(capsys, *words, f"--{section}.max_tokens", "2000")
+    assert f"{section}.max_tokens = 2000: the image model has positions for captions of 992 tokens" in refused
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_output(capsys):
     assert "build.output is needed" in refusal(capsys, "build")
 

@@ -20,3 +20,20 @@ def test_the_process_ends_and_its_log_says_why():
     begun, line = done.stdout.splitlines()
     assert begun == "at work"
     assert json.loads(line)["error"] == "an illegal memory access was encountered"
+
+
+AS_TORCH_SAYS_IT = """
+from ray_jobs.building import shard_output
+shard_output.device_is_broken = lambda: True
+with shard_output.ending_with_the_device():
+    raise RuntimeError("CUDA error: unspecified launch failure")
+"""
+
+
+def test_what_torch_raises_outside_a_batch_ends_the_process_too():
+    """As `empty_cache` does, where samples were made already and nobody is to be blamed."""
+    done = subprocess.run(
+        [sys.executable, "-c", AS_TORCH_SAYS_IT], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["error"] == "CUDA error: unspecified launch failure"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from projector.comparison.cases import Case
-from projector.comparison.comparer import CompareSpec
+from projector.comparison.comparer import CompareSettings, CompareSpec
 from projector.data.pairs import training_pairs
 from projector.models.resolve import CACHE_VARIABLE, ModelSource, ModelSources
 from projector.options import TrainOptions
@@ -24,7 +25,7 @@ from ray_jobs.cli.parse import parse
 from ray_jobs.cli.run_options import CompareOptions
 from ray_jobs.cluster import workers
 from ray_jobs.cluster.connect import StopRequest
-from ray_jobs.jobs.compare import SETTINGS, claim, comparison, settings_of
+from ray_jobs.jobs.compare import SETTINGS, claim, comparison, identity_of, settings_of
 from ray_support import ROOT
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
@@ -89,6 +90,8 @@ def content_of(folder):
 @pytest.mark.ray
 def test_a_comparison(compared, undisturbed, checkpoint):
     before, after, printed = compared
+    trained_on = json.loads((checkpoint / "config.json").read_text())["dataset"]
+    assert (trained_on["picture"], trained_on["quantize"]) == ({"height": 64, "width": 64}, "none")
     assert printed.startswith(f"2 references, 5 pictures each, to {after}, on 1 node")
     assert "compare: 10/10 pictures (100%)" in printed
     result = content_of(before)
@@ -193,6 +196,15 @@ def test_a_checkpoint_that_names_no_dataset_or_was_trained_on_other_models(refus
     assert "compare.data is empty and the checkpoint names no dataset" in refused(lost)
     (lost / "config.json").write_text(json.dumps(content | {"layer": -40}))
     assert "12 VL blocks; the projector was trained on width 64 and layer -40" in refused(lost)
+
+
+def test_pictures_of_the_earlier_blend_are_not_taken_for_those_of_this_one(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    settings = CompareSettings(64, 64, 2, 0.0, 512, "float32", "interpolate")
+    sources = SimpleNamespace(to_json=dict)
+    found = identity_of(CompareOptions(checkpoint=str(tmp_path)), settings, sources)
+    assert found["blended"] == "caption rows, by area"
 
 
 def test_options_know_every_blend_and_a_single_folder():

@@ -79,6 +79,18 @@ def names(folder):
     return {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
 
 
+def test_a_projector_of_random_models_says_so_and_is_not_offered_for_publishing(run, tmp_path, capsys):
+    config = json.loads((run / "mlp" / "config.json").read_text())
+    config["base_models"]["vl"] = {"id": "tiny/vl", "revision": ""}
+    (run / "mlp" / "config.json").write_text(json.dumps(config))
+    assert export(run, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "upload_folder" not in told
+    assert "random test models" in told
+    body = (tmp_path / "out" / "README.md").read_text().partition("\n# ")[2]
+    assert body.split("\n\n")[1].startswith("> **Made with random test models.**")
+
+
 def test_the_folder_holds_all_forms_and_nothing_of_the_machine(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--export.onnx", "true", program=True) == 0
     files = {"README.md", "config.json", "eval.json", "linear.safetensors", "model.safetensors"}
@@ -89,6 +101,7 @@ def test_the_folder_holds_all_forms_and_nothing_of_the_machine(run, tmp_path, ca
     assert exported.config["dataset"]["fingerprint"] == "f00d"
     assert exported.config["base_models"] == trained.config["base_models"]
     assert "upload_folder(repo_id=" in capsys.readouterr().out
+    assert "random test models" not in (tmp_path / "out" / "README.md").read_text()
     for name in names(tmp_path / "out"):
         path = tmp_path / "out" / name
         parts = [path.read_bytes()]

@@ -323,3 +323,50 @@ def test_a_try_that_was_taken_for_dead_and_is_heard_of_again_changes_nothing():
     monitor.end(0, "second", done=True, outcome="duplicate", lost=True, commit=made_by_attempt("first"))
     assert not report(monitor, 0, made=4, attempt="first")
     assert set(monitor.snapshot().lost) == {"died", "duplicate"}
+
+
+def test_a_builder_that_cannot_load_is_left_out_and_its_shard_goes_to_another(clock):
+    monitor = Monitor([a_shard(0), a_shard(1)], 1.0, 99, builders=2)
+    assert monitor.begin("broken", 0).shard.name == "train-000000"
+    assert monitor.begin("sound", 1).shard.name == "train-000001"
+    monitor.leave_out("broken", 0, "", "the models cannot be loaded on broken, GPU 1: out of memory")
+    assert not monitor.snapshot().stopping
+    notes = [event.text for event in monitor.take_events() if event.kind == "note"]
+    assert notes == [
+        "the models cannot be loaded on broken, GPU 1: out of memory; it is left out, the other builders go on"
+    ]
+    monitor.end(1, done=True)
+    assert not monitor.is_finished()
+    orders = monitor.begin("sound", 2)
+    assert (orders.shard.name, orders.deaths, orders.earlier) == ("train-000000", {}, ())
+    assert not monitor.is_finished()
+    monitor.end(2, done=True)
+    assert monitor.is_finished()
+
+
+def test_no_shard_is_given_up_for_builders_that_cannot_load():
+    monitor = Monitor([a_shard(0)], 1.0, 99, builders=99)
+    for ticket in range(2 * MAX_ATTEMPTS):
+        assert monitor.begin(f"w{ticket}", ticket).shard
+        monitor.leave_out(f"w{ticket}", ticket, "", "no room")
+    assert monitor.begin("sound", 99).shard
+
+
+def test_a_run_none_of_whose_builders_can_load_stops_with_their_words():
+    monitor = Monitor([a_shard(0), a_shard(1)], 1.0, 99, builders=2)
+    for ticket, worker in enumerate(("a", "a", "b")):  # a builder has two tickets
+        assert not monitor.snapshot().stopping
+        monitor.begin(worker, ticket)
+        monitor.leave_out(worker, ticket, "", f"no room on {worker}")
+    assert monitor.snapshot().stopping == "no room on b"
+    assert monitor.is_finished()
+
+
+def test_builders_that_are_left_out_do_not_wait_for_ever(clock):
+    monitor = Monitor([a_shard(0)], 1.0, 99, builders=2)
+    monitor.begin("broken", 0)
+    monitor.leave_out("broken", 0, "", "no room")
+    clock[0] += 299
+    assert not monitor.is_finished()
+    clock[0] += 2
+    assert monitor.is_finished()

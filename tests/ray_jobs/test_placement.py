@@ -4,16 +4,19 @@ import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from projector.comparison.comparer import CompareSettings
 from projector.making.generated import PairSettings, PictureReader
 from projector.models import offload as residence
 from projector.models.resolve import resolve_models
-from ray_jobs.building.model_placement import Needs, choose_placement, needs, weight_bytes
+from ray_jobs.building.model_placement import Needs, check_memory, choose_placement, needs, weight_bytes
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
+from ray_jobs.jobs import build, compare
 from ray_jobs.jobs.build import maker_of
 from shards.errors import UsageError
 
@@ -22,6 +25,9 @@ REAL = Needs(
     text=8 * GB, image=12.5 * GB, vl=9 * GB, beside=4 * GB
 )  # about what the 4B models take in bfloat16
 SETTINGS = PairSettings(1024, 1024, 9, 0.0, (-8,), ("none",), "all", 512, "bfloat16", 1)
+
+
+PROJECTOR = SimpleNamespace(layer=-8, vl_tokens="all", quantize="int8")
 
 
 def cluster(gpus, cpus=8):
@@ -75,6 +81,55 @@ def test_weights_that_do_not_fit_are_refused_before_a_model_loads(asked, memory,
     assert said in str(refusal.value)
 
 
+def test_offloaded_weights_of_all_builders_fit_the_machines_memory():
+    check_memory("10.0.0.1", 2, 72 * GB, REAL)
+    with pytest.raises(UsageError, match=r"1 builder.* takes 34 GB with what runs beside them; it has 32 GB"):
+        check_memory("10.0.0.1", 1, 32 * GB, REAL)  # of which the weights alone are 29.5
+    with pytest.raises(UsageError) as refused:
+        check_memory("10.0.0.1", 2, 32 * GB, REAL, "compare")
+    assert str(refused.value).startswith(
+        "node 10.0.0.1: each of its 2 builder(s) keeps 30 GB of weights in memory"
+    )
+    assert "it has 32 GB. Lower compare.actors" in str(refused.value)
+
+
+def offloading_is_checked(monkeypatch, module, memory):
+    """Has GPUs of so much memory, and notes what is asked of the machines'."""
+    checked = []
+    monkeypatch.setattr(module, "device_memory", lambda *_: memory)
+    monkeypatch.setattr(module, "needs", lambda *_: REAL)
+    monkeypatch.setattr(module, "check_offloading", lambda _, *asked: checked.append(asked))
+    return checked
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(80 * GB, []), (24 * GB, [(2, 1.0, REAL)])])
+def test_a_build_that_offloads_asks_for_the_machines_memory(environment, monkeypatch, memory, expected):
+    checked = offloading_is_checked(monkeypatch, build, memory)
+    build.arranged(BuildOptions(), cluster(2), resolve_models("tiny"))
+    assert checked == expected
+
+
+def test_a_comparison_has_the_residence_of_a_build(environment, monkeypatch, capsys):
+    given = (
+        cluster(2),
+        Crew(2, 1.0),
+        None,
+        CompareSettings(64, 64, 8, 0.0, 512, "bfloat16", "interpolate"),
+        PROJECTOR,
+    )
+    offloading_is_checked(monkeypatch, compare, 80 * GB)
+    assert not compare.one_at_a_time(*given)
+    checked = offloading_is_checked(monkeypatch, compare, 24 * GB)
+    assert compare.one_at_a_time(*given)
+    assert checked == [(2, 1.0, REAL, "compare")]
+    assert "one model at a time: all would take 34 GB of 24 GB a worker" in capsys.readouterr().out
+    offloading_is_checked(monkeypatch, compare, 8 * GB)
+    with pytest.raises(
+        UsageError, match=r"compare\.gpus_per_actor: the largest model takes 12\.5 GB, a worker has 8 GB"
+    ):
+        compare.one_at_a_time(*given)
+
+
 def test_makers_find_their_device_where_they_run(environment, monkeypatch):
     """A driver without a GPU hands them to builders and readers that have one."""
     sources, found = resolve_models("tiny"), []
@@ -112,8 +167,8 @@ def test_needs_are_counted_from_the_weights_alone(environment):
     ],
 )
 def test_some_gpus_go_to_readers(gpus, options, expected):
-    build = BuildOptions(**options)
-    assert with_readers(crew_for(build, cluster(gpus)), build, cluster(gpus)) == expected
+    asked = BuildOptions(**options)
+    assert with_readers(crew_for(asked, cluster(gpus)), asked, cluster(gpus)) == expected
 
 
 def test_one_gpu_is_not_enough_for_both():

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from projector.network.model_card import FIGURES
 from ray_jobs.__main__ import main
 from ray_jobs.report import coverage as coverage_module
 from ray_jobs.report import page as report_module
 from ray_jobs.report import pictures as gallery
 from ray_jobs.report.charts import heat_map, histogram, interval_chart, line_chart, ratio_chart
 from ray_jobs.report.coverage import OTHERS, coverage
-from ray_jobs.report.run_files import Run, find_run
-from ray_jobs.report.run_schema import Evaluation
+from ray_jobs.report.run_files import Run, Training, find_run
+from ray_jobs.report.run_schema import Evaluation, Summary
+from ray_jobs.report.tables import COLUMNS
 from ray_jobs.report.verdict import best_first, verdict
 from report_example import (
     HOSTILE,
@@ -77,8 +79,7 @@ def verdict_of(*contents):
 
 def test_the_page_tells_what_the_run_holds(whole, page):
     for told in (
-        "mlp is the best projector and beats every baseline",
-        "may not be better than ridge",
+        "mlp has the least error, but is not shown to be better than ridge (paired difference of the errors -0.05,",
         "More data pays: double it.",
         "<b>9</b>pairs",
         "<b>1</b>failed",
@@ -125,6 +126,19 @@ def test_ids_are_used_once(page):
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) > 10
     assert len(ids) == len(set(ids))
+
+
+def test_no_column_repeats_the_cosine_under_another_name():
+    """RMSNorm without weights scales rows, so the cosine after it is the cosine."""
+    assert [name for name in (*FIGURES, *COLUMNS) if "cosine" in name] == ["cosine_similarity"] * 2
+
+
+def test_the_ticks_of_a_narrow_range_are_all_different():
+    svg = str(line_chart({"a": [(1, 0.2023), (9, 0.2131)]}, x_label="x", y_label="y", title="t"))
+    ticks = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg) if text.startswith("0.2")]
+    assert len(ticks) > 3
+    assert len(set(ticks)) == len(ticks)
+    assert not re.search(r"<[^>]*\d\.\d{3}[^>]*>", svg)  # what only places things stays short
 
 
 def test_charts_draw_hostile_labels_as_they_stand():
@@ -291,12 +305,52 @@ def test_a_projector_that_copies_is_called_so_first(small, capsys):
     assert page.index(copies) < page.index("<h2")
 
 
+def test_what_is_not_shown_to_be_better_is_not_called_better():
+    close = evaluation(0.28)
+    (line, *_) = verdict_of(close)
+    assert line.warns
+    assert "beats" not in line.text
+    assert line.text.startswith(
+        "run-0 has the least error, but is not shown to be better than ridge (paired difference of the errors -0.03, "
+        "95% -0.1 to 0.04). It has standardised MSE 0.28,"
+    )
+    # Better on nearly every pair, though the intervals of both overlap.
+    close["methods"]["projector"]["differences"]["ridge"]["interval"] = [-0.05, -0.01]
+    assert "beats every baseline" in verdict_of(close)[0].text
+    del close["methods"]["projector"]["differences"]  # written before there were any
+    assert "not shown to be better than ridge (their 95% intervals overlap)" in verdict_of(close)[0].text
+
+
+def test_an_exported_copy_is_no_projector_of_its_own(tmp_path):
+    for name, content in (("mlp", evaluation(0.1)), ("export", evaluation(0.1)), ("other", evaluation(0.2))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval.json").write_text(json.dumps(content))
+    for name in ("export", "other"):
+        (tmp_path / name / "README.md").write_text("# A card")
+    assert sorted(find_run(open_storage(str(tmp_path))).evaluations) == ["mlp", "other"]
+
+
+@pytest.mark.parametrize(
+    ("models", "random"),
+    [
+        ({"vl": {"id": "tiny/vl"}}, True),
+        ({"text": {"id": "tiny/image"}, "vl": {"id": "Qwen/Qwen3-VL-4B-Instruct"}}, True),
+        ({"image": {"id": "Tongyi-MAI/Z-Image-Turbo"}, "vl": "Qwen/Qwen3-VL-4B-Instruct"}, False),
+        (None, False),
+    ],
+)
+def test_random_models_are_said_first(models, random):
+    training = Training((), Summary(), {"base_models": models})
+    evaluations = {"mlp": Evaluation.model_validate(evaluation(0.1))}
+    lines = verdict(Run("run", open_storage("."), (), {"mlp": training}, evaluations, {}, {}, ()))
+    assert (lines[0].warns and "random test models" in lines[0].text) == random
+
+
 def test_the_verdict_names_the_winner():
     lines = verdict_of(evaluation(0.1), evaluation(0.2))
     assert lines[0].text.startswith(
         "run-0 is the best projector and beats every baseline: standardised MSE 0.1, "
     )
-    assert "overlap" not in lines[0].text
     assert lines[1].text == "Projector looks at the picture."
     assert not any(line.warns for line in lines)
     beaten = verdict_of(evaluation(0.5))[0]

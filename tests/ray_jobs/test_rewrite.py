@@ -1,6 +1,7 @@
 """Prompts made long by a model on disk, in a file that can be gone on with and that `build` takes."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -117,6 +118,7 @@ def test_a_killed_run_goes_on_after_the_last_whole_line(tmp_path, model, monkeyp
         ({"output": "/dev/null/long.jsonl"}, "rewrite.output = '/dev/null/long.jsonl': cannot be used"),
         ({"output": "long.txt"}, "give a name in .jsonl"),
         ({"model": "/nowhere/at/all"}, "rewrite.model = '/nowhere/at/all'"),
+        ({"model": "{cut}"}, "model.safetensors has 0 bytes"),
         ({"words": 30}, "holds something else than the beginning of these prompts"),
     ],
 )
@@ -125,6 +127,9 @@ def test_what_cannot_be_is_said_before_a_model_loads(tmp_path, model, monkeypatc
         json.dumps({"prompt": "x", "original": PROMPTS[0], "model": model.name, "words": 20}) + "\n"
     )
     monkeypatch.setattr(Rewriter, "from_pretrained", lambda *_, **__: pytest.fail("loaded a model"))
+    cut = shutil.copytree(model, tmp_path / "cut" / model.name)
+    (cut / "model.safetensors").write_bytes(b"")
+    changes = {name: str(value).replace("{cut}", str(cut)) for name, value in changes.items()}
     assert main(words(tmp_path, model, **changes)) == 2
     assert message in capsys.readouterr().err
 

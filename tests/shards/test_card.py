@@ -12,6 +12,7 @@ from shards.__main__ import main
 from shards.tools.dataset_card import dataset_card
 from shards.tools.markdown import LONGEST, front_matter, inline, table
 from shards.tools.verify import verify
+from tests_support import SETTINGS
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -67,11 +68,60 @@ def test_the_card_of_a_dataset(make_dataset, tmp_path, capsys):
     head = yaml.safe_load(card.split("---\n")[1])
     assert "license" not in head
     assert head["size_categories"] == ["n<1K"]
+    assert "random test models" not in card
     assert f"{len(plan)} samples, complete" in card
     assert dataset.fingerprint in card
     assert "| photograph |" in card
     assert root not in card
     assert verify(root, workers=1).problems == []
+
+
+def test_the_cards_head_names_the_shards_of_each_split(make_dataset, tmp_path):
+    """As `datasets` resolves them: a split's files are those that its pattern matches, and all of one kind."""
+    dataset, _ = make_dataset()
+    main(["card", str(tmp_path / "data")])
+    head = yaml.safe_load((tmp_path / "data" / "README.md").read_text().split("---\n")[1])
+    (config,) = head["configs"]
+    assert config["config_name"] == "default"
+    found = {
+        entry["split"]: sorted(
+            str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").glob(entry["path"])
+        )
+        for entry in config["data_files"]
+    }
+    tars = {"train": [], "validation": []}
+    for commit in dataset.commits():
+        tars[{"val": "validation"}.get(commit.split, commit.split)].append(commit.tar)
+    assert found == {split: sorted(names) for split, names in tars.items() if names}
+
+
+def test_stock_readers_take_shards_and_pictures_not_the_parquet_beside_them(
+    make_dataset, tmp_path, monkeypatch
+):
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    dataset, _ = make_dataset()
+    main(["card", str(tmp_path / "data")])
+    found = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
+    counts = {"train": 0, "validation": 0}
+    for commit in dataset.commits():
+        counts[{"val": "validation"}.get(commit.split, commit.split)] += commit.samples
+    assert {name: len(split) for name, split in found.items()} == {name: n for name, n in counts.items() if n}
+    sample = found["train"][0]
+    assert sample["png"].size == (SETTINGS["width"], SETTINGS["height"])
+    assert sample["txt"]
+
+
+def test_a_dataset_of_random_models_says_so_at_the_top():
+    facts = {"samples": 1, "failed": 0, "planned": 1, "complete": True, "fingerprint": "f", "created": "now"}
+    facts |= {"splits": {}, "coverage": []}
+    for models, random in (
+        ({"vl": {"id": "tiny/vl"}}, True),
+        ({"vl": {"id": "Qwen/Qwen3-VL-4B-Instruct"}}, False),
+    ):
+        body = dataset_card(facts, {"models": models}, {}, None).partition("\n# ")[2]
+        assert body.splitlines()[2].startswith("> **Made with random test models.**") == random
 
 
 def test_what_the_card_says_about_loading_works(make_dataset, tmp_path):

@@ -10,7 +10,6 @@ from PIL import Image
 
 from projector.comparison import cases
 from projector.comparison.cases import (
-    LONGEST_SIDE,
     Case,
     as_webp,
     held_out_pictures,
@@ -48,7 +47,7 @@ def test_pictures_are_turned_upright_made_rgb_and_kept_below_a_size(tmp_path):
     Image.new("LA", (3000, 1500)).save(tmp_path / "b.png")
     first, second = user_pictures([str(tmp_path)])
     assert (first.size, first.mode) == ((30, 40), "RGB")
-    assert (second.size, second.mode) == ((LONGEST_SIDE, LONGEST_SIDE // 2), "RGB")
+    assert (second.size, second.mode) == ((1024, 512), "RGB")
 
 
 def chunk(kind, data):

@@ -77,7 +77,8 @@ def sources(encodings):
             conditionings=lambda start, stop: iter(made_from[start:stop]),
             provenance={
                 "models": {"image": {"id": "tiny/image"}},
-                "pictures": {"height": SIDE, "width": SIDE, "steps": STEPS},
+                "picture": {"height": SIDE, "width": SIDE},
+                "steps": STEPS,
             },
         )
 

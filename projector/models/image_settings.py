@@ -1,0 +1,114 @@
+"""Whether what is asked of an image model is what it was made for, by its files alone.
+
+Z-Image and Z-Image-Turbo are one class: their schedulers tell them apart. Turbo has shift 3.0, is distilled to 8 steps
+and takes no guidance; Z-Image has shift 6.0 and wants 28 to 50 steps and guidance of about 4, with the empty prompt as
+its negative one and without `cfg_normalization`, the pipeline's default (the model cards of both).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from projector.models.dense_transformer import MULTIPLE
+from projector.models.resolve import TINY_MODELS, ModelSource, read_json
+from shards.errors import UsageError
+
+TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0  # scheduler/scheduler_config.json
+TURBO_STEPS = 8  # forwards; diffusers before 0.42 made as many of 9 steps
+BASE_STEPS = (28, 50)
+PATCH_PIXELS = 16  # VAE factor 8 times the transformer's patch of 2
+
+
+def caption_rows(axes_lens: Sequence[int]) -> int:
+    """The most rows of a conditioning that a transformer has rotary positions for.
+
+    Rows are padded to a multiple of 32 and stand at positions 1 to L, the picture at L + 1: 1,504 rows with the 1,536
+    positions of the published models. Beyond that diffusers raises an IndexError, on CUDA a device-side assert.
+
+    Args:
+        axes_lens: positions by axis, of transformer/config.json.
+    """
+    return (axes_lens[0] - 2) // MULTIPLE * MULTIPLE
+
+
+def check_image_settings(
+    model: ModelSource,
+    section: str,
+    *,
+    height: int,
+    width: int,
+    steps: int,
+    guidance: float,
+    max_tokens: int,
+) -> list[str]:
+    """Check settings against a pipeline's transformer and scheduler.
+
+    Args:
+        model: the pipeline.
+        section: of the options, which errors name.
+        height, width: of the pictures, in pixels.
+        steps: of denoising.
+        guidance: scale; 0 for none.
+        max_tokens: longest templated caption.
+
+    Returns:
+        warnings, a line each.
+
+    Raises:
+        UsageError: captions or pictures for which the transformer has no positions, or no guidance where the model
+            cannot do without.
+    """
+    folder = Path(model.path)
+    check_max_tokens(folder, section, max_tokens)
+    axes = _axes(folder, section)
+    for name, pixels, places in (("height", height, axes[1]), ("width", width, axes[2])):
+        if pixels > places * PATCH_PIXELS:
+            raise UsageError(
+                f"{section}.{name} = {pixels}: {model.id} has positions for {places * PATCH_PIXELS} pixels "
+                f"(axes_lens {axes} in its transformer/config.json); use at most so many"
+            )
+    if model.id in TINY_MODELS:  # random: no number of steps is better than another
+        return []
+    file = folder / "scheduler" / "scheduler_config.json"
+    shift = read_json(file, f"{section}.models.image", folder).get("shift")
+    if shift == TURBO_SHIFT and (steps != TURBO_STEPS or guidance > 0):
+        return [
+            f"{model.id} has the scheduler of Z-Image-Turbo (shift {shift}), which is distilled to {TURBO_STEPS} steps "
+            f"without guidance; {section}.steps is {steps}, {section}.guidance {guidance:g}"
+        ]
+    if not isinstance(shift, int | float) or shift < BASE_SHIFT:
+        return []
+    wants = f"{BASE_STEPS[0]} to {BASE_STEPS[1]} steps and guidance of about 4"
+    if guidance == 0:
+        raise UsageError(
+            f"{section}.guidance = 0: {model.id} has the scheduler of Z-Image (shift {shift}), which is not distilled "
+            f"and wants {wants}; set {section}.guidance 4 and {section}.steps {BASE_STEPS[1]}, or give Z-Image-Turbo"
+        )
+    if not BASE_STEPS[0] <= steps <= BASE_STEPS[1]:
+        return [
+            f"{model.id} has the scheduler of Z-Image (shift {shift}), which wants {wants}; {section}.steps is {steps}"
+        ]
+    return []
+
+
+def check_max_tokens(folder: Path, section: str, max_tokens: int) -> None:
+    """UsageError where captions may be longer than a pipeline's transformer has positions for; unknown without one."""
+    if not (folder / "transformer" / "config.json").is_file():  # an import needs the text encoder alone
+        return
+    axes = _axes(folder, section)
+    most = caption_rows(axes)
+    if max_tokens > most:
+        raise UsageError(
+            f"{section}.max_tokens = {max_tokens}: the image model has positions for captions of {most} tokens "
+            f"(axes_lens {axes} in its transformer/config.json); use at most {most}"
+        )
+
+
+def _axes(folder: Path, section: str) -> list[int]:
+    option, file = f"{section}.models.image", folder / "transformer" / "config.json"
+    axes = read_json(file, option, folder).get("axes_lens")
+    if not isinstance(axes, list) or len(axes) != 3 or not all(type(length) is int for length in axes):
+        raise UsageError(
+            f"{option} = {str(folder)!r}: axes_lens in transformer/config.json is {axes!r}, expected three numbers; "
+            "download it again"
+        )
+    return axes
