@@ -14,6 +14,7 @@ from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncode
 from projector.network.projector import Projector
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from shards.sources.picture import as_rgb
 
 TEXT_STD = (
     61.0  # over all dimensions of Qwen3-4B's conditioning, sink included, as the guide's family measured it
@@ -141,7 +142,7 @@ class VLEmbeddingExtractor:
         """Read a picture.
 
         Args:
-            image: any size and mode.
+            image: any size and mode; read upright, as sRGB, over white (`shards.sources.picture.as_rgb`).
             text: stands beside the picture in the input; None for the picture alone.
             hidden_layer: which state; with a projector, the one it was trained on.
             text_tokens_only, image_tokens_only: which tokens to take; with a projector, those it was trained on
@@ -158,7 +159,7 @@ class VLEmbeddingExtractor:
         tokens = self._tokens(text_tokens_only, image_tokens_only)
         self._check(hidden_layer, mode, tokens)
         self._encoder.text_modes = (mode,)
-        encoding = self._encoder.encode([image.convert("RGB")], [text or ""])[0]
+        encoding = self._encoder.encode([as_rgb(image)], [text or ""])[0]
         if not isinstance(encoding, VisionEncoding):
             raise UsageError(str(encoding))
         if self._projector is not None:
