@@ -90,7 +90,7 @@ def spec_of(options: ImportOptions) -> SourceSpec:
     """
     if not options.source:
         raise UsageError(
-            "import.source is needed: COCO annotations, or the folder of tars or parquet files, local or s3://"
+            "import.source is needed: COCO annotations, or the folder of pictures, tars or parquet files, local or s3://"
         )
     if options.kind is None:
         raise UsageError(f"import.kind is needed: {', '.join(get_args(Kind))}")
@@ -116,7 +116,7 @@ def samples_of(options: ImportOptions, catalogue: Catalogue) -> int:
 
 def summary_line(catalogue: Catalogue) -> str:
     """What there is to take, as a line for people."""
-    left_out = told_left_out(catalogue.record.left_out)
+    left_out = told_left_out(catalogue.record.left_out, catalogue.record.examples)
     return f"the source holds {len(catalogue)} samples to take" + (
         f"; left out: {left_out}" if left_out else ""
     )

@@ -159,3 +159,8 @@ def test_plan_shows_the_first_prompts_as_read(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "first prompts of mine.csv, as read:\n  'a red cat'\n  'a dog, small'\n  'a fox'\n" in printed
     assert "1 blank prompts skipped, the first in line 3" in printed
+
+
+def test_tars_and_webdataset_are_one_kind():
+    for word in ("tars", "webdataset"):
+        assert parse(["import", "--import.kind", word], JOBS).options["import"].kind == "webdataset"

@@ -2,38 +2,30 @@
 
 import tarfile
 import zipfile
-from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
+from import_support import (
+    coco_content,
+    encoded,
+    items_of,
+    laion_samples,
+    read_all,
+    tar_of,
+    write_coco,
+    write_laion,
+)
 from s3_support import use
 from shards.errors import StorageError, UsageError
 from shards.sources import parquet_rows as rows
 from shards.sources.catalogue import open_source
-from shards.sources.filters import Rules, filters_of
 from shards.sources.item import Item, Place
 from shards.sources.picture import MAX_BYTES, ImageError
 from shards.sources.picture_bytes import open_originals
-from shards.sources.selection import taken
 from shards.sources.source import SourceSpec
-
-
-def items_of(spec, **rules):
-    """What is taken of a source, and why the rest is not."""
-    opened, rules = open_source(spec), Rules(**{"val_fraction": 0.3} | rules)
-    filters, left_out = filters_of(rules, opened.columns()), Counter()
-    columns = {column for each in filters for column in each.columns}
-    return list(taken(opened.found(columns), rules, filters, left_out)), dict(left_out)
-
-
-def read_all(spec, items):
-    with closing(open_originals(spec)) as originals:
-        return [originals.read(item.place) for item in items]
 
 
 def read(spec, *places):
