@@ -14,7 +14,7 @@ from shards.format.plan import normalise_caption
 from shards.prompts.categories import AXES, guess
 from shards.prompts.near_duplicates import near_duplicates
 from shards.prompts.prompt import Prompt, PromptSource
-from shards.prompts.tables import LOOKED_AT, delimiter_of, encoding_of
+from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of
 
 LONGEST_LINE = 20_000  # characters; a caption is cut nowhere, and beyond this a file is not a prompt file
 MAX_FILE_BYTES = 1 << 30

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from shards.errors import NotFoundError, OversizeError, UsageError
-from shards.prompts.tables import delimiter_of, encoding_of
+from shards.prompts.text_tables import delimiter_of, encoding_of
 from shards.sources.item import Place, storable
 from shards.sources.picture import SUFFIXES as PICTURES
 from shards.sources.source import (
