@@ -193,8 +193,12 @@ def picture_hash(facts: Mapping[str, Any], columns: Iterable[str]) -> str:
 
 
 def each_caption(value: Any) -> Sequence[Any]:
-    """The captions that stand in one field: itself, or those of a list; one that is None where it is empty."""
-    return (value or [None]) if isinstance(value, list) else [value]
+    """The captions that stand in one field: itself, or those of a list; one that is None where it is empty.
+
+    Bytes are read as UTF-8; what is none comes as lone surrogates, which no caption may hold.
+    """
+    found = (value or [None]) if isinstance(value, list) else [value]
+    return [one.decode(errors="surrogateescape") if isinstance(one, bytes) else one for one in found]
 
 
 class PictureFiles:

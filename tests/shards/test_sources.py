@@ -418,6 +418,81 @@ def test_parquet_lists_of_captions_and_filters(tmp_path):
     assert left_out == {"side": 2, "caption missing": 2}
 
 
+PAIR = ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([b"one", b"two"]), PAIR),
+        (pa.array([b"one", b"two"], pa.large_binary()), PAIR),
+        (pa.array(PAIR).dictionary_encode(), PAIR),
+        (pa.array([b"one", b"two"]).dictionary_encode(), PAIR),
+        (pa.array(PAIR, pa.large_string()), PAIR),
+        (pa.array(PAIR, pa.string_view()), PAIR),
+        (pa.array([b"one", b"two"], pa.binary_view()), PAIR),
+        (pa.array([{"text": "one", "id": 1}, {"text": "two", "id": 2}]), PAIR),
+        (pa.array([{"raw": b"one"}, {"raw": b"two"}]), PAIR),
+        (pa.array([[{"raw": "one"}, {"raw": "more"}], [{"raw": "two"}]]), PAIR),
+        (pa.array([{"raw": ["one", "more"]}, {"raw": ["two"]}]), PAIR),
+        (pa.array([[b"one"], [b"two"]]), PAIR),
+        (pa.array([b"one", b"caf\xe9"]), ["one"]),
+        (pa.array([{"text": "one"}, None]), ["one"]),
+    ],
+    ids=str,
+)
+def test_parquet_captions_of_any_type(tmp_path, column, expected):
+    images = [encoded(number) for number in range(2)]
+    pq.write_table(pa.table({"image": images, "caption": column}), tmp_path / "a.parquet")
+    found, left_out = items_of(SourceSpec("parquet", str(tmp_path)), val_fraction=0.0)
+    assert [item.caption for item in found] == expected
+    assert sum(left_out.values()) - left_out.get("further caption", 0) == 2 - len(expected)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary_view(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str
+)
+def test_parquet_pictures_of_any_type(tmp_path, kind):
+    images = pa.array([encoded(0), encoded(1)]).cast(kind)
+    pq.write_table(pa.table({"image": images, "text": PAIR}), tmp_path / "a.parquet")
+    spec = SourceSpec("parquet", str(tmp_path))
+    assert read_all(spec, items_of(spec)[0]) == [encoded(0), encoded(1)]
+    names = pa.array(["0.jpg", "1.jpg"]).dictionary_encode()
+    pq.write_table(pa.table({"file_name": names, "text": PAIR}), tmp_path / "a.parquet")
+    assert [item.picture for item in items_of(spec)[0]] == ["0.jpg", "1.jpg"]
+
+
+def test_a_caption_column_s_type_or_fields_are_named(tmp_path):
+    said = [{"en": "one", "fr": "un", "id": 1}]
+    pq.write_table(pa.table({"image": [encoded(1)], "caption": said, "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"holds struct<.*; name one: caption.en, caption.fr"):
+        open_source(SourceSpec("parquet", str(tmp_path)))
+    with pytest.raises(UsageError, match=r"import.caption_column = 'caption.id': .* name one: caption.en"):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="caption.id"))
+    with pytest.raises(
+        UsageError, match=r"import.caption_column = 'n': the column holds int64; captions are text"
+    ):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="n"))
+    found, _ = items_of(SourceSpec("parquet", str(tmp_path), caption_column="caption.fr"))
+    assert [item.caption for item in found] == ["un"]
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_failed_downloads_are_left_out_and_counted(tmp_path, as_struct):
+    """What img2dataset writes with --output_format parquet: a row for every link, bytes where it worked."""
+    pictures = [encoded(n) if n % 3 else None for n in range(9)]
+    status = ["success" if picture else "failed_to_download" for picture in pictures]
+    status[0] = "success"  # of an encoder that wrote nothing
+    pictures = (
+        [picture and {"bytes": picture, "path": None} for picture in pictures] if as_struct else pictures
+    )
+    spec = write_parquet(tmp_path, "jpg", pictures, status=status, key=[f"{n:09d}" for n in range(9)])
+    found, left_out = items_of(spec, val_fraction=0.0)
+    assert [item.caption for item in found] == [f"picture {n}" for n in range(9) if n % 3]
+    assert left_out == {"failed download": 2, "no picture in the row": 1}
+    assert read_all(spec, found) == [encoded(n) for n in range(9) if n % 3]
+
+
 def test_parquet_without_what_it_needs(tmp_path):
     table = pa.table({"a": [1], "b": ["x"]})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -450,9 +525,10 @@ def test_a_parquet_file_that_lacks_a_column_of_the_first(tmp_path):
 
 def test_rows_without_bytes_and_files_that_are_gone(tmp_path):
     spec = write_parquet(tmp_path, "image", [encoded(0), None])
-    found, _ = items_of(spec)
+    found, left_out = items_of(spec)
+    assert (len(found), left_out) == (1, {"no picture in the row": 1})
     with pytest.raises(ImageError, match="no bytes"):
-        read_all(spec, found[1:])
+        read(spec, Place("00000.parquet", row=1))
     with pytest.raises(StorageError, match="it has 2 rows"):
         read(spec, Place("00000.parquet", row=2))
     (tmp_path / "00000.parquet").unlink()
