@@ -102,7 +102,8 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
     root, pattern = _root_and_pattern(place, suffix)
     storage = open_storage(root)
     literal = (MAGIC.split(pattern, maxsplit=1)[0]) if pattern else ""
-    found = [entry for entry in storage.list(literal) if entry.key.endswith(suffix)]
+    there = [entry for entry in storage.list(literal) if not is_hidden(entry.key)]
+    found = [entry for entry in there if entry.key.endswith(suffix)]
     if pattern:
         wanted = _expanded(pattern)
         exact, globs = {name for name in wanted if not MAGIC.search(name)}, [*filter(MAGIC.search, wanted)]
@@ -115,6 +116,12 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
         if absent:
             raise UsageError(f"import.source = {place!r}: {absent[0]} ({len(absent)} files) is not there")
     if not found:
+        compressed = next((entry.key for entry in there if entry.key.endswith((f"{suffix}.gz", ".tgz"))), "")
+        if compressed:
+            raise UsageError(
+                f"import.source = {place!r}: {compressed} is compressed, and pictures are read where they lie; "
+                f"unpack it to a {suffix} file first"
+            )
         raise UsageError(
             f"import.source = {place!r}: no {suffix} file there (symbolic links are not followed); "
             f"give a folder, a file or a pattern such as folder/{{000..123}}{suffix}"

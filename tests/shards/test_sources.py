@@ -1,5 +1,6 @@
 """What each kind of source says of itself: every caption with where its picture lies, and nothing outside of it."""
 
+import importlib
 import tarfile
 import zipfile
 from pathlib import Path
@@ -293,6 +294,90 @@ def test_hostile_members_are_names_and_nothing_else(tmp_path):
     assert read_all(spec, found) == [encoded(number) for number in (0, 1, 4, 6)]
     assert found[-1].picture.encode().isascii()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_hidden_members_are_passed_over(tmp_path):
+    """What tar on a Mac writes before each member, and what systems leave in folders."""
+    members = []
+    for name, data in laion_samples(range(3)):
+        members += [(f"./._{name}", b"mac"), (f"./{name}", data), (f"__MACOSX/._{name}", b"mac")]
+    (tmp_path / "a.tar").write_bytes(tar_of([*members, (".DS_Store", b"mac")]))
+    (tmp_path / "._a.tar").write_bytes(b"mac")
+    found, left_out = items_of(SourceSpec("webdataset", str(tmp_path)))
+    assert ([item.caption for item in found], left_out) == ([f"picture {n}" for n in range(3)], {})
+
+
+def test_keys_with_dots(tmp_path):
+    members = [
+        ("v1.0.jpg", encoded(0)),
+        ("v1.0.txt", b"picture 0"),
+        ("v1.1.txt", b"picture 1"),
+        ("v1.1.JPG", encoded(1)),
+        ("a.b/v1.2.webp", encoded(2)),
+        ("a.b/v1.2.json", b'{"caption": "picture 2"}'),
+        ("3.jpg", encoded(3)),
+        ("3.mask.png", encoded(9)),
+        ("3.txt", b"picture 3"),
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec)
+    assert ([item.caption for item in found], left_out) == ([f"picture {n}" for n in range(4)], {})
+    assert read_all(spec, found) == [encoded(n) for n in range(4)]
+
+
+def test_members_sorted_by_type(tmp_path):
+    members = sorted(laion_samples(range(4)), key=lambda member: member[0].rpartition(".")[2])
+    members += [("lost.txt", b"no picture"), ("alone.jpg", encoded(8))]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec, min_similarity=0.0)
+    assert [item.caption for item in found] == [f"picture {n}" for n in range(4)]
+    assert read_all(spec, found) == [encoded(n) for n in range(4)]
+    assert left_out == {"no picture, or an unsafe name": 1, "caption missing": 1}
+
+
+def test_several_tars_in_one(tmp_path):
+    first, second = tar_of(laion_samples(range(3))), tar_of(laion_samples(range(3, 5)))
+    same_keys = tar_of([("000000000.jpg", encoded(7)), ("000000000.txt", b"another")])
+    (tmp_path / "a.tar").write_bytes(first + second + same_keys)
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec, val_fraction=0.0)
+    assert ([item.caption for item in found], left_out) == (
+        [*(f"picture {n}" for n in range(5)), "another"],
+        {},
+    )
+    assert read_all(spec, found) == [encoded(n) for n in (0, 1, 2, 3, 4, 7)]
+    (tmp_path / "a.tar").write_bytes(first + b"x" * 512)
+    with pytest.raises(
+        UsageError, match=r"follows its end, from byte 20,480 on, is no other tar: .*pack it again"
+    ):
+        items_of(spec)
+
+
+def test_a_header_that_is_broken_in_the_middle_is_no_end(tmp_path):
+    data = bytearray(tar_of(laion_samples(range(3))))
+    place = data.find(b"000000001.jpg")
+    data[place : place + 512] = b"x" * 512
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(UsageError, match=r"a.tar is no whole tar: what follows .* is no other tar"):
+        items_of(SourceSpec("webdataset", str(tmp_path)))
+
+
+@pytest.mark.parametrize(("module", "tool"), [("gzip", "gunzip"), ("bz2", "bunzip2"), ("lzma", "unxz")])
+def test_a_compressed_tar_is_named_whatever_its_name(tmp_path, module, tool):
+    compressed = importlib.import_module(module).compress(tar_of(laion_samples(range(2))))
+    (tmp_path / "a.tar").write_bytes(compressed)
+    with pytest.raises(
+        UsageError, match=rf"a.tar is no whole tar: it is compressed .*: unpack it with {tool} first"
+    ):
+        open_source(SourceSpec("webdataset", str(tmp_path)))
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
+    with pytest.raises(UsageError, match=r"a.tar.gz is compressed, .* unpack it to a .tar file first"):
+        open_source(SourceSpec("webdataset", str(tmp_path)))
+    (tmp_path / "b.tar").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"b.tar is no whole tar: empty file"):
+        open_source(SourceSpec("webdataset", str(tmp_path)))
 
 
 def test_a_tar_that_is_cut_off_is_named(tmp_path):
