@@ -140,6 +140,55 @@ def test_a_zip_is_read_by_name_and_not_believed(tmp_path):
         open_source(spec)
 
 
+def zipped(tmp_path, members, names):
+    """A COCO whose pictures are in a zip under other names than in its annotations."""
+    content, _ = coco_content(count=len(names), captions=1)
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    options = write_coco(tmp_path, content, {}, zipped=True)
+    with zipfile.ZipFile(options["images"], "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return SourceSpec("coco", **options)
+
+
+def test_a_name_in_two_folders_of_a_zip_is_an_error_unless_the_annotation_tells_which(tmp_path):
+    members = {"thumbs/0.jpg": encoded(1), "images/0.jpg": encoded(2), "images/train/1.jpg": encoded(3)}
+    with pytest.raises(
+        UsageError, match=r"'0.jpg' may be thumbs/0.jpg or images/0.jpg; give a zip .* the folder"
+    ):
+        items_of(zipped(tmp_path, members, ["0.jpg"]))
+    spec = zipped(tmp_path, members, ["images/0.jpg", "train/1.jpg"])
+    assert read_all(spec, items_of(spec)[0]) == [encoded(2), encoded(3)]
+    members = {"__MACOSX/images/._0.jpg": b"mac", "__MACOSX/images/0.jpg": b"mac", "images/0.jpg": encoded(2)}
+    spec = zipped(tmp_path, members, ["0.jpg"])
+    assert read_all(spec, items_of(spec)[0]) == [encoded(2)]
+    spec = zipped(tmp_path, {"0.jpg": encoded(4), "images/0.jpg": encoded(2)}, ["0.jpg"])
+    assert read_all(spec, items_of(spec)[0]) == [encoded(4)]
+
+
+@pytest.mark.parametrize("there", [lambda n: n, lambda n: f"COCO_{n}", lambda n: str(n), float])
+@pytest.mark.parametrize("here", [lambda n: n, str, float])
+def test_coco_ids_of_any_type(tmp_path, there, here):
+    content, files = coco_content(count=3, captions=1)
+    if there(0) == "COCO_0":
+        here = there
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"], annotation["image_id"] = there(image["id"]), here(annotation["image_id"])
+    found, left_out = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)), val_fraction=0.0)
+    assert ([item.picture for item in found], left_out) == (list(files), {})
+
+
+def test_annotations_of_other_images_are_refused(tmp_path):
+    content, files = coco_content(count=3, captions=1)
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 100
+    with pytest.raises(
+        UsageError, match="no annotation's image_id is the id of one of its 3 images, the first 100"
+    ):
+        items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
