@@ -113,7 +113,8 @@ class ImportedPictures(PictureSource):
         try:
             return kept(self._originals.read(item.place), self._max_side)
         except ImageError as error:
-            return error
+            reason = str(error).removeprefix(f"{item.place}: ")
+            return type(error)(f"{item.picture!r}: {reason}")
 
 
 def load_import(

@@ -29,6 +29,7 @@ from shards.errors import UsageError
 from shards.format.plan import Plan, Segment, make_plan
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
 from shards.sources.source import Kind, SourceSpec
+from shards.sources.survey import survey
 from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
@@ -57,6 +58,9 @@ def importing(options: ImportOptions) -> int:
         catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
         tell("source", summary_line(catalogue))
+        most = options.max_failed_fraction
+        if found := survey(spec, catalogue.items(samples), options.max_side, most):
+            tell("source", found)
         stop = StopRequest()
         with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
             check_nodes(cluster, writes=[storage.root], models=[models.text, models.vl.model])

@@ -177,13 +177,21 @@ def catalogued(storage: Storage, spec: SourceSpec, rules: Rules, folder: Path) -
     made = _made(source, spec.kind, rules, folder)
     if there is not None:
         # Other times of modification, as a copy has, do not matter where the same is found.
-        if made.record.sha256 != there.record.sha256:
+        if made.record.sha256 != there.record.sha256 and not _completes(made, there):
             raise UsageError(
                 f"import.source: has changed since {storage.root} was begun: it then held {len(there)} items to take, "
                 f"now {len(made)}, or others; give the source as it was, or another import.output"
             )
         return there
     return made
+
+
+def _completes(made: Catalogue, there: Catalogue) -> bool:
+    """Whether a source differs from its catalogue only in that files are there which were missing."""
+    if len(made) != len(there):
+        return False
+    pairs = zip(there.items(len(there)), made.items(len(made)), strict=True)
+    return all(old.is_completed_by(new) for old, new in pairs)
 
 
 def open_source(spec: SourceSpec) -> Source:

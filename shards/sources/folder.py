@@ -84,21 +84,17 @@ class FolderSource:
         """See `Source.found`: pictures in the order of their names, then what belongs to none."""
         wanted = set(columns)
         hashes = [name for name in HASH_COLUMNS if name in self._columns]
-        pictures = iter(self._pictures)
-        while keys := list(islice(pictures, 1000)):
+        # A picture that metadata name has its place in the order whether it is there or not yet.
+        names = iter(sorted(self._pictures.keys() | self._rows.keys()))
+        while keys := list(islice(names, 1000)):
             with ThreadPoolExecutor(READ_TOGETHER) as readers:
                 read = list(readers.map(self._beside_of, keys))
             for key, (text, facts) in zip(keys, read, strict=True):
-                rows = self._rows.get(key)
-                place = Place(file=key, size=self._pictures[key].size) if is_safe(key) else None
-                for caption, told in self._said(rows, text, facts):
+                size = self._pictures[key].size if key in self._pictures else -1
+                place = Place(file=key, size=size) if is_safe(key) else None
+                for caption, told in self._said(self._rows.get(key), text, facts):
                     told_wanted = {name: value for name, value in told.items() if name in wanted}
                     yield Found(picture_hash(told, hashes) or storable(key), caption, place, told_wanted)
-        for key, rows in self._rows.items():
-            if key not in self._pictures:
-                for caption, told in self._said(rows, None, {}):
-                    place = Place(file=key) if is_safe(key) else None
-                    yield Found(storable(key), caption, place, told)
         for key in self._orphans:
             yield Found(storable(key), None, None, {}, problem="caption without a picture")
         for key in self._unread:

@@ -76,6 +76,10 @@ class ImageError(ValueError):
     """A picture that no further try will make usable."""
 
 
+class MissingPictureError(ImageError):
+    """A picture that its source does not hold, and may hold later."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A picture as it is stored.

@@ -243,6 +243,10 @@ def refusal(monkeypatch, environment, capsys):
         ({"source": ""}, "import.source is needed"),
         ({"kind": "zip"}, "import.kind = 'zip'"),
         ({"images": ""}, "import.images is needed"),
+        (
+            {"images": "pcis"},
+            "pcis': 24 of 24 pictures cannot be used: the source has no such",
+        ),
         ({"source": "/nonexistent.json"}, "import.source = '/nonexistent.json': no such file"),
         ({"layers": "-13"}, "import.layers = [-13]: tiny/vl has 12 blocks, allowed are -12 to -1"),
         ({"samples": 25}, "import.samples = 25: the source holds 24 to take"),
