@@ -193,14 +193,14 @@ def _watched(
 def _why_incomplete(job: str, end: Snapshot, missing: int, shards: int) -> str:
     """What ended a run before its plan was whole, and what to do."""
     why = end.stopping or f"{missing} shards could not be made"
-    most = f"; most failed by: {end.commonest}" if end.commonest else ""
-    remedy = "Run it again to go on."
+    if end.commonest:
+        why += f"; most failed by: {end.commonest}"
     if end.lasting:
-        remedy = (
-            f"These fail alike every time: mend them in the source, or raise {job}.max_failed_fraction and "
-            f"{job}.max_consecutive_failures to leave them out."
+        return (
+            f"not complete: {why}; {missing} of {shards} shards missing. These fail alike every time: mend them in "
+            f"the source, or raise {job}.max_failed_fraction and {job}.max_consecutive_failures to leave them out."
         )
-    return f"not complete: {why}; {missing} of {shards} shards missing{most}. {remedy}"
+    return f"not complete: {why}; {missing} of {shards} shards missing. Run it again to go on."
 
 
 def _summary(dataset: Dataset) -> str:

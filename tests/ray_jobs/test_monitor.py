@@ -131,7 +131,7 @@ def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_agai
 def test_the_last_line_says_what_to_do():
     of_the_source = Snapshot(0, 7, "7 of 20 samples failed", commonest="is HTML (a, b, c, …)", lasting=True)
     assert _why_incomplete("import", of_the_source, 2, 3) == (
-        "not complete: 7 of 20 samples failed; 2 of 3 shards missing; most failed by: is HTML (a, b, c, …). These fail "
+        "not complete: 7 of 20 samples failed; most failed by: is HTML (a, b, c, …); 2 of 3 shards missing. These fail "
         "alike every time: mend them in the source, or raise import.max_failed_fraction and "
         "import.max_consecutive_failures to leave them out."
     )
