@@ -7,7 +7,7 @@ picture from where it lies.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from projector.making.imported import ImportSettings, load_import
 from projector.models.resolve_readers import ReaderSources, resolve_readers
@@ -28,7 +28,7 @@ from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
 from shards.format.plan import Plan, Segment, make_plan
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
-from shards.sources.source import Kind, SourceSpec
+from shards.sources.source import SourceSpec
 from shards.sources.survey import survey
 from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
@@ -97,7 +97,7 @@ def spec_of(options: ImportOptions) -> SourceSpec:
             "import.source is needed: COCO annotations, or the folder of pictures, tars or parquet files, local or s3://"
         )
     if options.kind is None:
-        raise UsageError(f"import.kind is needed: {', '.join(get_args(Kind))}")
+        raise UsageError("import.kind is needed: folder, coco, tars or parquet")
     if not options.output:
         raise UsageError("import.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
     return SourceSpec(

@@ -12,6 +12,7 @@ from typing import Any
 from shards.errors import NotFoundError, OversizeError, UsageError
 from shards.prompts.text_tables import delimiter_of, encoding_of
 from shards.sources.item import Place, storable
+from shards.sources.picture import NOT_READ
 from shards.sources.picture import SUFFIXES as PICTURES
 from shards.sources.source import (
     CAPTION_COLUMNS,
@@ -32,7 +33,6 @@ from shards.stores.store import Entry
 TEXTS = (".txt", ".caption")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 NAME_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path")
-NOT_READ = (".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2", ".nef", ".mp4", ".webm", ".mov")
 MAX_TEXT = 1 << 20  # bytes of a caption's file; more is no caption
 LOOKED_AT = 100  # .json files that are looked at for their columns
 READ_TOGETHER = 16  # small files, of a store that answers many requests

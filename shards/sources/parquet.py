@@ -206,6 +206,11 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
 def _column(schema: pa.Schema, wanted: str | None, usual: Sequence[str], option: str, what: str) -> str:
     column = named(wanted, usual, schema.names, option)
     if column is None:
+        if what == "pictures" and {"key", "url"} <= set(schema.names):
+            raise UsageError(
+                "import.source: these parquet files hold no pictures, only what img2dataset says of them; give the "
+                "tars beside them with import.kind tars, or the files with import.kind folder"
+            )
         raise UsageError(
             f"import.source: no column of {what} named {' or '.join(usual)} among {column_list(schema.names)}; "
             f"name it with {option}"

@@ -26,6 +26,20 @@ READ = {
     "BMP": "BMP",
 }
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".tif", ".tiff", ".bmp")
+NOT_READ = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".jp2",
+    ".svg",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".mp4",
+    ".webm",
+    ".mov",
+)  # known by name alone
 # A GIF's first frame and a TIFF's first page are taken; those who animate the others mean a film.
 STILL_OF_MANY = ("MPO", "GIF", "TIFF")  # a camera's MPO is a JPEG with a preview behind it
 MAX_BYTES = 256 << 20  # of an encoded picture; 8192² pixels of noise as PNG have 200 MB

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from shards.errors import UsageError
 from shards.sources.item import Place, storable
-from shards.sources.picture import SUFFIXES
+from shards.sources.picture import NOT_READ, SUFFIXES
 from shards.sources.source import (
     CAPTION_COLUMNS,
     HASH_COLUMNS,
@@ -49,6 +49,11 @@ class _Group:
     place: Place | None = None
     text: Any = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    unread: str = ""  # suffix of a picture in a format that is not read
+
+    @property
+    def problem(self) -> str:
+        return f"a format that is not read ({self.unread})" if self.unread and self.place is None else ""
 
     @property
     def is_whole(self) -> bool:
@@ -99,7 +104,7 @@ class TarSource:
                     caption = group.facts.get(usual or "") if group.text is None else group.text
                 facts = {name: value for name, value in group.facts.items() if name in wanted}
                 for one in each_caption(caption):
-                    yield Found(picture, one, group.place, facts)
+                    yield Found(picture, one, group.place, facts, group.problem)
 
     def _look(self) -> Sequence[str]:
         names: dict[str, None] = {}
@@ -214,6 +219,7 @@ def _joined(earlier: _Group, later: _Group) -> _Group:
         earlier.place or later.place,
         later.text if earlier.text is None else earlier.text,
         earlier.facts or later.facts,
+        earlier.unread or later.unread,
     )
 
 
@@ -221,6 +227,8 @@ def _note(group: _Group, tar: tarfile.TarFile, member: tarfile.TarInfo, file: st
     """Add a member to its group; of two alike the first counts."""
     if suffix in PICTURES and group.place is None:
         group.place = Place(file=file, offset=member.offset_data, size=member.size)
+    elif f".{suffix}" in NOT_READ:
+        group.unread = f".{suffix}"
     elif suffix == "txt" and group.text is None:
         group.text = _text(tar, member)
     elif suffix == "json" and not group.facts:

@@ -375,6 +375,17 @@ def test_keys_with_dots(tmp_path):
     assert read_all(spec, found) == [encoded(n) for n in range(4)]
 
 
+def test_formats_that_are_not_read_are_counted_as_such(tmp_path):
+    (tmp_path / "a.tar").write_bytes(
+        tar_of(
+            [*laion_samples([0]), ("1.heic", b"x"), ("1.txt", b"one"), ("2.gif", b"GIF8"), ("2.txt", b"two")]
+        )
+    )
+    found, left_out = items_of(SourceSpec("webdataset", str(tmp_path)))
+    assert [item.caption for item in found] == ["picture 0", "two"]
+    assert left_out == {"a format that is not read (.heic)": 1}
+
+
 def test_members_sorted_by_type(tmp_path):
     members = sorted(laion_samples(range(4)), key=lambda member: member[0].rpartition(".")[2])
     members += [("lost.txt", b"no picture"), ("alone.jpg", encoded(8))]
@@ -642,6 +653,10 @@ def test_parquet_without_what_it_needs(tmp_path):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="z"))
     with pytest.raises(UsageError, match="holds int64; pictures are bytes"):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="a"))
+    beside_tars = pa.table({"key": ["0"], "url": ["x"], "caption": ["a"], "status": ["success"]})
+    pq.write_table(beside_tars, tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"what img2dataset says of them; give the tars beside them"):
+        open_source(SourceSpec("parquet", str(tmp_path)))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UsageError, match="cannot be read as parquet"):
         open_source(SourceSpec("parquet", str(tmp_path)))
