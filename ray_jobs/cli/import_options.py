@@ -7,7 +7,6 @@ from pydantic import BeforeValidator, Field
 from projector.options import Models
 from ray_jobs.cli.run_options import ReadingOptions
 from shards.sources.filters import Rules
-from shards.sources.source import Kind
 
 
 def _listed(words: object) -> object:
@@ -16,8 +15,8 @@ def _listed(words: object) -> object:
 
 
 def _kind(word: object) -> object:
-    """`tars`, as the command line calls them; datasets have on record what they were called first."""
-    return "webdataset" if word == "tars" else word
+    """`webdataset` is what `tars` were called first."""
+    return "tars" if word == "webdataset" else word
 
 
 class ImportOptions(ReadingOptions):
@@ -25,7 +24,7 @@ class ImportOptions(ReadingOptions):
 
     source: str = ""
     """coco: captions annotations (JSON); folder: of pictures; else a folder, file or pattern ({000..123}, *)."""
-    kind: Annotated[Kind | None, BeforeValidator(_kind)] = None
+    kind: Annotated[Literal["folder", "coco", "tars", "parquet"] | None, BeforeValidator(_kind)] = None
     """`coco`, `folder` (pictures with captions beside them), `tars` (img2dataset, LAION) or `parquet`."""
     images: str = ""
     """coco: folder or zip of the pictures; parquet with paths: the folder they start from, absent: the source."""

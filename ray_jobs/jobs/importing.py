@@ -28,7 +28,7 @@ from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
 from shards.format.plan import Plan, Segment, make_plan
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
-from shards.sources.source import SourceSpec
+from shards.sources.source import Kind, SourceSpec
 from shards.sources.survey import survey
 from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
@@ -100,9 +100,9 @@ def spec_of(options: ImportOptions) -> SourceSpec:
         raise UsageError("import.kind is needed: folder, coco, tars or parquet")
     if not options.output:
         raise UsageError("import.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
-    return SourceSpec(
-        options.kind, options.source, options.images, options.caption_column, options.image_column
-    )
+    # Datasets have on record what tars were called first.
+    kind: Kind = "webdataset" if options.kind == "tars" else options.kind
+    return SourceSpec(kind, options.source, options.images, options.caption_column, options.image_column)
 
 
 def samples_of(options: ImportOptions, catalogue: Catalogue) -> int:

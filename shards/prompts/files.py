@@ -17,6 +17,7 @@ from shards.prompts.prompt import Prompt, PromptSource
 from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of
 
 LONGEST_LINE = 20_000  # characters; a caption is cut nowhere, and beyond this a file is not a prompt file
+LOOKED_INTO = 1 << 16  # bytes that tell encoding and line ends
 MAX_FILE_BYTES = 1 << 30
 CAPTION_COLUMNS = ("prompt", "caption", "text")
 CATEGORY_COLUMN = "category"  # one word for it all, as in PartiPrompts
@@ -165,12 +166,16 @@ def _checked(
 def _text_lines(file: _PromptFile) -> Iterator[tuple[int, str]]:
     """Numbered lines without their terminators, decoded one by one so that an error can name its line."""
     with file.path.open("rb") as lines:
-        encoding = encoding_of(lines.read(4))
+        begins = lines.read(LOOKED_INTO)
         lines.seek(0)
-        if encoding not in ("utf-8", "utf-8-sig"):
-            whole = _decoded(file, lines.read(), encoding).removesuffix("\n")
+        encoding, utf_8 = encoding_of(begins[:4]), ("utf-8", "utf-8-sig")
+        end = (
+            "\r" if b"\r" in begins and b"\n" not in begins else "\n"
+        )  # of lines; the first one is an old Mac's
+        if end == "\r" or encoding not in utf_8:
+            whole = _decoded(file, lines.read(), encoding).removesuffix(end)
             yield from (
-                (number, text.removesuffix("\r")) for number, text in enumerate(whole.split("\n"), start=1)
+                (number, text.removesuffix("\r")) for number, text in enumerate(whole.split(end), start=1)
             )
             return
         for number, line in enumerate(lines, start=1):

@@ -54,4 +54,7 @@ def delimiter_of(lines: Sequence[str], names: Collection[str], usual: str) -> st
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a field longer than any caption; the reader of the rows will say so
+        return []

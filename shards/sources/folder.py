@@ -193,7 +193,10 @@ class FolderSource:
 
 def _text(data: bytes) -> str:
     """A caption's file without its mark and last line end; what does not decode comes as lone surrogates."""
-    text = data.decode(encoding_of(data[:4]), errors="surrogateescape" if data else "strict")
+    try:
+        text = data.decode(encoding_of(data[:4]))
+    except UnicodeDecodeError:
+        text = data.decode(errors="surrogateescape")
     return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 

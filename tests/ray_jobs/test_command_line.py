@@ -163,4 +163,4 @@ def test_plan_shows_the_first_prompts_as_read(tmp_path, capsys):
 
 def test_tars_and_webdataset_are_one_kind():
     for word in ("tars", "webdataset"):
-        assert parse(["import", "--import.kind", word], JOBS).options["import"].kind == "webdataset"
+        assert parse(["import", "--import.kind", word], JOBS).options["import"].kind == "tars"

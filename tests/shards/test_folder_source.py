@@ -69,6 +69,8 @@ def test_what_is_left_out_is_counted_by_its_cause_with_the_first_names(tmp_path)
         "blank.txt": " \n",
         "latin.jpg": encoded(3),
         "latin.txt": "café".encode("latin-1"),
+        "half.jpg": encoded(6),
+        "half.txt": b"\xff\xfe\0",
         "orphan.txt": "no picture",
         "phone.heic": b"x",
         "phone.txt": "a format that nothing reads",
@@ -87,6 +89,7 @@ def test_what_is_left_out_is_counted_by_its_cause_with_the_first_names(tmp_path)
     assert left_out == {
         "caption missing": 2,
         "caption blank": 1,
+        "caption with control characters": 1,
         "caption with lone surrogates": 1,
         "caption without a picture": 2,
         "a format that is not read (.heic)": 1,
