@@ -194,7 +194,10 @@ def _decoded(file: _PromptFile, data: bytes, encoding: str) -> str:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         name = encoding.removesuffix("-sig").upper()
-        raise UsageError(f"{file}: not {name} at byte {error.start + 1}; convert the file to UTF-8") from None
+        not_8 = "" if name == "UTF-8" else "not UTF-8, and "
+        raise UsageError(
+            f"{file}: {not_8}not {name} at byte {error.start + 1}; convert the file to UTF-8"
+        ) from None
 
 
 def _lines(file: _PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt]]:
