@@ -1,17 +1,18 @@
 """What can be known of an import's pictures before a model loads: those that are missing, and a look at a few."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 
 from shards.errors import UsageError
-from shards.sources.item import Item
+from shards.sources.item import Item, Place
 from shards.sources.picture import MAX_BYTES, ImageError, kept
 from shards.sources.picture_bytes import MISSING, Originals, open_originals
 from shards.sources.selection import LONGEST_NAME, MOST_EXAMPLES
 from shards.sources.source import SourceSpec
 
 LOOKED_AT = 16  # pictures that are opened
+ASKED_FOR = 100  # missing pictures that are looked for once more
 FEW = 20  # samples below which a share says little; as in a run
 
 
@@ -33,8 +34,9 @@ def survey(spec: SourceSpec, items: Sequence[Item], max_side: int, most: float) 
     known: dict[str, list[Item]] = {}
     with closing(open_originals(spec)) as originals:
         sound = []
+        absent = _still_absent(originals, items)
         for item in items:
-            reason = _known_problem(originals, item)
+            reason = _known_problem(item, absent)
             if reason:
                 known.setdefault(reason, []).append(item)
             else:
@@ -65,14 +67,24 @@ def survey(spec: SourceSpec, items: Sequence[Item], max_side: int, most: float) 
     return "; ".join(lines)
 
 
-def _known_problem(originals: Originals, item: Item) -> str:
-    """What the catalogue knows against a picture; one that was missing may be there by now."""
+def _still_absent(originals: Originals, items: Sequence[Item]) -> Collection[Place]:
+    """Places of the pictures that were missing when the source was read and are by now.
+
+    Where none of the first hundred has come, none of the others is asked for: a store takes a request for each.
+    """
+    missing = [item.place for item in items if item.place.row < 0 and item.place.size < 0]
+    first = [place for place in missing[:ASKED_FOR] if originals.size(place) < 0]
+    if len(first) == len(missing[:ASKED_FOR]):
+        return frozenset(missing)
+    return frozenset([*first, *(place for place in missing[ASKED_FOR:] if originals.size(place) < 0)])
+
+
+def _known_problem(item: Item, absent: Collection[Place]) -> str:
+    """What the catalogue knows against a picture."""
     place = item.place
-    if place.row >= 0:
-        return ""
-    if place.size < 0 and originals.size(place) < 0:
+    if place in absent:
         return MISSING
-    if place.size == 0:
+    if place.size == 0 and place.row < 0:
         return "empty"
     return f"larger than {MAX_BYTES:,} bytes" if place.size > MAX_BYTES else ""
 
