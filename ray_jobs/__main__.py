@@ -69,7 +69,7 @@ JOBS = {
         ),
         Job(
             "import",
-            "Take over an external captioned set (COCO, LAION tars, parquet) as a dataset; resumes.",
+            "Take over an external captioned set (folder, COCO, LAION tars, parquet) as a dataset; resumes.",
             {"import": ImportOptions},
             module="jobs.importing",  # `import` is a keyword
             function="importing",

@@ -5,9 +5,16 @@ import io
 import json
 import tarfile
 import zipfile
+from collections import Counter
+from contextlib import closing
 
 import numpy as np
 from PIL import Image
+
+from shards.sources.catalogue import open_source
+from shards.sources.filters import Rules, filters_of
+from shards.sources.picture_bytes import open_originals
+from shards.sources.selection import taken
 
 SIZES = ((48, 32), (32, 48), (40, 40))
 
@@ -94,3 +101,16 @@ def write_laion(folder, per_tar=4, tars=2):
         data = tar_of(laion_samples(range(number * per_tar, (number + 1) * per_tar)))
         (folder / f"{number:05d}.tar").write_bytes(data)
     return folder
+
+
+def items_of(spec, **rules):
+    """What is taken of a source, and why the rest is not."""
+    opened, rules = open_source(spec), Rules(**{"val_fraction": 0.3} | rules)
+    filters, left_out = filters_of(rules, opened.columns()), Counter()
+    columns = {column for each in filters for column in each.columns}
+    return list(taken(opened.found(columns), rules, filters, left_out)), dict(left_out)
+
+
+def read_all(spec, items):
+    with closing(open_originals(spec)) as originals:
+        return [originals.read(item.place) for item in items]

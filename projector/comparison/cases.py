@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.errors import UsageError
-from shards.format.sample import MAX_PIXELS, open_image
-from shards.sources.picture import MAX_BYTES, MOST_OBLONG
-
-SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
+from shards.format.sample import open_image
+from shards.sources.picture import MAX_BYTES, SUFFIXES, ImageError, open_picture
 
 
 @dataclass(frozen=True)
@@ -92,19 +90,11 @@ def _opened(path: Path) -> Image.Image:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise UsageError(f"{where}: {size:,} bytes; at most {MAX_BYTES:,}, make it smaller")
-        picture = ImageOps.exif_transpose(open_image(path.read_bytes())).convert("RGB")
+        picture = open_picture(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except UsageError:
-        raise
-    except Exception as error:  # what a broken EXIF block raises is not documented
-        raise UsageError(
-            f"{where}: {' '.join(str(error).split())}; give a sound PNG, WebP or JPEG of at most {MAX_PIXELS:,} pixels"
-        ) from None
-    if max(picture.size) > MOST_OBLONG * min(picture.size):
-        raise UsageError(
-            f"{where}: {picture.width} x {picture.height} pixels; crop it to at most {MOST_OBLONG} to 1"
-        )
+    except ImageError as error:
+        raise UsageError(f"{where}: {' '.join(str(error).split())}; give another, or leave it out") from None
     return picture
 
 

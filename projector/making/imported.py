@@ -24,7 +24,7 @@ from projector.models.text_encoder import TextEncoder, TextEncoding
 from projector.models.vision_encoder import VisionLanguageEncoder
 from shards.errors import CorruptShardError
 from shards.format.plan import PlannedSample
-from shards.format.sample import Failure
+from shards.format.sample import Failure, ImageFormat
 from shards.sources.catalogue import Catalogue
 from shards.sources.item import Item
 from shards.sources.picture import ImageError, Kept, kept
@@ -32,6 +32,8 @@ from shards.sources.picture_bytes import Originals, open_originals
 from shards.sources.source import SourceSpec
 from shards.stores.local import open_storage
 
+# Stock readers of WebDataset take one name for all pictures of a dataset, and tell PNG from JPEG by the content.
+MEMBER: ImageFormat = "jpg"
 FETCHERS = 8  # pictures read and decoded side by side: a store answers many requests, Pillow lets threads run
 
 
@@ -94,7 +96,7 @@ class ImportedPictures(PictureSource):
                 text_tensors(encoding),
                 picture.pixels,
                 finished(picture.data),
-                picture.format,
+                MEMBER,
                 source,
             )
 
@@ -111,7 +113,8 @@ class ImportedPictures(PictureSource):
         try:
             return kept(self._originals.read(item.place), self._max_side)
         except ImageError as error:
-            return error
+            reason = str(error).removeprefix(f"{item.place}: ")
+            return type(error)(f"{item.picture!r}: {reason}")
 
 
 def load_import(

@@ -15,6 +15,7 @@ from projector.network.projector import Projector
 from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from shards.sources.picture import as_rgb
 
 TEXT_STD = (
     61.0  # over all dimensions of Qwen3-4B's conditioning, sink included, as the guide's family measured it
@@ -154,7 +155,8 @@ class VLEmbeddingExtractor:
         """Read a picture.
 
         Args:
-            image: any size and mode; with a projector, brought to the size of the pictures it was trained on.
+            image: any size and mode; read upright, as sRGB, over white (`shards.sources.picture.as_rgb`), and with a
+                projector brought to the size of the pictures it was trained on.
             text: stands beside the picture in the input; None for the picture alone.
             hidden_layer: which state; with a projector, the one it was trained on.
             text_tokens_only, image_tokens_only: which tokens to take; with a projector, those it was trained on
@@ -171,7 +173,7 @@ class VLEmbeddingExtractor:
         tokens = self._tokens(text_tokens_only, image_tokens_only)
         self._check(hidden_layer, mode, tokens)
         self._encoder.text_modes = (mode,)
-        picture = image.convert("RGB")
+        picture = as_rgb(image)
         if self._projector is not None:
             picture = to_training_size(picture, self._projector.picture_size or UNRECORDED)
         encoding = self._encoder.encode([picture], [text or ""])[0]

@@ -254,6 +254,8 @@ class ShardBuilder:
                 made, failed = made + len(results) - len(failures), failed + len(failures)
                 for failure in failures:
                     _log("failed", attempt, shard=planned.name, **asdict(failure))
+                if failures:
+                    self._monitor.failed_by.remote(_reasons(results, step.samples))
                 if results:
                     behind.append((pen.submit(where.write, ticket, results), step.samples))
                     crash_point("mid-shard")
@@ -286,6 +288,16 @@ class ShardBuilder:
             ticket, attempt, made=made, failed=failed, at_work=tuple(at_work)
         )
         return bool(ray.get(report))
+
+
+def _reasons(results: Sequence[Any], samples: Sequence[PlannedSample]) -> list[tuple[str, str, str]]:
+    """Why samples failed: class, message and caption, which is known where a step finishes what it began."""
+    captions = [sample.caption for sample in samples] if len(samples) == len(results) else [""] * len(results)
+    return [
+        (result.error_class, result.message, caption)
+        for result, caption in zip(results, captions, strict=True)
+        if isinstance(result, Failure)
+    ]
 
 
 def whereabouts(run: str) -> Maker:

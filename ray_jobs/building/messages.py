@@ -54,6 +54,8 @@ class Snapshot:
         builders: at work.
         lost: wall seconds of tries that came to nothing, by what became of them.
         under_way: wall seconds of the tries at work.
+        commonest: why most samples failed that did in this run, with three of their names; empty where none did.
+        lasting: whether the run was stopped for failures, most of which come again in every run.
     """
 
     made: int
@@ -63,6 +65,8 @@ class Snapshot:
     builders: int = 0
     lost: Mapping[str, float] = field(default_factory=dict)
     under_way: float = 0.0
+    commonest: str = ""
+    lasting: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A Ray actor of its own, because builders live in other processes and on other ma
 restart needs: what is made is known from the commits alone.
 """
 
+import re
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,12 @@ from shards.format.plan import PlannedShard
 FAILURE_GRACE = (
     20  # samples seen before the failed share counts: one bad sample among the first must not stop a run
 )
+# A message that begins with what its sample is called: 'a.jpg': image does not decode
+NAMED = re.compile(r"""(['"])(.+?)\1: (.*)""", re.DOTALL)
+NUMBERS = re.compile(r"\d+")
+OF_THE_PICTURE = ("ImageError", "MissingPictureError")  # of the source: no other run makes it another
+MOST_NAMES = 3  # of samples, for the commonest reason
+LONGEST_NAME = 60  # characters
 MAX_ATTEMPTS = (
     5  # tries at one shard within a run; a shard that kills its worker each time must not go on for ever
 )
@@ -54,6 +61,16 @@ class _Shard:
     done: bool = False
     earlier: list[Try] = field(default_factory=list)
     counted: tuple[int, int] = (0, 0)  # made and failed, of the try that is furthest or was committed
+
+
+@dataclass
+class _Cause:
+    """Failures that say the same of different samples."""
+
+    reason: str
+    error_class: str
+    count: int = 0
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -99,6 +116,8 @@ class Monitor:
         self._stopping = ""
         self._abandoned: list[str] = []
         self._events: list[Event] = []
+        self._causes: dict[str, _Cause] = {}
+        self._too_many = False
         self._lost_seconds: defaultdict[str, float] = defaultdict(float)
 
     def begin(
@@ -331,16 +350,35 @@ class Monitor:
     def _judge(self) -> None:
         """Stop a run that is going wrong."""
         tried = self._made + self._failed
+        reason = ""
         if self._consecutive > self._max_consecutive_failures:
-            self.stop(
+            reason = (
                 f"{self._consecutive} samples failed one after the other, more than "
                 f"{self._job}.max_consecutive_failures {self._max_consecutive_failures} allows"
             )
         elif tried >= FAILURE_GRACE and self._failed > self._max_failed_fraction * tried:
-            self.stop(
+            reason = (
                 f"{self._failed} of {tried} samples failed, more than {self._job}.max_failed_fraction "
                 f"{self._max_failed_fraction:g} allows"
             )
+        if reason and not self._stopping:
+            self._too_many = True
+            self.stop(reason)
+
+    def failed_by(self, failures: Sequence[tuple[str, str, str]]) -> None:
+        """Why samples failed, for the run's last line.
+
+        Args:
+            failures: of each one the error's class, its message, and the sample's caption.
+        """
+        for error_class, message, caption in failures:
+            named = NAMED.match(message)
+            name, reason = (named[2], named[3]) if named else (caption, message)
+            cause = self._causes.setdefault(NUMBERS.sub("#", reason), _Cause(reason, error_class))
+            cause.count += 1
+            shown = " ".join(name.split())[:LONGEST_NAME]
+            if len(cause.names) < MOST_NAMES and shown not in cause.names:
+                cause.names.append(shown)
 
     def note(self, text: str) -> None:
         """Something people should know."""
@@ -381,4 +419,19 @@ class Monitor:
             builders=len({hold.worker for _, hold in self._holds()}),
             lost=dict(self._lost_seconds),
             under_way=sum(time.monotonic() - hold.begun for _, hold in self._holds()),
+            commonest=self._commonest(),
+            lasting=self._lasting(),
         )
+
+    def _commonest(self) -> str:
+        """Why most samples failed, with the first names; empty where none did."""
+        if not self._causes:
+            return ""
+        cause = max(self._causes.values(), key=lambda cause: cause.count)
+        return f"{cause.reason} ({', '.join(cause.names)}{', …' if cause.count > len(cause.names) else ''})"
+
+    def _lasting(self) -> bool:
+        """Whether the run stops for failures most of which are of pictures that will be the same next time."""
+        known = sum(cause.count for cause in self._causes.values())
+        lasting = sum(cause.count for cause in self._causes.values() if cause.error_class in OF_THE_PICTURE)
+        return self._too_many and lasting > known / 2

@@ -110,13 +110,9 @@ def complete(
     if todo:
         account.record(ended="incomplete" if missing else "complete")
     if not missing:
-        tell("complete", _summary(dataset))
+        tell("complete", _summary(dataset) + (f"; most failed by: {end.commonest}" if end.commonest else ""))
         return 0
-    why = end.stopping or f"{len(missing)} shards could not be made"
-    tell(
-        "incomplete",
-        f"not complete: {why}; {len(missing)} of {len(plan.shards)} shards missing. Run it again to go on.",
-    )
+    tell("incomplete", _why_incomplete(job, end, len(missing), len(plan.shards)))
     return guard.stop.exit_code or 1
 
 
@@ -195,6 +191,19 @@ def _watched(
         repeated(dataset.write_manifest, MANIFEST_SECONDS),
     ):
         yield
+
+
+def _why_incomplete(job: str, end: Snapshot, missing: int, shards: int) -> str:
+    """What ended a run before its plan was whole, and what to do."""
+    why = end.stopping or f"{missing} shards could not be made"
+    if end.commonest:
+        why += f"; most failed by: {end.commonest}"
+    if end.lasting:
+        return (
+            f"not complete: {why}; {missing} of {shards} shards missing. These fail alike every time: mend them in "
+            f"the source, or raise {job}.max_failed_fraction and {job}.max_consecutive_failures to leave them out."
+        )
+    return f"not complete: {why}; {missing} of {shards} shards missing. Run it again to go on."
 
 
 def _summary(dataset: Dataset) -> str:

@@ -7,7 +7,6 @@ from pydantic import BeforeValidator, Field
 from projector.options import Models
 from ray_jobs.cli.run_options import ReadingOptions
 from shards.sources.filters import Rules
-from shards.sources.source import Kind
 
 
 def _listed(words: object) -> object:
@@ -15,13 +14,18 @@ def _listed(words: object) -> object:
     return [words] if isinstance(words, str) and not words.startswith("[") else words
 
 
+def _kind(word: object) -> object:
+    """`webdataset` is what `tars` were called first."""
+    return "tars" if word == "webdataset" else word
+
+
 class ImportOptions(ReadingOptions):
     """Which pictures and captions to take over, how, and where to."""
 
     source: str = ""
-    """coco: captions annotations (JSON); else a folder, file or pattern ({000..123}, *) of tars or parquet files."""
-    kind: Kind | None = None
-    """`coco`, `webdataset` (img2dataset and LAION tars) or `parquet`."""
+    """coco: captions annotations (JSON); folder: of pictures; else a folder, file or pattern ({000..123}, *)."""
+    kind: Annotated[Literal["folder", "coco", "tars", "parquet"] | None, BeforeValidator(_kind)] = None
+    """`coco`, `folder` (pictures with captions beside them), `tars` (img2dataset, LAION) or `parquet`."""
     images: str = ""
     """coco: folder or zip of the pictures; parquet with paths: the folder they start from, absent: the source."""
     output: str = ""
@@ -31,9 +35,9 @@ class ImportOptions(ReadingOptions):
     captions: Literal["first", "all"] = "first"
     """Of several captions of a picture: the first, or all, as samples that stand in one split."""
     caption_column: str | None = None
-    """Where the captions stand, in .json members or parquet; absent: .txt members, or caption, text or prompt."""
+    """Where the captions stand, in .json, metadata or parquet; absent: .txt files, or caption, text or prompt."""
     image_column: str | None = None
-    """parquet: the pictures' bytes, structs with bytes, or paths; absent: image, jpg, path, file_name and the like."""
+    """parquet, metadata: pictures' bytes, structs with bytes, or paths; absent: image, jpg, path, file_name, …"""
     min_side: int | None = Field(None, gt=0)
     """Leave out pictures whose shorter side is smaller, by the columns width and height, in pixels."""
     max_aspect: float | None = Field(None, ge=1.0)

@@ -72,9 +72,9 @@ class BuildOptions(WatchedOptions):
     samples: int = Field(1000, gt=0)
     """Planned samples in all, both splits together."""
     prompts: str | None = None
-    """Prompt file (.txt .tsv .csv .jsonl .parquet); absent means the built-in prompt space."""
+    """Prompt file (.txt .tsv .csv .json .jsonl .parquet); absent means the built-in prompt space."""
     prompt_column: str | None = None
-    """Column of the captions in a .tsv .csv .jsonl or .parquet prompt file."""
+    """Column of the captions in a .tsv .csv .json .jsonl or .parquet prompt file."""
     language: Literal["en", "zh"] = "en"
     """Language of the built-in prompts: English or Chinese."""
     duplicates: Literal["refuse", "drop"] = "refuse"
@@ -192,7 +192,7 @@ class CompareOptions(Section):
     prompts: str | None = None
     """Prompt file as for `build`, one prompt for each picture or one for all; absent: the held-out samples' own."""
     prompt_column: str | None = None
-    """Column of the prompts in a .tsv .csv .jsonl or .parquet prompt file."""
+    """Column of the prompts in a .tsv .csv .json .jsonl or .parquet prompt file."""
     data: str = ""
     """Root of the dataset of held-out samples and of the baselines' statistics; absent: the checkpoint's own."""
     samples: int = Field(4, gt=0)
@@ -252,7 +252,7 @@ class RewriteOptions(Section):
     prompts: str = ""
     """Prompt file, as for `build`."""
     prompt_column: str | None = None
-    """Column of the prompts in a .tsv .csv .jsonl or .parquet prompt file."""
+    """Column of the prompts in a .tsv .csv .json .jsonl or .parquet prompt file."""
     model: str = ""
     """An instruction-tuned causal language model: a folder or a hub id (`id@revision`)."""
     output: str = ""

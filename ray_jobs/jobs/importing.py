@@ -7,7 +7,7 @@ picture from where it lies.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from projector.making.imported import ImportSettings, load_import
 from projector.models.image_settings import check_max_tokens
@@ -30,6 +30,7 @@ from shards.errors import UsageError
 from shards.format.plan import Plan, Segment, make_plan
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
 from shards.sources.source import Kind, SourceSpec
+from shards.sources.survey import survey
 from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
@@ -59,6 +60,9 @@ def importing(options: ImportOptions) -> int:
         catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
         tell("source", summary_line(catalogue))
+        most = options.max_failed_fraction
+        if found := survey(spec, catalogue.items(samples), options.max_side, most):
+            tell("source", found)
         stop = StopRequest()
         with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
             check_nodes(cluster, writes=[storage.root], models=[models.text, models.vl.model])
@@ -92,15 +96,15 @@ def spec_of(options: ImportOptions) -> SourceSpec:
     """
     if not options.source:
         raise UsageError(
-            "import.source is needed: COCO annotations, or the folder of tars or parquet files, local or s3://"
+            "import.source is needed: COCO annotations, or the folder of pictures, tars or parquet files, local or s3://"
         )
     if options.kind is None:
-        raise UsageError(f"import.kind is needed: {', '.join(get_args(Kind))}")
+        raise UsageError("import.kind is needed: folder, coco, tars or parquet")
     if not options.output:
         raise UsageError("import.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
-    return SourceSpec(
-        options.kind, options.source, options.images, options.caption_column, options.image_column
-    )
+    # Datasets have on record what tars were called first.
+    kind: Kind = "webdataset" if options.kind == "tars" else options.kind
+    return SourceSpec(kind, options.source, options.images, options.caption_column, options.image_column)
 
 
 def samples_of(options: ImportOptions, catalogue: Catalogue) -> int:
@@ -118,7 +122,7 @@ def samples_of(options: ImportOptions, catalogue: Catalogue) -> int:
 
 def summary_line(catalogue: Catalogue) -> str:
     """What there is to take, as a line for people."""
-    left_out = told_left_out(catalogue.record.left_out)
+    left_out = told_left_out(catalogue.record.left_out, catalogue.record.examples)
     return f"the source holds {len(catalogue)} samples to take" + (
         f"; left out: {left_out}" if left_out else ""
     )

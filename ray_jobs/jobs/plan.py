@@ -14,8 +14,10 @@ from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.jobs.build import plan_of, prompts_of
 from ray_jobs.jobs.calibrate import calibrate
 from shards.format.plan import Plan, PlannedSample
+from shards.prompts.prompt import PromptSource
 from shards.prompts.variety import PromptFigures, prompt_figures
 
+LONGEST_SHOWN = 160  # characters of a prompt
 SCHEMA = pa.schema(
     [
         *((f.name, pa.int64() if f.type is int else pa.string()) for f in fields(PlannedSample)),
@@ -34,10 +36,12 @@ def plan(options: PlanOptions, build: BuildOptions) -> int:
     Returns:
         exit code 0.
     """
-    made = plan_of(build, prompts_of(build), segments=(build.samples,))
+    prompts = prompts_of(build)
+    made = plan_of(build, prompts, segments=(build.samples,))
     figures = prompt_figures(made)
     estimate: dict[str, Any] = {**estimated(made, build), "prompts": figures.to_json()}
     print(_as_text(build, estimate, figures), flush=True)
+    print(_first_prompts(prompts), flush=True)
     if options.calibrate:
         found, lines = calibrate(options, build, made, estimate["put_requests"])
         print(lines, flush=True)
@@ -71,6 +75,12 @@ def _as_text(build: BuildOptions, estimate: dict[str, Any], figures: PromptFigur
         _coverage_table(figures.cells),
     ]
     return "\n".join(lines)
+
+
+def _first_prompts(source: PromptSource) -> str:
+    """The first three as they were read: a wrong column or delimiter shows here."""
+    shown = [f"  {prompt.caption[:LONGEST_SHOWN]!r}" for prompt in source.prompts[:3]]
+    return "\n".join([f"first prompts of {source.name}, as read:", *shown])
 
 
 def _coverage_table(cells: Mapping[tuple[str, str, str], int]) -> str:

@@ -17,7 +17,7 @@ from shards.prompts.files import read_prompts
 from shards.prompts.prompt import Prompt
 
 NEEDED = {
-    "prompts": "a prompt file (.txt .tsv .csv .jsonl .parquet)",
+    "prompts": "a prompt file (.txt .tsv .csv .json .jsonl .parquet)",
     "model": "the folder or hub id of an instruction-tuned language model",
     "output": "the .jsonl file to write",
 }

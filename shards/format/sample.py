@@ -44,7 +44,7 @@ class Sample:
         caption: exactly as the user gave it.
         metadata: the `.json` member.
         image: encoded picture; empty when it was not asked for.
-        image_format: of `image`.
+        image_format: of `image`; in an imported dataset the one name of all its pictures, `jpg`.
         tensors: by name: `text` (T, D), `text.kind` (T,), `vl.MODE.LAYER` (V, D), `vl.MODE.kind` (V,);
             bfloat16 (ml_dtypes) and uint8.
     """

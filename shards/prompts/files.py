@@ -4,7 +4,8 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,10 @@ from shards.format.plan import normalise_caption
 from shards.prompts.categories import AXES, guess
 from shards.prompts.near_duplicates import near_duplicates
 from shards.prompts.prompt import Prompt, PromptSource
+from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of
 
 LONGEST_LINE = 20_000  # characters; a caption is cut nowhere, and beyond this a file is not a prompt file
+LOOKED_INTO = 1 << 16  # bytes that tell encoding and line ends
 MAX_FILE_BYTES = 1 << 30
 CAPTION_COLUMNS = ("prompt", "caption", "text")
 CATEGORY_COLUMN = "category"  # one word for it all, as in PartiPrompts
@@ -26,6 +29,7 @@ class _PromptFile:
 
     path: Path
     option: str
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.option} = {str(self.path)!r}"
@@ -34,6 +38,10 @@ class _PromptFile:
     def column_option(self) -> str:
         return f"{self.option.removesuffix('s')}_column"
 
+    @property
+    def unit(self) -> str:
+        return "item" if self.path.suffix.lower() == ".json" else "line"
+
 
 def read_prompts(
     path: Path, column: str | None = None, option: str = "build.prompts", *, drop_duplicates: bool = False
@@ -41,18 +49,27 @@ def read_prompts(
     """Read a user's prompt file.
 
     Args:
-        path: .txt (one per line), .tsv, .csv, .jsonl or .parquet.
+        path: .txt (one per line), .tsv, .csv, .json (a list), .jsonl or .parquet. Texts are UTF-8, or UTF-16 by their
+            first bytes; the delimiter of a table is found.
         column: of the captions; absent: `prompt`, `caption` or `text` (in any case), or the only column.
         option: that names the file, for errors.
         drop_duplicates: keep the first of captions that say the same, where they are an error otherwise.
 
     Returns:
-        the prompts, captions exactly as they stand in the file; categories that it does not have are guessed.
+        the prompts, captions exactly as they stand in the file; categories that it does not have are guessed. Blank
+        ones are skipped and counted in the notes.
 
     Raises:
-        UsageError: unreadable, empty, not UTF-8, no such column, blank or duplicate prompts; names the place.
+        UsageError: unreadable, empty, not UTF-8, no such column, duplicate prompts; names the place.
     """
-    readers = {".txt": _lines, ".tsv": _table, ".csv": _table, ".jsonl": _json_lines, ".parquet": _parquet}
+    readers = {
+        ".txt": _lines,
+        ".tsv": _table,
+        ".csv": _table,
+        ".json": _json,
+        ".jsonl": _json_lines,
+        ".parquet": _parquet,
+    }
     file = _PromptFile(path, option)
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -69,13 +86,19 @@ def read_prompts(
         raise UsageError(f"{file.column_option} = {column!r}: a .txt file has no columns; leave it out")
     try:
         dropped: list[str] = []
-        prompts = tuple(_checked(file, reader(file, column), dropped if drop_duplicates else None))
+        blank: list[int] = []
+        numbered = _not_blank(reader(file, column), blank)
+        prompts = tuple(_checked(file, numbered, dropped if drop_duplicates else None))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
     if not prompts:
         raise UsageError(f"{file}: holds no prompts; put at least one in")
-    notes = (f"{file}: {len(dropped):,} duplicates left out, the first {dropped[0]}",) if dropped else ()
-    return PromptSource(path.name, _hash(prompts), prompts, notes)
+    notes = [*file.notes]
+    if blank:
+        notes.append(f"{file}: {len(blank):,} blank prompts skipped, the first in {file.unit} {blank[0]}")
+    if dropped:
+        notes.append(f"{file}: {len(dropped):,} duplicates left out, the first {dropped[0]}")
+    return PromptSource(path.name, _hash(prompts), prompts, tuple(notes))
 
 
 def without_near_duplicates(source: PromptSource, wanted: int) -> PromptSource:
@@ -105,15 +128,21 @@ def without_near_duplicates(source: PromptSource, wanted: int) -> PromptSource:
     return replace(source, prompts=kept, notes=(*source.notes, note))
 
 
+def _not_blank(numbered: Iterator[tuple[int, Prompt]], blank: list[int]) -> Iterator[tuple[int, Prompt]]:
+    for number, prompt in numbered:
+        if prompt.caption.strip():
+            yield number, prompt
+        else:
+            blank.append(number)
+
+
 def _checked(
     file: _PromptFile, numbered: Iterator[tuple[int, Prompt]], dropped: list[str] | None
 ) -> Iterator[Prompt]:
     """Refuse what cannot be a caption; captions that say the same twice are refused too, or noted in `dropped`."""
     seen: dict[str, int] = {}
     for number, prompt in numbered:
-        where = f"{file}, line {number}"
-        if not prompt.caption.strip():
-            raise UsageError(f"{where}: blank prompt; remove it")
+        where = f"{file}, {file.unit} {number}"
         if len(prompt.caption) > LONGEST_LINE:
             raise UsageError(f"{where}: {len(prompt.caption):,} characters; at most {LONGEST_LINE:,}")
         if control := next((c for c in prompt.caption if ord(c) < 32 and c not in "\t\n\r"), None):
@@ -125,10 +154,10 @@ def _checked(
             if dropped is None:
                 or_else = ", or give --build.duplicates drop" if file.option == "build.prompts" else ""
                 raise UsageError(
-                    f"{where}: duplicate of line {seen[normal]}: {prompt.caption[:80]!r}; keep one of them "
+                    f"{where}: duplicate of {file.unit} {seen[normal]}: {prompt.caption[:80]!r}; keep one of them "
                     f"(case and spacing do not tell prompts apart){or_else}"
                 )
-            dropped.append(f"in line {number}, of line {seen[normal]}")
+            dropped.append(f"in {file.unit} {number}, of {file.unit} {seen[normal]}")
             continue
         seen[normal] = number
         yield prompt
@@ -137,6 +166,18 @@ def _checked(
 def _text_lines(file: _PromptFile) -> Iterator[tuple[int, str]]:
     """Numbered lines without their terminators, decoded one by one so that an error can name its line."""
     with file.path.open("rb") as lines:
+        begins = lines.read(LOOKED_INTO)
+        lines.seek(0)
+        encoding, utf_8 = encoding_of(begins[:4]), ("utf-8", "utf-8-sig")
+        end = (
+            "\r" if b"\r" in begins and b"\n" not in begins else "\n"
+        )  # of lines; the first one is an old Mac's
+        if end == "\r" or encoding not in utf_8:
+            whole = _decoded(file, lines.read(), encoding).removesuffix(end)
+            yield from (
+                (number, text.removesuffix("\r")) for number, text in enumerate(whole.split(end), start=1)
+            )
+            return
         for number, line in enumerate(lines, start=1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -147,6 +188,18 @@ def _text_lines(file: _PromptFile) -> Iterator[tuple[int, str]]:
             yield number, text.removesuffix("\n").removesuffix("\r")
 
 
+def _decoded(file: _PromptFile, data: bytes, encoding: str) -> str:
+    """A whole text; the mark of the byte order, which only some encodings take away, is no part of it."""
+    try:
+        return data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        not_8 = "" if name == "UTF-8" else "not UTF-8, and "
+        raise UsageError(
+            f"{file}: {not_8}not {name} at byte {error.start + 1}; convert the file to UTF-8"
+        ) from None
+
+
 def _lines(file: _PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt]]:
     for number, text in _text_lines(file):
         yield number, Prompt(text, **guess(text))
@@ -154,53 +207,111 @@ def _lines(file: _PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt
 
 def _table(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     csv.field_size_limit(LONGEST_LINE * 4)
+    delimiter = _delimiter(file, column)
     # Two kinds of .tsv are about: with quotes as in a .csv, and with quotes that are but characters (PartiPrompts).
-    plain = file.path.suffix.lower() == ".tsv" and not _is_quoted(file)
-    reader = _rows(file, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+    plain = file.path.suffix.lower() == ".tsv" and not _is_quoted(file, delimiter)
+    reader = _rows(file, delimiter, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
     try:
-        header = next(reader, None)
+        header = next((row for row in reader if any(map(str.strip, row)) and row != ["sep=", ""]), None)
         if header is None:
             return
+        if _is_headless(file, header, column):
+            file.notes.append(f"{file}: no header; line {reader.line_num} is taken as the first prompt")
+            yield reader.line_num, _from_mapping({"prompt": header[0]}, "prompt")
+            header = ["prompt"]
         chosen = _caption_column(file, header, column)
         for row in reader:
+            if not any(map(str.strip, row)):
+                yield reader.line_num, Prompt("")
+                continue
             if len(row) != len(header):
                 raise UsageError(
                     f"{file}, line {reader.line_num}: {len(row)} fields, "
-                    f"the header has {len(header)}; quote fields that hold the delimiter"
+                    f"the header has {len(header)}; quote fields that hold the delimiter {delimiter!r}"
                 )
             yield reader.line_num, _from_mapping(dict(zip(header, row, strict=True)), chosen)
     except csv.Error as error:
         raise UsageError(f"{file}, line {reader.line_num}: {error}") from None
 
 
-def _rows(file: _PromptFile, quoting: Literal[0, 3]) -> Any:
+def _delimiter(file: _PromptFile, column: str | None) -> str:
+    usual = "\t" if file.path.suffix.lower() == ".tsv" else ","
+    lines = [*islice((text for _, text in _text_lines(file) if text.strip()), LOOKED_AT)]
+    if lines and len(lines[0]) == 5 and lines[0].startswith("sep="):  # a spreadsheet's own word for it
+        return lines[0][4]
+    return delimiter_of(lines, {column.lower()} if column is not None else CAPTION_COLUMNS, usual)
+
+
+def _is_headless(file: _PromptFile, header: Sequence[str], column: str | None) -> bool:
+    """Whether the first line is a prompt already; UsageError where it may be either."""
+    name = header[0].strip()
+    if len(header) > 1 or column is not None or name.lower() in CAPTION_COLUMNS:
+        return False
+    if len(name.split()) == 1:
+        raise UsageError(
+            f"{file}: its first line, {name[:80]!r}, may be a header or a prompt; put a line 'prompt' before it, or "
+            f"name it with {file.column_option}"
+        )
+    return True
+
+
+def _rows(file: _PromptFile, delimiter: str, quoting: Literal[0, 3]) -> Any:
     """A `csv.reader` of the file."""
-    delimiter = "\t" if file.path.suffix.lower() == ".tsv" else ","
     lines = (text + "\n" for _, text in _text_lines(file))
     return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
 
 
-def _is_quoted(file: _PromptFile) -> bool:
+def _is_quoted(file: _PromptFile, delimiter: str) -> bool:
     """Whether all rows are well formed where quotes hold fields together."""
     try:
-        return len({len(row) for row in _rows(file, csv.QUOTE_MINIMAL)}) == 1
+        return len({len(row) for row in _rows(file, delimiter, csv.QUOTE_MINIMAL) if row}) == 1
     except csv.Error:
         return False
 
 
+def _json(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
+    """A list of texts or of objects, at the top or under the only key that has one."""
+    data = file.path.read_bytes()
+    try:
+        content = json.loads(_decoded(file, data, encoding_of(data[:4])))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{file}: not JSON: {error}") from None
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else content
+    if not isinstance(content, list):
+        raise UsageError(
+            f'{file}: {type(content).__name__} instead of a list; give ["a prompt", …] or [{{"prompt": …}}, …]'
+        )
+    for number, item in enumerate(content, start=1):
+        if isinstance(item, str):
+            yield number, Prompt(item, **guess(item))
+        else:
+            yield number, _of_object(file, number, item, column)
+
+
 def _json_lines(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     for number, text in _text_lines(file):
-        where = f"{file}, line {number}"
+        if not text.strip():
+            yield number, Prompt("")
+            continue
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{where}: {type(row).__name__} instead of an object with a caption")
-        chosen = _caption_column(file, list(row), column)
-        if not isinstance(row[chosen], str):
-            raise UsageError(f"{where}: {chosen!r} is {type(row[chosen]).__name__}, not text")
-        yield number, _from_mapping(row, chosen)
+            raise UsageError(f"{file}, line {number}: not JSON: {error}") from None
+        yield number, _of_object(file, number, row, column)
+
+
+def _of_object(file: _PromptFile, number: int, row: Any, column: str | None) -> Prompt:
+    where = f"{file}, {file.unit} {number}"
+    if not isinstance(row, dict):
+        raise UsageError(f"{where}: {type(row).__name__} instead of an object with a caption")
+    chosen = _caption_column(file, list(row), column)
+    if not isinstance(row[chosen], str):
+        raise UsageError(f"{where}: {chosen!r} is {type(row[chosen]).__name__}, not text")
+    return _from_mapping(row, chosen)
 
 
 def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:

@@ -1,1 +1,1 @@
-"""Where captioned pictures come from: COCO, LAION tars, parquet, and how a picture is opened."""
+"""Where captioned pictures come from: folders, COCO, LAION tars, parquet, and how a picture is opened."""

@@ -7,9 +7,9 @@ It can always be made again from the source, and must then be the same.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from shards.errors import (
 from shards.format.side_files import read_table, write_table
 from shards.sources.filters import Rules, filters_of
 from shards.sources.item import Item
-from shards.sources.selection import taken
+from shards.sources.selection import FURTHER, taken
 from shards.sources.source import Source, SourceSpec
 from shards.stores.local import open_storage
 from shards.stores.store import Storage, json_object, read_json_object
@@ -47,6 +47,7 @@ class SourceRecord:
         sha256: over all items, in order; the same wherever the source lies.
         pieces: SHA-256 of each piece.
         left_out: how many captions were not taken, by reason.
+        examples: the first pictures of those, by reason.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class SourceRecord:
     sha256: str
     pieces: tuple[str, ...]
     left_out: Mapping[str, int]
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Catalogue:
@@ -175,13 +177,21 @@ def catalogued(storage: Storage, spec: SourceSpec, rules: Rules, folder: Path) -
     made = _made(source, spec.kind, rules, folder)
     if there is not None:
         # Other times of modification, as a copy has, do not matter where the same is found.
-        if made.record.sha256 != there.record.sha256:
+        if made.record.sha256 != there.record.sha256 and not _completes(made, there):
             raise UsageError(
                 f"import.source: has changed since {storage.root} was begun: it then held {len(there)} items to take, "
                 f"now {len(made)}, or others; give the source as it was, or another import.output"
             )
         return there
     return made
+
+
+def _completes(made: Catalogue, there: Catalogue) -> bool:
+    """Whether a source differs from its catalogue only in that files are there which were missing."""
+    if len(made) != len(there):
+        return False
+    pairs = zip(there.items(len(there)), made.items(len(made)), strict=True)
+    return all(old.is_completed_by(new) for old, new in pairs)
 
 
 def open_source(spec: SourceSpec) -> Source:
@@ -195,6 +205,10 @@ def open_source(spec: SourceSpec) -> Source:
         from shards.sources.coco import CocoSource
 
         return CocoSource(spec)
+    if spec.kind == "folder":
+        from shards.sources.folder import FolderSource
+
+        return FolderSource(spec)
     if spec.images and spec.kind == "webdataset":
         raise UsageError(
             f"import.images = {spec.images!r}: tars hold their pictures themselves; leave it out"
@@ -213,7 +227,8 @@ def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
     filters = filters_of(rules, source.columns())
     columns = {column for each in filters for column in each.columns}
     left_out: Counter[str] = Counter()
-    items = taken(source.found(columns), rules, filters, left_out)
+    examples: dict[str, list[str]] = {}
+    items = taken(source.found(columns), rules, filters, left_out, examples)
     storage = open_storage(str(folder))
     digest, count = hashlib.sha256(), 0
     pieces: list[str] = []
@@ -228,7 +243,8 @@ def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
         count += len(rows)
     if not count:
         raise UsageError(
-            f"import.source: nothing to take; left out: {told_left_out(left_out) or 'nothing, it is empty'}"
+            "import.source: nothing to take; left out: "
+            f"{told_left_out(left_out, examples) or 'nothing, it is empty'}"
         )
     record = SourceRecord(
         kind=kind,
@@ -238,6 +254,7 @@ def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
         sha256=digest.hexdigest(),
         pieces=tuple(pieces),
         left_out=dict(sorted(left_out.items())),
+        examples=dict(sorted(examples.items())),
     )
     return Catalogue(storage, record)
 
@@ -248,9 +265,14 @@ def _pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield piece
 
 
-def told_left_out(left_out: Mapping[str, int]) -> str:
-    """What was not taken, as words."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+def told_left_out(left_out: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> str:
+    """What was not taken, as words: the commonest reason first, each with its first pictures."""
+    told = []
+    for reason, count in sorted(left_out.items(), key=lambda each: (-each[1], each[0])):
+        names = "" if reason == FURTHER else ", ".join(examples.get(reason, ()))
+        more = ", …" if count > len(examples.get(reason, ())) else ""
+        told.append(f"{count:,} {reason}" + (f" ({' '.join(names.split())}{more})" if names else ""))
+    return ", ".join(told)
 
 
 def _broken(storage: Storage, key: str, error: object) -> CorruptShardError:

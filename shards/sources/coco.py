@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from shards.errors import NotFoundError, OversizeError, UsageError
 from shards.sources.item import Place, storable
-from shards.sources.source import Found, PictureFiles, SourceSpec, is_safe, named, tag_of
+from shards.sources.source import Found, PictureFiles, SourceSpec, is_hidden, is_safe, named, tag_of
 from shards.stores.local import open_storage
 from shards.stores.random_access import open_seekable
 from shards.stores.store import Storage
@@ -39,6 +39,7 @@ class CocoSource:
             raise UsageError(
                 f"import.image_column = {spec.image_column!r}: COCO's pictures are named by file_name; leave it out"
             )
+        self._source = spec.source
         data = _read(spec.source)
         self._sha256 = hashlib.sha256(data).hexdigest()
         content = _parsed(spec.source, data)
@@ -67,6 +68,12 @@ class CocoSource:
         captions: dict[Any, list[Mapping[str, Any]]] = {}
         for annotation in self._annotations:
             captions.setdefault(_identity(annotation.get("image_id")), []).append(annotation)
+        if captions and captions.keys().isdisjoint(_identity(image.get("id")) for image in self._images):
+            told = self._annotations[0].get("image_id")
+            raise UsageError(
+                f"import.source = {self._source!r}: no annotation's image_id is the id of one of its "
+                f"{len(self._images):,} images, the first {told!r}; give the file whole"
+            )
         for image in self._images:
             name = image.get("file_name")
             # Taken out: of two images with one id only the first one has the captions.
@@ -94,19 +101,34 @@ class _ZippedPictures:
             raise UsageError(
                 f"import.images = {storage.url(key)!r}: is no whole zip: {error}; download it again"
             ) from None
-        self._file = key
-        self._members = {member.filename.rpartition("/")[2]: member for member in reversed(members)}
-        self._members |= {member.filename: member for member in reversed(members)}
+        self._file, self._url = key, storage.url(key)
+        self._members: dict[str, list[zipfile.ZipInfo]] = {}
+        for member in members:
+            if not is_hidden(member.filename):
+                self._members.setdefault(member.filename.rpartition("/")[2], []).append(member)
         self.tag = tag_of([entry] if entry else [])
 
     def place(self, name: Any) -> Place | None:
-        """Where a picture lies; None for a name that is none, or that leads elsewhere."""
+        """Where a picture lies; None for a name that is none, or that leads elsewhere.
+
+        Raises:
+            UsageError: several members have the name.
+        """
         if not is_safe(name):
             return None
-        member = self._members.get(name)
-        if member is None or not is_safe(member.filename):
+        same = self._members.get(name.rpartition("/")[2], [])
+        found = [member for member in same if f"/{member.filename}".endswith(f"/{name}")]
+        found = [member for member in found if member.filename == name] or found
+        if not found or not is_safe(found[0].filename):
             return Place(file=self._file, member=name)
-        return Place(file=self._file, member=member.filename, size=member.file_size)
+        first = found[0]
+        if len(found) > 1:
+            names = " or ".join(repr(storable(member.filename))[1:-1] for member in found[:2])
+            raise UsageError(
+                f"import.images = {self._url!r}: {name!r} may be {names}; give a zip or folder with one of them, or "
+                "annotations whose file_name tells the folder"
+            )
+        return Place(file=self._file, member=first.filename, size=first.file_size)
 
 
 def _pictures(images: str) -> _Pictures:
@@ -150,5 +172,7 @@ def _first_keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _identity(value: Any) -> Any:
-    """An id that can be looked up; one that cannot belongs to nothing."""
-    return value if isinstance(value, int | str) else object()
+    """An id that can be looked up, the same as a number and as its digits; one that cannot belongs to nothing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float | str) else object()

@@ -1,7 +1,7 @@
 """What an import is planned from: one caption of one picture, and where in its source the picture lies."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shards.format.side_files import Row
@@ -57,6 +57,13 @@ class Item:
     def group(self) -> str:
         """What shares its split."""
         return self.picture
+
+    def is_completed_by(self, later: "Item") -> bool:
+        """Whether another reading of the source found the same, or what was a missing file at this one."""
+        if self == later:
+            return True
+        was_missing = self.place.size < 0 and self.place.row < 0 and not self.place.member
+        return was_missing and self == replace(later, place=replace(later.place, size=-1))
 
     def to_row(self) -> Row:
         """As it stands in the catalogue."""

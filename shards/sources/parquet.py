@@ -1,7 +1,7 @@
 """Parquet files with captions beside pictures' bytes (also as the hub's {bytes, path}) or their paths."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,9 @@ from shards.stores.random_access import open_seekable
 IMAGE_COLUMNS = (
     "image", "jpg", "png", "webp", "image_bytes", "bytes", "image_path", "path", "file_name", "filename",
 )  # fmt: skip
+STATUS = "status"  # of a download, as img2dataset writes it
 ROWS = 1000  # read at a time
+FEW_ROWS = 16  # with their pictures
 
 
 class ParquetSource:
@@ -47,12 +49,11 @@ class ParquetSource:
         self._storage, self._files = files_of(spec)
         with self._opened(self._files[0].key) as first:
             self._schema: pa.Schema = first.schema_arrow
-        self._captions = _column(
-            self._schema, spec.caption_column, CAPTION_COLUMNS, "import.caption_column", "captions"
-        )
+        self._captions, self._field = caption_column(self._schema, spec.caption_column)
         self._image = image_column(self._schema, spec.image_column)
         self._pictures: PictureFiles | None = None
-        if not bytes_column(self._schema, self._image):
+        self._bytes = bytes_column(self._schema, self._image)
+        if not self._bytes:
             if not _is_text(self._schema.field(self._image).type):
                 raise UsageError(
                     f"import.image_column = {self._image!r}: holds {self._schema.field(self._image).type}; pictures "
@@ -78,6 +79,7 @@ class ParquetSource:
         hashes = [name for name in HASH_COLUMNS if name in self._schema.names]
         names = {*columns, *hashes, self._captions}
         names |= {self._image} if self._pictures else set()
+        names |= {STATUS} & set(self._schema.names)
         for entry in self._files:
             with self._opened(entry.key) as file:
                 if absent := names - set(file.schema_arrow.names):
@@ -86,19 +88,52 @@ class ParquetSource:
                         f"which the first file has; it has {column_list(file.schema_arrow.names)}"
                     )
                 row = 0
-                for batch in file.iter_batches(ROWS, columns=sorted(names)):
-                    for facts in batch.to_pylist():
-                        yield from self._of_row(entry.key, row, facts, hashes)
-                        row += 1
+                for group in range(file.num_row_groups):
+                    empty = self._without_bytes(file, group)
+                    first = row
+                    for batch in file.iter_batches(ROWS, row_groups=[group], columns=sorted(names)):
+                        for facts in batch.to_pylist():
+                            problem = _why_empty(facts) if row - first in empty else ""
+                            yield from self._of_row(entry.key, row, facts, hashes, problem)
+                            row += 1
 
-    def _of_row(self, file: str, row: int, facts: dict[str, Any], hashes: Sequence[str]) -> Iterator[Found]:
+    def _without_bytes(self, file: pq.ParquetFile, group: int) -> Collection[int]:
+        """Rows of a group, counted from its first, without a picture: those of failed downloads, for one.
+
+        The pictures themselves are read only in a group that lacks some.
+        """
+        if not self._bytes:
+            return ()
+        columns = file.metadata.row_group(group)
+        leaf = next(i for i in range(columns.num_columns) if columns.column(i).path_in_schema == self._bytes)
+        statistics = columns.column(leaf).statistics
+        if statistics is None or not statistics.has_null_count or not statistics.null_count:
+            return ()
+        name, _, inner = self._bytes.partition(".")
+        empty: set[int] = set()
+        row = 0
+        for batch in file.iter_batches(FEW_ROWS, row_groups=[group], columns=[self._bytes]):
+            column = batch.column(name)
+            for there in (column.field(inner) if inner else column).is_valid().to_pylist():
+                if not there:
+                    empty.add(row)
+                row += 1
+        return empty
+
+    def _of_row(
+        self, file: str, row: int, facts: dict[str, Any], hashes: Sequence[str], problem: str
+    ) -> Iterator[Found]:
         if self._pictures:
             place, name = self._pictures.place(facts[self._image]), storable(facts[self._image])
         else:
             place, name = Place(file=file, row=row), storable(f"{file}:{row}")
         picture = picture_hash(facts, hashes) or name
-        for caption in each_caption(facts[self._captions]):
-            yield Found(picture, caption, place, facts)
+        said = facts[self._captions]
+        if self._field:
+            said = [one.get(self._field) if isinstance(one, dict) else None for one in each_caption(said)]
+            said = said[0] if len(said) == 1 else said
+        for caption in each_caption(said):
+            yield Found(picture, caption, place, facts, problem)
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[pq.ParquetFile]:
@@ -112,6 +147,57 @@ class ParquetSource:
             ) from None
 
 
+def _why_empty(facts: dict[str, Any]) -> str:
+    status = facts.get(STATUS)
+    failed = isinstance(status, str) and status != "success"
+    return "failed download" if failed else "no picture in the row"
+
+
+def caption_column(schema: pa.Schema, wanted: str | None) -> tuple[str, str]:
+    """The column of captions, and which field of it where it holds structs.
+
+    Args:
+        schema: of the files.
+        wanted: the column, or `column.field`; None for the usual ones.
+
+    Raises:
+        UsageError: there is none, or it holds something else; names the type.
+    """
+    field = ""
+    if wanted is not None and wanted not in schema.names and wanted.partition(".")[0] in schema.names:
+        wanted, _, field = wanted.partition(".")
+    column = _column(schema, wanted, CAPTION_COLUMNS, "import.caption_column", "captions")
+    kind = schema.field(column).type
+    inner = _value_type(kind)
+    if pa.types.is_struct(inner):
+        texts = [each.name for each in inner if _is_caption(_value_type(each.type))]
+        usual = [name for name in texts if name.lower() in CAPTION_COLUMNS]
+        choice = [field] if field else usual[:1] or texts
+        if len(choice) == 1 and choice[0] in texts:
+            return column, choice[0]
+        field_list = f"; name one: {', '.join(f'{column}.{name}' for name in texts)}" if texts else ""
+    else:
+        field_list = ""
+        # A column of nothing but nulls has a type of its own; it is counted row by row.
+        if not field and (_is_caption(inner) or pa.types.is_null(inner)):
+            return column, ""
+    raise UsageError(
+        f"import.caption_column = {column if not field else f'{column}.{field}'!r}: the column holds {kind}; captions "
+        f"are text, UTF-8 bytes, lists of them, or one field of a struct{field_list or '; name another column'}"
+    )
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """What stands in a column, without the lists and dictionaries around it."""
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _is_caption(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _is_bytes(kind)
+
+
 def image_column(schema: pa.Schema, wanted: str | None) -> str:
     """The column of pictures: the named one, or the first usual one; UsageError where there is none."""
     return _column(schema, wanted, IMAGE_COLUMNS, "import.image_column", "pictures")
@@ -120,6 +206,11 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
 def _column(schema: pa.Schema, wanted: str | None, usual: Sequence[str], option: str, what: str) -> str:
     column = named(wanted, usual, schema.names, option)
     if column is None:
+        if what == "pictures" and {"key", "url"} <= set(schema.names):
+            raise UsageError(
+                "import.source: these parquet files hold no pictures, only what img2dataset says of them; give the "
+                "tars beside them with import.kind tars, or the files with import.kind folder"
+            )
         raise UsageError(
             f"import.source: no column of {what} named {' or '.join(usual)} among {column_list(schema.names)}; "
             f"name it with {option}"
@@ -142,10 +233,15 @@ def bytes_column(schema: pa.Schema, column: str) -> str:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+        or pa.types.is_binary_view(kind)
     )
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

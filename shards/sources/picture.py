@@ -1,16 +1,50 @@
-"""Other people's pictures as this format keeps them: the original bytes where they do, a PNG of what they show else."""
+"""Other people's pictures: the one way to open them, and how this format keeps them.
+
+The original bytes are kept where stock readers see in them what this module does; else a PNG of what they show.
+"""
 
 import io
+import re
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from shards.format.sample import MAX_PIXELS, ImageFormat, as_png
 
 FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+# Read where Pillow reads them; none of these starts another program, as Pillow's EPS does.
+READ = {
+    "PNG": "PNG",
+    "JPEG": "JPEG",
+    "WEBP": "WebP",
+    "GIF": "GIF",
+    "AVIF": "AVIF",
+    "TIFF": "TIFF",
+    "BMP": "BMP",
+}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".avif", ".tif", ".tiff", ".bmp")
+NOT_READ = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".jp2",
+    ".svg",
+    ".psd",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".mp4",
+    ".webm",
+    ".mov",
+)  # known by name alone
+# A GIF's first frame and a TIFF's first page are taken; those who animate the others mean a film.
+STILL_OF_MANY = ("MPO", "GIF", "TIFF")  # a camera's MPO is a JPEG with a preview behind it
 MAX_BYTES = 256 << 20  # of an encoded picture; 8192² pixels of noise as PNG have 200 MB
 MOST_OBLONG = 100  # long side over short side; Qwen3-VL's processor refuses 200, which shrinking could reach
+SAME_COLOUR = 3  # of 255: profiles of sRGB by different makers differ by so much
 ORIENTATION = 0x0112  # EXIF tag
 # What makes each of its values upright, as in Pillow's ImageOps.exif_transpose, which also writes EXIF anew and fails
 # where that is broken.
@@ -23,10 +57,41 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+# How files begin, for an error that says what came instead of a picture.
+BEGINNINGS = (
+    (rb"\x89PNG", "PNG"),
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"RIFF.{4}WEBP", "WebP"),
+    (rb"GIF8", "GIF"),
+    (rb".{4}ftypavi[fs]", "AVIF"),
+    (rb"II\*\0|MM\0\*", "TIFF"),
+    (rb"BM.{4}\0\0\0\0", "BMP"),
+    (rb".{4}ftyp(?:hei|hev|mif1|msf1)", "HEIC"),
+    (rb".{4}ftyp", "a video"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
+    (rb"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (rb"8BPS", "Photoshop"),
+    (rb"%PDF", "PDF"),
+    (rb"%!PS", "PostScript"),
+    (rb"PK\x03\x04", "a zip"),
+    (rb"\x1f\x8b", "gzip"),
+    (rb"version https://git-lfs", "a Git LFS pointer (git lfs pull fetches the file)"),
+    (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<svg", "SVG"),
+    (rb"\s*<(?:!doctype html|html|head|body)", "HTML"),
+    (rb"\s*<\?xml", "XML"),
+    (rb"\s*[{\[]", "JSON or other text"),
+    (rb"[\t\n\r -~]+\Z", "text"),
+)
 
 
 class ImageError(ValueError):
     """A picture that no further try will make usable."""
+
+
+class MissingPictureError(ImageError):
+    """A picture that its source does not hold, and may hold later."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +116,9 @@ class Kept:
 def kept(data: bytes, max_side: int) -> Kept:
     """A picture as it is stored.
 
-    An RGB picture in one of this format's encodings that stands upright and is not too large stays as it is. Any
-    other is turned upright, laid over white where it is transparent, made RGB, shrunk and encoded without loss: a
-    second lossy encoding would show the vision-language model artefacts that the original has not.
+    An sRGB picture in one of this format's encodings that stands upright and is not too large stays as it is. Any
+    other is made what `as_rgb` makes of it, shrunk and encoded without loss: a second lossy encoding would show the
+    vision-language model artefacts that the original has not.
 
     Args:
         data: as it came, from anywhere.
@@ -65,20 +130,22 @@ def kept(data: bytes, max_side: int) -> Kept:
     Raises:
         ImageError: it is empty, no picture, cut off, moving, too large to be true, too narrow, or of one colour.
     """
-    picture = _opened(data)
+    picture, as_it_came = _opened(data)
     size = picture.size
     verbatim = (
-        picture.mode == "RGB"
+        as_it_came
+        and picture.mode == "RGB"
         and picture.format in FORMATS
         and "transparency" not in picture.info
         and _turn(picture) is None
+        and _to_srgb(picture) is None
         and max(size) <= max_side
     )
     if verbatim:
         pixels = picture.copy()  # decoded, and free of the file
         image_format = FORMATS[str(picture.format)]
     else:
-        pixels = _shrunk(_rgb(_upright(picture)), max_side)
+        pixels = _shrunk(as_rgb(picture), max_side)
         pixels.info.clear()  # what described the original does not describe this one
         data, image_format = as_png(pixels), "png"
     if colours := pixels.getcolors(maxcolors=1):
@@ -86,14 +153,66 @@ def kept(data: bytes, max_side: int) -> Kept:
     return Kept(data, image_format, pixels, size, verbatim)
 
 
-def _opened(data: bytes) -> Image.Image:
-    """Decoded whole, its claims judged first."""
+def open_picture(data: bytes) -> Image.Image:
+    """An encoded picture as everything here sees it; see `as_rgb`.
+
+    Raises:
+        ImageError: it is empty, no picture, cut off, moving, too large to be true, or too narrow.
+    """
+    return as_rgb(_opened(data)[0])
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as upright sRGB pixels of 8 bits, transparent parts white.
+
+    Args:
+        picture: as Pillow opened it; its EXIF orientation and colour profile are followed.
+
+    Raises:
+        ImageError: pixels that have no defined colour, such as floats.
+    """
+    turn, to_srgb = _turn(picture), _to_srgb(picture)
+    try:
+        if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip at 255
+            grey = np.asarray(picture).astype(np.int64).clip(0, 65535)
+            seen = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        elif picture.mode == "F":
+            raise ValueError("their range is not known")
+        elif picture.has_transparency_data:
+            seen = picture.convert("RGBA")
+        else:
+            seen = picture if picture.mode in ("L", "RGB", "CMYK") else picture.convert("RGB")
+        if to_srgb is not None:
+            seen = _converted(seen, to_srgb)
+        if seen.mode == "RGBA":
+            seen = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    except ValueError as error:
+        raise ImageError(
+            f"image has pixels of mode {picture.mode}: {error}; save it with 8 or 16 bits a channel"
+        ) from None
+    seen = seen.convert("RGB")
+    return seen if turn is None else seen.transpose(turn)
+
+
+def _opened(data: bytes) -> tuple[Image.Image, bool]:
+    """Decoded whole, its claims judged first; and whether stock readers decode the bytes as they are."""
     if not data:
-        raise ImageError("picture is empty, 0 bytes")
+        raise ImageError("image does not decode: it is empty, 0 bytes")
     if len(data) > MAX_BYTES:
         raise ImageError(f"picture has {len(data):,} bytes; at most {MAX_BYTES:,}")
     try:
-        picture = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+        return _decoded(data), True
+    except ImageError:
+        # Pillow refuses a picture for long texts in it, such as the workflow that made it.
+        bare = _without_text(data)
+        if len(bare) == len(data):
+            raise
+    return _decoded(bare), False
+
+
+def _decoded(data: bytes) -> Image.Image:
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         width, height = picture.size
         if width * height > MAX_PIXELS:
             raise ImageError(f"picture claims {width} x {height} pixels")
@@ -101,15 +220,54 @@ def _opened(data: bytes) -> Image.Image:
             raise ImageError(
                 f"picture of {width} x {height} pixels is too narrow; at most {MOST_OBLONG} to 1"
             )
-        # A camera's MPO is a JPEG with a preview behind it, not a film.
-        if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        if picture.format not in STILL_OF_MANY and getattr(picture, "is_animated", False):
             raise ImageError(f"picture moves: {getattr(picture, 'n_frames', 2)} frames")
         picture.load()
     except (ImageError, MemoryError):
         raise
+    except UnidentifiedImageError:
+        raise ImageError(f"image does not decode: {what_it_is(data)}") from None
     except Exception as error:  # what a broken file makes Pillow's decoders raise is not documented
-        raise ImageError(f"picture does not decode: {error}") from None
+        raise ImageError(f"image does not decode: {_without_addresses(error)}") from None
     return picture
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats of `READ` that this Pillow has."""
+    Image.init()
+    there = [name for name in READ if name in Image.OPEN]
+    return tuple(name for name in there if name not in ("WEBP", "AVIF") or features.check(name.lower()))
+
+
+def what_it_is(data: bytes) -> str:
+    """What a file that is no picture is by its content, and what would be read: `is HTML; PNG, ... are read`."""
+    begins = data[:1024]
+    found = next(
+        (name for start, name in BEGINNINGS if re.match(start, begins, re.DOTALL | re.IGNORECASE)), ""
+    )
+    *names, last = (READ[name] for name in _formats())
+    if found in (*names, last):
+        return f"is {found}, cut off or broken; save it again"
+    return f"is {found or 'of no known format'}; {', '.join(names)} or {last} are read"
+
+
+def _without_addresses(error: Exception) -> str:
+    """An error's text, the same in every run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its texts; anything else, and what follows a broken chunk, as it is."""
+    if not data.startswith(PNG_START):
+        return data
+    kept_parts, at = [PNG_START], len(PNG_START)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in PNG_TEXT:
+            kept_parts.append(data[at:end])
+        at = end
+    return b"".join(kept_parts)
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
@@ -120,21 +278,42 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    turn = _turn(picture)
-    return picture if turn is None else picture.transpose(turn)
+def _to_srgb(picture: Image.Image) -> Any:
+    """What makes sRGB of a picture's colours; None where they are, or where no sound profile says otherwise."""
+    profile = picture.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not profile:
+        return None
+    mode = picture.mode
+    grey = mode.startswith("I") or mode in ("L", "LA", "1")
+    return _transform(
+        profile, "L" if grey and not picture.has_transparency_data else "CMYK" if mode == "CMYK" else "RGB"
+    )
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB; transparent parts show white."""
-    if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip at 255
-        grey = np.asarray(picture).astype(np.uint32).clip(0, 65535)
-        picture = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        seen = picture.convert("RGBA")
-        paper = Image.new("RGBA", seen.size, "white")
-        return Image.alpha_composite(paper, seen).convert("RGB")
-    return picture.convert("RGB")
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> Any:
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode == "CMYK":
+        return transform
+    steps = np.arange(0, 256, 51, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+    plain = Image.fromarray(grid if mode == "RGB" else grid[..., 0])
+    seen = ImageCms.applyTransform(plain, transform) or plain
+    difference = np.asarray(seen).astype(int) - np.asarray(plain.convert("RGB"))
+    return None if np.abs(difference).max() <= SAME_COLOUR else transform
+
+
+def _converted(picture: Image.Image, transform: Any) -> Image.Image:
+    if picture.mode != "RGBA":
+        return ImageCms.applyTransform(picture, transform) or picture
+    seen = ImageCms.applyTransform(picture.convert("RGB"), transform) or picture.convert("RGB")
+    seen.putalpha(picture.getchannel("A"))
+    return seen
 
 
 def _shrunk(picture: Image.Image, max_side: int) -> Image.Image:

@@ -3,16 +3,22 @@
 import zipfile
 import zlib
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shards.errors import NotFoundError, StorageError
 from shards.sources.item import Place
-from shards.sources.picture import MAX_BYTES, ImageError
+from shards.sources.picture import MAX_BYTES, ImageError, MissingPictureError
 from shards.sources.source import SourceSpec
 from shards.stores.local import open_storage
 from shards.stores.random_access import open_seekable
 from shards.stores.store import Storage
+
+if TYPE_CHECKING:
+    from shards.sources.parquet_rows import ParquetRows
+
+MISSING = "the source has no such picture"
 
 
 class Originals(Protocol):
@@ -25,6 +31,9 @@ class Originals(Protocol):
             ImageError: there are none, or they are broken where they lie.
             StorageError: they cannot be had now.
         """
+
+    def size(self, place: Place) -> int:
+        """How many bytes a picture has by now that was missing when the source was read; -1 where it still is."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -54,14 +63,24 @@ class _Files:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
+    def size(self, place: Place) -> int:
+        if place.size >= 0 or not place.file:
+            return place.size
+        try:
+            entry = self._storage.stat(place.file)
+        except StorageError:  # a link on the way: what is behind it is not the source's
+            return -1
+        return entry.size if entry else -1
+
     def read(self, place: Place) -> bytes:
+        place = replace(place, size=self.size(place))
         check(place)
         try:
             return self._storage.get_range(place.file, place.offset, place.size)
         except NotFoundError:
             if place.offset:
                 raise  # a tar that is gone is no fault of the picture
-            raise ImageError(f"{place}: is not there any more") from None
+            raise MissingPictureError(f"{place}: is not there any more") from None
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -75,11 +94,14 @@ class _RowsOrFiles:
         files: for the others.
     """
 
-    def __init__(self, rows: Originals, files: Originals) -> None:
+    def __init__(self, rows: "ParquetRows", files: _Files) -> None:
         self._rows, self._files = rows, files
 
     def read(self, place: Place) -> bytes:
         return (self._rows if place.row >= 0 else self._files).read(place)
+
+    def size(self, place: Place) -> int:
+        return self._files.size(place)
 
     def close(self) -> None:
         self._rows.close()
@@ -121,6 +143,9 @@ class _Zip:
             raise ImageError(f"{place}: is not of the {place.size:,} bytes that the zip's directory tells")
         return data
 
+    def size(self, place: Place) -> int:
+        return place.size  # a zip with more in it is another zip
+
     def close(self) -> None:
         self._open.close()
 
@@ -128,6 +153,6 @@ class _Zip:
 def check(place: Place) -> None:
     """Refuse what is not there, or claims an absurd size."""
     if place.size < 0:
-        raise ImageError(f"{place}: the source has no such picture (links are not followed)")
+        raise MissingPictureError(f"{place}: {MISSING} (links are not followed)")
     if place.size > MAX_BYTES:
         raise ImageError(f"{place}: {place.size:,} bytes; a picture has at most {MAX_BYTES:,}")

@@ -12,6 +12,9 @@ from shards.sources.item import Item
 from shards.sources.source import Found
 
 NO_PICTURE = "no picture, or an unsafe name"
+FURTHER = "further caption"
+MOST_EXAMPLES = 3  # names of what is left out, for each reason
+LONGEST_NAME = 80  # characters of one
 LONGEST_CAPTION = 10_000  # characters; the text encoder takes some 2,000 of them at 512 tokens
 
 
@@ -31,7 +34,11 @@ def caption_problem(caption: Any) -> str:
 
 
 def taken(
-    found: Iterable[Found], rules: Rules, filters: Sequence[Filter], left_out: Counter[str]
+    found: Iterable[Found],
+    rules: Rules,
+    filters: Sequence[Filter],
+    left_out: Counter[str],
+    examples: dict[str, list[str]] | None = None,
 ) -> Iterator[Item]:
     """Choose what becomes a sample.
 
@@ -42,26 +49,33 @@ def taken(
         rules: what is taken.
         filters: of the rules.
         left_out: counts, by reason, what is not taken.
+        examples: gets, by reason, the first names of it.
 
     Yields:
         items: no picture with a caption twice, no picture in both splits, no normalised caption in both.
     """
     done: set[int] = set()  # pictures, or pictures with their captions, as short hashes
     split_of: dict[int, bool] = {}  # whether a normalised caption is held out
+
+    def leave_out(each: Found, reason: str) -> None:
+        left_out[reason] += 1
+        if examples is not None and left_out[reason] <= MOST_EXAMPLES:
+            examples.setdefault(reason, []).append(each.picture[:LONGEST_NAME])
+
     for each in found:
-        reason = caption_problem(each.caption) or ("" if each.place else NO_PICTURE)
+        reason = each.problem or caption_problem(each.caption) or ("" if each.place else NO_PICTURE)
         reason = reason or next(filter(None, (one.objection(each.facts) for one in filters)), "")
         if reason or each.place is None:
-            left_out[reason] += 1
+            leave_out(each, reason)
             continue
         caption = normalise_caption(each.caption)
         once = _short(each.picture if rules.captions == "first" else f"{each.picture}\0{caption}")
         if once in done:
-            left_out["further caption" if rules.captions == "first" else "duplicate"] += 1
+            leave_out(each, FURTHER if rules.captions == "first" else "duplicate")
             continue
         held_out = is_held_out(each.picture, rules.val_fraction)
         if split_of.setdefault(_short(caption), held_out) != held_out:
-            left_out["caption in the other split"] += 1
+            leave_out(each, "caption in the other split")
             continue
         done.add(once)
         yield Item(each.picture, each.caption, each.place)

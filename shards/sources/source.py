@@ -14,7 +14,7 @@ from shards.sources.item import Place, storable
 from shards.stores.local import open_storage
 from shards.stores.store import Entry, Storage, check_key
 
-Kind = Literal["coco", "webdataset", "parquet"]
+Kind = Literal["coco", "webdataset", "parquet", "folder"]
 SUFFIXES: Mapping[Kind, str] = {"webdataset": ".tar", "parquet": ".parquet"}
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 # What img2dataset writes of the bytes it downloaded (--compute_hash); equal ones are one picture.
@@ -30,7 +30,8 @@ class SourceSpec:
 
     Attributes:
         kind: of the source.
-        source: annotations file (coco), or folder, file or pattern of tars or parquet files; local or s3://.
+        source: annotations file (coco), folder of pictures (folder), or folder, file or pattern of tars or parquet
+            files; local or s3://.
         images: folder or zip with the pictures; empty where the source holds them.
         caption_column, image_column: where a user says which; None to find them by their usual names.
     """
@@ -44,8 +45,8 @@ class SourceSpec:
     @property
     def root(self) -> str:
         """Under which the files lie that hold pictures; a zip is one itself."""
-        if self.kind == "coco":
-            return self.images
+        if self.kind in ("coco", "folder"):
+            return self.images or self.source
         return _root_and_pattern(self.source, SUFFIXES[self.kind])[0]
 
 
@@ -58,12 +59,14 @@ class Found:
         caption: whatever stands where the caption should, None where nothing does.
         place: where the picture lies; None where there is none.
         facts: what the source says of it, by column.
+        problem: why it cannot be taken, where the source knows better than its parts show.
     """
 
     picture: str
     caption: Any
     place: Place | None
     facts: Mapping[str, Any]
+    problem: str = ""
 
 
 class Source(Protocol):
@@ -99,7 +102,8 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
     root, pattern = _root_and_pattern(place, suffix)
     storage = open_storage(root)
     literal = (MAGIC.split(pattern, maxsplit=1)[0]) if pattern else ""
-    found = [entry for entry in storage.list(literal) if entry.key.endswith(suffix)]
+    there = [entry for entry in storage.list(literal) if not is_hidden(entry.key)]
+    found = [entry for entry in there if entry.key.endswith(suffix)]
     if pattern:
         wanted = _expanded(pattern)
         exact, globs = {name for name in wanted if not MAGIC.search(name)}, [*filter(MAGIC.search, wanted)]
@@ -112,6 +116,12 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
         if absent:
             raise UsageError(f"import.source = {place!r}: {absent[0]} ({len(absent)} files) is not there")
     if not found:
+        compressed = next((entry.key for entry in there if entry.key.endswith((f"{suffix}.gz", ".tgz"))), "")
+        if compressed:
+            raise UsageError(
+                f"import.source = {place!r}: {compressed} is compressed, and pictures are read where they lie; "
+                f"unpack it to a {suffix} file first"
+            )
         raise UsageError(
             f"import.source = {place!r}: no {suffix} file there (symbolic links are not followed); "
             f"give a folder, a file or a pattern such as folder/{{000..123}}{suffix}"
@@ -190,8 +200,12 @@ def picture_hash(facts: Mapping[str, Any], columns: Iterable[str]) -> str:
 
 
 def each_caption(value: Any) -> Sequence[Any]:
-    """The captions that stand in one field: itself, or those of a list; one that is None where it is empty."""
-    return (value or [None]) if isinstance(value, list) else [value]
+    """The captions that stand in one field: itself, or those of a list; one that is None where it is empty.
+
+    Bytes are read as UTF-8; what is none comes as lone surrogates, which no caption may hold.
+    """
+    found = (value or [None]) if isinstance(value, list) else [value]
+    return [one.decode(errors="surrogateescape") if isinstance(one, bytes) else one for one in found]
 
 
 class PictureFiles:
@@ -211,6 +225,12 @@ class PictureFiles:
         if not is_safe(name):
             return None
         return Place(file=name, size=self._sizes.get(name, -1))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path is of what systems leave beside people's files: `._0.jpg`, `.DS_Store`, `__MACOSX/…`."""
+    parts = [part for part in name.split("/") if part not in (".", "..")]
+    return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in parts)
 
 
 def is_safe(name: Any) -> bool:

@@ -1,15 +1,16 @@
-"""WebDataset tars as img2dataset and LAION have them: KEY.jpg, KEY.txt and KEY.json next to each other."""
+"""WebDataset tars as img2dataset, LAION and other tools have them: KEY.jpg, KEY.txt and KEY.json."""
 
 import json
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.errors import UsageError
 from shards.sources.item import Place, storable
+from shards.sources.picture import NOT_READ, SUFFIXES
 from shards.sources.source import (
     CAPTION_COLUMNS,
     HASH_COLUMNS,
@@ -17,25 +18,46 @@ from shards.sources.source import (
     SourceSpec,
     each_caption,
     files_of,
+    is_hidden,
     named,
     picture_hash,
     tag_of,
 )
+from shards.stores.random_access import open_seekable
 from shards.stores.store import Entry
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
+KNOWN = (*PICTURES, "txt", "json")
 MAX_TEXT = 1 << 20  # bytes of a .txt or .json; more is no caption
 LOOKED_AT = 100  # samples whose .json is looked at for its columns
+PADDING = 1 << 20  # bytes read at a time behind the end of a tar
+COMPRESSED = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"\xfd7zXZ", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    (b"PK\x03\x04", "zip", "unzip"),
+)
 
 
 @dataclass
 class _Group:
-    """The members of one key, as they come by."""
+    """The members of one key, as they come by; `begin` is where its tar begins in the file."""
 
     key: str
+    begin: int = 0
     place: Place | None = None
     text: Any = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    unread: str = ""  # suffix of a picture in a format that is not read
+
+    @property
+    def problem(self) -> str:
+        return f"a format that is not read ({self.unread})" if self.unread and self.place is None else ""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.place is not None and (self.text is not None or bool(self.facts))
 
 
 class TarSource:
@@ -73,14 +95,16 @@ class TarSource:
         hashes = [name for name in HASH_COLUMNS if name in self._columns]
         for tar in self._tars:
             for group in self._groups(tar):
-                picture = picture_hash(group.facts, hashes) or storable(f"{tar.key}:{group.key}")
+                picture = picture_hash(group.facts, hashes) or storable(
+                    f"{tar.key}:{group.key}" if not group.begin else f"{tar.key}@{group.begin}:{group.key}"
+                )
                 if self._own_column is not None:
                     caption = group.facts.get(self._own_column)
                 else:
                     caption = group.facts.get(usual or "") if group.text is None else group.text
                 facts = {name: value for name, value in group.facts.items() if name in wanted}
                 for one in each_caption(caption):
-                    yield Found(picture, one, group.place, facts)
+                    yield Found(picture, one, group.place, facts, group.problem)
 
     def _look(self) -> Sequence[str]:
         names: dict[str, None] = {}
@@ -90,44 +114,121 @@ class TarSource:
         return list(names)
 
     def _groups(self, entry: Entry) -> Generator[_Group]:
-        """What stands next to each other under one key. Members are read under their names, never unpacked."""
+        """The samples of a file. Members are read under their names, never unpacked.
+
+        A whole sample comes when it has gone by; what lacks a picture or a caption waits to the end of its tar for
+        further members, since some tools sort them by type.
+        """
+        begin = 0
+        while True:
+            waiting: dict[str, _Group] = {}
+            end = [entry.size]
+            for group in self._neighbours(entry, begin, end):
+                if group.key in waiting:
+                    waiting[group.key] = _joined(waiting[group.key], group)
+                elif group.is_whole:
+                    yield group
+                else:
+                    waiting[group.key] = group
+            yield from waiting.values()
+            begin = self._next(entry, end[0])
+            if begin >= entry.size:
+                return
+
+    def _neighbours(self, entry: Entry, begin: int, end: list[int]) -> Generator[_Group]:
+        """What stands next to each other under one key, in the tar that begins somewhere; notes where it ends."""
         group: _Group | None = None
-        with self._storage.open(entry.key) as file:
+        with self._opened(entry.key, begin) as file:
             # A stream is read through; a file is sought through, so that its pictures are not read.
             try:
                 with tarfile.open(fileobj=file, mode="r:" if file.seekable() else "r|") as tar:
                     for member in tar:
-                        key, _, suffix = _split(member.name)
-                        if group is None or key != group.key:
-                            if group is not None:
-                                yield group
-                            group = _Group(key)
-                        if member.isreg() and not member.issparse():
-                            _note(group, tar, member, entry.key, suffix)
+                        if not is_hidden(member.name):
+                            key, suffix = _split(member.name, group)
+                            if group is None or key != group.key:
+                                if group is not None:
+                                    yield group
+                                group = _Group(key, begin)
+                            if member.isreg() and not member.issparse():
+                                _note(group, tar, member, entry.key, suffix)
                         tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                    # Behind the first member tarfile takes a header that is none for the end.
+                    if begin and tar.offset == begin:
+                        raise tarfile.ReadError("bad header")
                     # Cut off between two members it would look like a shorter one: tarfile does not mind.
                     if entry.size < tar.offset + tarfile.BLOCKSIZE:
                         raise tarfile.ReadError(f"{entry.size:,} bytes and no end mark")
+                    end[0] = tar.offset
             except (tarfile.TarError, EOFError) as error:
                 raise UsageError(
-                    f"import.source: {self._storage.url(entry.key)} is no whole tar: {error}; "
-                    "download it again, or name the others only"
+                    f"import.source: {self._storage.url(entry.key)} is no whole tar: "
+                    f"{self._reason(entry, begin, error)}"
                 ) from None
         if group is not None:
             yield group
 
+    @contextmanager
+    def _opened(self, key: str, begin: int) -> Generator[BinaryIO]:
+        with open_seekable(self._storage, key) if begin else self._storage.open(key) as file:
+            if begin:
+                file.seek(begin)
+            yield file
 
-def _split(name: str) -> tuple[str, str, str]:
-    """Key and suffix as WebDataset has it: at the first dot behind the last slash."""
+    def _next(self, entry: Entry, end: int) -> int:
+        """Where another tar begins behind the end of one, as `cat a.tar b.tar` has it; the file's end if none does."""
+        while end < entry.size:
+            data = self._storage.get_range(entry.key, end, min(PADDING, entry.size - end))
+            zeros = len(data) - len(data.lstrip(b"\0"))
+            if zeros < len(data):
+                return end + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            end += len(data)
+        return entry.size
+
+    def _reason(self, entry: Entry, begin: int, error: Exception) -> str:
+        if begin:
+            return f"what follows its end, from byte {begin:,} on, is no other tar: {error}; pack it again"
+        begins = self._storage.get_range(entry.key, 0, min(entry.size, 6))
+        for mark, name, tool in COMPRESSED:
+            if begins.startswith(mark):
+                return f"it is compressed ({name}); pictures are read where they lie: unpack it with {tool} first"
+        return f"{error}; download it again, or name the others only"
+
+
+def _split(name: str, group: _Group | None) -> tuple[str, str]:
+    """Key and suffix as WebDataset has it, at the first dot behind the last slash.
+
+    Where that gives no suffix that is known, as in `v1.0.jpg`, at the last dot; but what follows a sample's own
+    members, as `0.left.jpg` does `0.jpg`, stays with it.
+    """
     folder, slash, base = name.rpartition("/")
-    stem, dot, suffix = base.partition(".")
-    return f"{folder}{slash}{stem}", dot, suffix.lower()
+    stem, _, suffix = base.partition(".")
+    key = f"{folder}{slash}{stem}"
+    longer, _, last = base.rpartition(".")
+    if suffix.lower() in KNOWN or last.lower() not in KNOWN:
+        return key, suffix.lower()
+    if group is not None and group.key == key:
+        return key, suffix.lower()
+    return f"{folder}{slash}{longer}", last.lower()
+
+
+def _joined(earlier: _Group, later: _Group) -> _Group:
+    """The members of one key that came at two places; of two alike the first counts."""
+    return _Group(
+        later.key,
+        later.begin,
+        earlier.place or later.place,
+        later.text if earlier.text is None else earlier.text,
+        earlier.facts or later.facts,
+        earlier.unread or later.unread,
+    )
 
 
 def _note(group: _Group, tar: tarfile.TarFile, member: tarfile.TarInfo, file: str, suffix: str) -> None:
     """Add a member to its group; of two alike the first counts."""
     if suffix in PICTURES and group.place is None:
         group.place = Place(file=file, offset=member.offset_data, size=member.size)
+    elif f".{suffix}" in NOT_READ:
+        group.unread = f".{suffix}"
     elif suffix == "txt" and group.text is None:
         group.text = _text(tar, member)
     elif suffix == "json" and not group.facts:

@@ -1,5 +1,6 @@
 """The extractor: right tokens of the right layer, and refusals that say why."""
 
+import io
 import json
 
 import huggingface_hub
@@ -16,6 +17,7 @@ from projector.options import TrainOptions
 from projector.training.loop import train
 from shards.errors import UsageError
 from shards.format.sample import KIND_IMAGE, as_png
+from shards.sources.picture import kept
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 255, (256, 256, 3), dtype=np.uint8))
@@ -73,6 +75,46 @@ def test_tokens_can_be_chosen(raw):
     both = raw.extract(PICTURE, text="a red fox")
     assert (image.num_tokens, image.num_tokens + text.num_tokens) == (64, both.num_tokens)
     assert raw.extract(PICTURE).text_mode == "none"
+
+
+def turned_jpeg():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    PICTURE.save(buffer, format="JPEG", quality=100, exif=exif)
+    return buffer.getvalue()
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def clear_corner():
+    clear = PICTURE.convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 128, 128))
+    return clear
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        turned_jpeg(),
+        png(clear_corner()),
+        png(Image.fromarray(np.arange(256 * 256, dtype=np.uint16).reshape(256, 256))),
+        png(PICTURE.convert("P")),
+    ],
+    ids=["turned", "transparent", "16 bits", "palette"],
+)
+def test_a_picture_is_read_as_import_and_compare_read_it(raw, tmp_path, data):
+    (tmp_path / "given.png").write_bytes(data)
+    (compared,) = user_pictures([str(tmp_path / "given.png")])
+    imported = kept(data, 1024).pixels
+    assert imported.tobytes() == compared.tobytes()
+    with Image.open(io.BytesIO(data)) as given:
+        found = raw.extract(given).embeddings
+    torch.testing.assert_close(found, raw.extract(imported).embeddings, rtol=0, atol=0)
 
 
 def test_image_tokens_do_not_see_the_text(raw):

@@ -121,7 +121,8 @@ def test_tensors_are_those_of_the_encoders(planned_of, maker_of, readers):
             "verbatim": verbatim,
         }
         assert (sample.image == encoded(number)) == verbatim
-        assert sample.image_format == ("jpg" if verbatim else "png")
+        assert sample.image_format == "jpg"  # one name for all
+        assert open_image(sample.image).format == ("JPEG" if verbatim else "PNG")
         (by_hand,) = text.encode([sample.caption])
         close(sample.tensors["text"], by_hand.embeddings)
         (states,) = vision.encode([open_image(sample.image).convert("RGB")], [sample.caption])
@@ -129,6 +130,32 @@ def test_tensors_are_those_of_the_encoders(planned_of, maker_of, readers):
             assert sample.tensors[f"vl.{mode}.kind"].tolist() == states.kind[mode].tolist()
             for layer in SETTINGS.layers:
                 close(sample.tensors[f"vl.{mode}.{layer}"], states.states[mode][layer])
+
+
+# webdataset leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_stock_readers_take_jpegs_grey_ones_and_webp_in_one_tar(planned_of, maker_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+    import webdataset
+
+    grey = {f"{n:012d}.jpg": encoded(n, mode="L", size=(40, 40)) for n in (0, 3)}
+    webp = {"000000000001.jpg": encoded(1, format="WEBP", size=(40, 40))}
+    spec, planned = planned_of(grey | webp)
+    samples = make_all(maker_of(spec), planned)
+    assert {open_image(sample.image).format for sample in samples} == {"PNG", "JPEG", "WEBP"}
+    (tmp_path / "shard").mkdir()
+    expected = Expected(SETTINGS.text_modes, SETTINGS.layers, imported=True)
+    with ShardWriter(PlannedShard("train", 0, planned), tmp_path / "shard", "f", expected) as writer:
+        for sample in samples:
+            writer.add(sample)
+        tar = str(writer.close().tar)
+    read = datasets.load_dataset(
+        "webdataset", data_files=[tar], split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert [row["jpg"].size for row in read] == [open_image(sample.image).size for sample in samples]
+    stock = list(webdataset.WebDataset(tar, shardshuffle=False).decode("pil"))
+    assert [row["jpg"].mode for row in stock] == ["RGB"] * len(samples)
 
 
 def test_read_again_a_sample_still_tells_where_it_is_from(planned_of, maker_of, readers, tmp_path):

@@ -150,3 +150,17 @@ def test_in_a_submitted_job_relative_places_are_taken_from_home(tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert with_lasting_paths(BuildOptions(output="data")).output == str(tmp_path / "home" / "data")
     assert "does not last" in capsys.readouterr().out
+
+
+def test_plan_shows_the_first_prompts_as_read(tmp_path, capsys):
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt;category\na red cat;x\n\na dog, small;y\na fox;z\nan owl;z\n")
+    assert main(["plan", "--build.prompts", str(path), "--build.samples", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "first prompts of mine.csv, as read:\n  'a red cat'\n  'a dog, small'\n  'a fox'\n" in printed
+    assert "1 blank prompts skipped, the first in line 3" in printed
+
+
+def test_tars_and_webdataset_are_one_kind():
+    for word in ("tars", "webdataset"):
+        assert parse(["import", "--import.kind", word], JOBS).options["import"].kind == "tars"

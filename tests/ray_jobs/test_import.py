@@ -122,7 +122,7 @@ def test_pictures_captions_and_conditioning(imported, readers_alone):
         number = int(sample.metadata["source"]["picture"].removesuffix(".jpg"))
         assert sample.caption == f"picture {number}, told 0"
         fits = number % 3 == 2
-        assert (sample.image_format, sample.image == encoded(number)) == ("jpg" if fits else "png", fits)
+        assert (sample.image_format, sample.image == encoded(number)) == ("jpg", fits)
         (by_hand,) = encoder.encode([sample.caption])
         found, expected = (
             array.astype(np.float32) for array in (sample.tensors["text"], as_array(by_hand.embeddings))
@@ -201,6 +201,26 @@ def test_corrupt_pictures_are_written_down_once(poisoned, readers_alone, tmp_pat
     assert (findings.problems, findings.complete) == ([], True)
 
 
+def test_failures_that_come_again_are_named_and_not_answered_with_run_it_again(
+    poisoned, readers_alone, tmp_path
+):
+    for number in range(30):
+        data = encoded(number) if number % 2 else b"<html>moved</html>"
+        (tmp_path / f"{number:02d}.jpg").write_bytes(data)
+        (tmp_path / f"{number:02d}.txt").write_text(f"picture {number}\n")
+    done = run_import(poisoned, tmp_path / "data", kind="folder", source=tmp_path, actors=1, **readers_alone)
+    assert done.returncode == 1, done.stdout + done.stderr
+    first, second, *_, last = done.stdout.splitlines()
+    assert first == "the source holds 30 samples to take"
+    assert second.startswith("of 16 pictures looked at 8 cannot be used: image does not decode: is HTML; ")
+    assert "most failed by: image does not decode: is HTML; PNG, JPEG" in last
+    assert last.count(".jpg, ") == 2 + 1
+    assert last.endswith(
+        "mend them in the source, or raise import.max_failed_fraction and import.max_consecutive_failures "
+        "to leave them out."
+    )
+
+
 @pytest.mark.server
 def test_from_s3_to_s3(moto, environment, readers_alone, tmp_path, monkeypatch):
     use(monkeypatch, moto.env)
@@ -243,6 +263,10 @@ def refusal(monkeypatch, environment, capsys):
         ({"source": ""}, "import.source is needed"),
         ({"kind": "zip"}, "import.kind = 'zip'"),
         ({"images": ""}, "import.images is needed"),
+        (
+            {"images": "pcis"},
+            "pcis': 24 of 24 pictures cannot be used: the source has no such",
+        ),
         ({"source": "/nonexistent.json"}, "import.source = '/nonexistent.json': no such file"),
         ({"layers": "-13"}, "import.layers = [-13]: tiny/vl has 12 blocks, allowed are -12 to -1"),
         ({"samples": 25}, "import.samples = 25: the source holds 24 to take"),

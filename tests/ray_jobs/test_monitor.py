@@ -3,7 +3,9 @@
 import pytest
 
 from ray_jobs.building import monitor as module
+from ray_jobs.building.messages import Snapshot
 from ray_jobs.building.monitor import FAILURE_GRACE, MAX_ATTEMPTS, Monitor
+from ray_jobs.building.run import _why_incomplete
 from shards.format.commit import Commit, tar_key
 from shards.format.plan import PlannedSample, PlannedShard
 
@@ -104,6 +106,39 @@ def test_failures_over_the_limit_stop_the_run_but_not_the_first_few():
     assert not report(monitor, 0, made=FAILURE_GRACE - 3, failed=3)
     assert "3 of 20 samples failed" in monitor.snapshot().stopping
     assert monitor.begin("b", 1).shard is None
+
+
+def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_again():
+    monitor = a_monitor(40, failed=0.1)
+    monitor.begin("w", 0)
+    assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == ("", False)
+    for number in range(5):
+        message = f"'{number} a.jpg': picture of {400 + number} x 4 pixels is too narrow"
+        monitor.failed_by([("ImageError", message, "a caption")])
+    monitor.failed_by([("SampleError", "holds a special token", "a  red\nfox"), ("SampleError", "x", "")])
+    told = "picture of 400 x 4 pixels is too narrow (0 a.jpg, 1 a.jpg, 2 a.jpg, …)"
+    assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == (told, False)
+    assert not report(monitor, 0, made=13, failed=7)
+    assert monitor.snapshot().lasting
+    for _ in range(6):
+        monitor.failed_by([("SampleError", "holds a special token", "a  red\nfox")])
+    assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == (
+        "holds a special token (a red fox, …)",
+        False,
+    )
+
+
+def test_the_last_line_says_what_to_do():
+    of_the_source = Snapshot(0, 7, "7 of 20 samples failed", commonest="is HTML (a, b, c, …)", lasting=True)
+    assert _why_incomplete("import", of_the_source, 2, 3) == (
+        "not complete: 7 of 20 samples failed; most failed by: is HTML (a, b, c, …); 2 of 3 shards missing. These fail "
+        "alike every time: mend them in the source, or raise import.max_failed_fraction and "
+        "import.max_consecutive_failures to leave them out."
+    )
+    other = Snapshot(0, 0, "stopped by a signal")
+    assert _why_incomplete("build", other, 2, 3) == (
+        "not complete: stopped by a signal; 2 of 3 shards missing. Run it again to go on."
+    )
 
 
 def test_failures_at_the_limit_do_not():

@@ -1,17 +1,19 @@
 """Imported pictures against plain Pillow: kept byte for byte where the format keeps them, else what they show."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from import_support import encoded
 from shards.format.sample import open_image
 from shards.sources import picture
-from shards.sources.picture import ImageError, kept
+from shards.sources.picture import ImageError, kept, open_picture
 
 
 def by_hand(data, max_side=1024):
@@ -80,6 +82,85 @@ def test_any_other_is_what_it_shows_without_loss(data):
     assert found.pixels.tobytes() == by_hand(data).tobytes()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(1, format="GIF", mode="P"),
+        encoded(1, format="TIFF"),
+        encoded(1, format="TIFF", mode="CMYK"),
+        encoded(1, format="BMP"),
+        pytest.param(
+            encoded(1, format="AVIF") if features.check("avif") else b"",
+            marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF"),
+        ),
+    ],
+)
+def test_other_formats_are_read_and_stored_without_loss(data):
+    found = kept(data, 1024)
+    assert (found.format, found.verbatim) == ("png", False)
+    assert found.pixels.tobytes() == by_hand(data).tobytes()
+
+
+def test_of_a_gif_that_moves_and_a_tiff_of_pages_the_first_is_taken():
+    for format in ("GIF", "TIFF"):
+        still = Image.open(io.BytesIO(moving(format))).convert("RGB")
+        assert kept(moving(format), 1024).pixels.tobytes() == still.tobytes()
+
+
+def test_long_texts_in_a_png_do_not_lose_it():
+    for behind in (False, True):
+        texts = PngImagePlugin.PngInfo()
+        texts.add(b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * (2 << 20)), after_idat=behind)
+        data = encoded(1, format="PNG", pnginfo=texts)
+        with pytest.raises(ValueError, match="too large"):
+            Image.open(io.BytesIO(data)).load()
+        found = kept(data, 1024)
+        assert found.pixels.tobytes() == by_hand(encoded(1, format="PNG")).tobytes()
+        # Stock readers do not take the bytes that came, so others are stored.
+        assert not found.verbatim
+        assert open_image(found.data).tobytes() == found.pixels.tobytes()
+    short = PngImagePlugin.PngInfo()
+    short.add_text("parameters", "a fox", zip=True)
+    assert kept(encoded(1, format="PNG", pnginfo=short), 1024).verbatim
+
+
+def test_an_error_says_the_same_in_every_run():
+    for data in (b"<html>", b"\0" * 100, encoded(1, format="GIF", mode="P")[:9]):
+        with pytest.raises(ImageError) as caught:
+            kept(data, 1024)
+        assert "0x" not in str(caught.value)
+        assert "BytesIO" not in str(caught.value)
+
+
+def profile(kind):
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(kind)).tobytes()
+
+
+def test_a_colour_profile_is_followed_and_srgb_s_own_changes_nothing():
+    plain = encoded(1, quality=95)
+    assert kept(encoded(1, quality=95, icc_profile=profile("sRGB")), 64).verbatim
+    for broken in (profile("LAB"), profile("sRGB")[:200]):
+        found = kept(encoded(1, quality=95, icc_profile=broken), 64)
+        assert found.pixels.tobytes() == by_hand(plain).tobytes()
+    other = swapped_primaries(profile("sRGB"))
+    red = io.BytesIO()
+    Image.new("RGB", (9, 8), (255, 0, 0)).save(red, format="PNG", icc_profile=other)
+    found = open_picture(red.getvalue()).getpixel((0, 0))
+    assert found[1] > 200 > 60 > found[0]  # what the profile calls red is sRGB's green
+    clear = Image.new("RGBA", (9, 8), (255, 0, 0, 255))
+    clear.putpixel((0, 0), (255, 0, 0, 0))
+    seen = io.BytesIO()
+    clear.save(seen, format="PNG", icc_profile=other)
+    found = kept(seen.getvalue(), 64)
+    assert (found.pixels.getpixel((0, 0)), found.pixels.getpixel((1, 0))[0] < 60) == ((255, 255, 255), True)
+    assert "icc_profile" not in Image.open(io.BytesIO(found.data)).info
+
+
+def swapped_primaries(data):
+    """A profile whose red is green and the other way round."""
+    return data.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+
+
 def test_transparent_parts_show_white():
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 255))
     image.paste((200, 0, 0, 0), (0, 0, 4, 8))
@@ -136,9 +217,6 @@ def moving(format):
 
 def claiming(width, height):
     """A PNG whose header claims a size, and whose checksum believes it."""
-    import struct
-    import zlib
-
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = encoded(1, format="PNG")
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
@@ -148,11 +226,16 @@ def claiming(width, height):
     ("data", "message"),
     [
         (b"", "empty, 0 bytes"),
-        (b"<html>404 Not Found</html>", "does not decode"),
+        (b"<html>404 Not Found</html>", "does not decode: is HTML; PNG, JPEG, WebP, GIF.* or BMP are read"),
         (encoded(1)[:-300], "does not decode"),
         (encoded(1, format="PNG")[:200], "does not decode"),
-        (encoded(1, format="GIF", mode="P"), "does not decode"),
-        (encoded(1, format="TIFF"), "does not decode"),
+        (encoded(1, format="PPM"), "does not decode: is of no known format; PNG"),
+        (encoded(1, format="PNG")[:20], "does not decode: "),
+        (b"\0\0\0\x18ftypheic" + b"\0" * 40, "does not decode: is HEIC; PNG, JPEG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"is a Git LFS pointer \(git lfs pull"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x"/>', "does not decode: is SVG; "),
+        (b"%PDF-1.7 x", "does not decode: is PDF; "),
+        (encoded(1, format="TIFF", mode="F"), "pixels of mode F: .*; save it with 8 or 16 bits"),
         (moving("WEBP"), "moves: 3 frames"),
         (moving("PNG"), "moves: 3 frames"),
         (claiming(60_000, 60_000), "bomb"),

@@ -68,7 +68,18 @@ def test_a_named_column_is_taken_and_a_missing_one_named(tmp_path, suffix):
         ("p.txt", b"", "holds no prompts"),
         ("p.csv", b"", "holds no prompts"),
         ("p.csv", b"prompt\n", "holds no prompts"),
-        ("p.txt", b"one\n\nthree\n", "line 2: blank prompt"),
+        ("p.txt", b"\n \n", "holds no prompts"),
+        (
+            "p.csv",
+            b"fox\ncat\n",
+            "first line, 'fox', may be a header or a prompt; .* name it with build.prompt_column",
+        ),
+        ("p.csv", b"a red fox;photo\na cat;x\n", "no column named prompt .* among a red fox, photo; name it"),
+        ("p.csv", "prompt\na".encode("utf-16")[:-1], "not UTF-16 at byte"),
+        ("p.json", b"[1]", "item 1: int instead of an object"),
+        ("p.json", b'{"a": 1}', r"dict instead of a list; give \["),
+        ("p.json", b'["a", "A"]', "item 2: duplicate of item 1"),
+        ("p.json", b"[", "not JSON"),
         ("p.txt", b"one\ntwo\nONE \n", "line 3: duplicate of line 1"),
         ("p.txt", b"one\n\xff\xfe\n", "line 2: not UTF-8 at byte 1"),
         ("p.txt", b"one\x00two\n", "control character"),
@@ -199,3 +210,63 @@ def test_what_is_left_does_not_depend_on_how_much_is_wanted(numbers, fewer, more
     short, long = (without_near_duplicates(source, count).prompts for count in sorted((fewer, more)))
     assert short == long[: len(short)]
     assert len(without_near_duplicates(source, 40).prompts) == len({n % 4 for n in numbers})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", b"prompt;category\na cat;x\na dog, small;y\n"),
+        ("p.csv", b"category;prompt\r\nx;a cat\r\ny;a dog, small\r\n"),
+        ("p.csv", b"prompt\tcategory\na cat\tx\na dog, small\ty\n"),
+        ("p.csv", b"sep=;\nprompt;category\na cat;x\na dog, small;y\n"),
+        ("p.csv", b'prompt,category\na cat,x\n"a dog, small",y\n'),
+        ("p.tsv", b'prompt,category\na cat,x\n"a dog, small",y\n'),
+        ("p.csv", "\ufeffprompt;x\na cat;1\na dog, small;2\n".encode("utf-8")),
+        ("p.csv", "prompt\tx\r\na cat\t1\r\na dog, small\t2\r\n".encode("utf-16")),
+        ("p.csv", "prompt;x\na cat;1\na dog, small;2\n".encode("utf-16-le")),
+        ("p.txt", "a cat\r\na dog, small\r\n".encode("utf-16")),
+        ("p.txt", "a cat\na dog, small".encode("utf-16-be")),
+        ("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog, small"}\n'.encode("utf-16")),
+        ("p.csv", b'prompt,x\ra cat,1\r"a dog, small",2\r'),
+        ("p.txt", b"a cat\ra dog, small\r"),
+        ("p.txt", "a cat\ra dog, small".encode("utf-16")),
+        ("p.json", b'["a cat", "a dog, small"]'),
+        ("p.json", b'[{"prompt": "a cat"}, {"prompt": "a dog, small"}]'),
+        ("p.json", b'{"version": 1, "prompts": ["a cat", "a dog, small"]}'),
+    ],
+)
+def test_a_delimiter_and_an_encoding_are_found(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    source = read_prompts(tmp_path / name)
+    assert [prompt.caption for prompt in source.prompts] == ["a cat", "a dog, small"]
+    assert source.notes == ()
+
+
+def test_a_named_column_tells_the_delimiter(tmp_path):
+    (tmp_path / "p.csv").write_text("id|words\n1|a cat\n")
+    assert [p.caption for p in read_prompts(tmp_path / "p.csv", "words").prompts] == ["a cat"]
+
+
+def test_a_table_without_a_header_loses_no_prompt(tmp_path):
+    (tmp_path / "p.csv").write_text("a red fox\na cat\n")
+    source = read_prompts(tmp_path / "p.csv")
+    assert [prompt.caption for prompt in source.prompts] == ["a red fox", "a cat"]
+    assert "no header; line 1 is taken as the first prompt" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "first"),
+    [
+        ("p.txt", "a cat\n\n \na dog\n\n", "line 2"),
+        ("p.csv", "\nprompt,x\na cat,1\n\n,\na dog,2\n\n", "line 4"),
+        ("p.tsv", "prompt\tx\na cat\t1\n\n\t\na dog\t2\n\n", "line 3"),
+        ("p.csv", "prompt,x\na cat,1\n ,3\na dog,2\n\n\n", "line 3"),
+        ("p.jsonl", '{"prompt": "a cat"}\n\n{"prompt": " "}\n{"prompt": "a dog"}\n\n', "line 2"),
+        ("p.json", '["a cat", "", " ", "a dog", ""]', "item 2"),
+    ],
+)
+def test_blank_prompts_are_skipped_and_counted(tmp_path, name, content, first):
+    (tmp_path / name).write_text(content)
+    source = read_prompts(tmp_path / name)
+    assert [prompt.caption for prompt in source.prompts] == ["a cat", "a dog"]
+    assert f"3 blank prompts skipped, the first in {first}" in source.notes[0]

@@ -1,39 +1,32 @@
 """What each kind of source says of itself: every caption with where its picture lies, and nothing outside of it."""
 
+import importlib
 import tarfile
 import zipfile
-from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
+from import_support import (
+    coco_content,
+    encoded,
+    items_of,
+    laion_samples,
+    read_all,
+    tar_of,
+    write_coco,
+    write_laion,
+)
 from s3_support import use
 from shards.errors import StorageError, UsageError
 from shards.sources import parquet_rows as rows
 from shards.sources.catalogue import open_source
-from shards.sources.filters import Rules, filters_of
 from shards.sources.item import Item, Place
 from shards.sources.picture import MAX_BYTES, ImageError
 from shards.sources.picture_bytes import open_originals
-from shards.sources.selection import taken
 from shards.sources.source import SourceSpec
-
-
-def items_of(spec, **rules):
-    """What is taken of a source, and why the rest is not."""
-    opened, rules = open_source(spec), Rules(**{"val_fraction": 0.3} | rules)
-    filters, left_out = filters_of(rules, opened.columns()), Counter()
-    columns = {column for each in filters for column in each.columns}
-    return list(taken(opened.found(columns), rules, filters, left_out)), dict(left_out)
-
-
-def read_all(spec, items):
-    with closing(open_originals(spec)) as originals:
-        return [originals.read(item.place) for item in items]
 
 
 def read(spec, *places):
@@ -145,6 +138,55 @@ def test_a_zip_is_read_by_name_and_not_believed(tmp_path):
     path.unlink()
     with pytest.raises(UsageError, match="is not there"):
         open_source(spec)
+
+
+def zipped(tmp_path, members, names):
+    """A COCO whose pictures are in a zip under other names than in its annotations."""
+    content, _ = coco_content(count=len(names), captions=1)
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    options = write_coco(tmp_path, content, {}, zipped=True)
+    with zipfile.ZipFile(options["images"], "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return SourceSpec("coco", **options)
+
+
+def test_a_name_in_two_folders_of_a_zip_is_an_error_unless_the_annotation_tells_which(tmp_path):
+    members = {"thumbs/0.jpg": encoded(1), "images/0.jpg": encoded(2), "images/train/1.jpg": encoded(3)}
+    with pytest.raises(
+        UsageError, match=r"'0.jpg' may be thumbs/0.jpg or images/0.jpg; give a zip .* the folder"
+    ):
+        items_of(zipped(tmp_path, members, ["0.jpg"]))
+    spec = zipped(tmp_path, members, ["images/0.jpg", "train/1.jpg"])
+    assert read_all(spec, items_of(spec)[0]) == [encoded(2), encoded(3)]
+    members = {"__MACOSX/images/._0.jpg": b"mac", "__MACOSX/images/0.jpg": b"mac", "images/0.jpg": encoded(2)}
+    spec = zipped(tmp_path, members, ["0.jpg"])
+    assert read_all(spec, items_of(spec)[0]) == [encoded(2)]
+    spec = zipped(tmp_path, {"0.jpg": encoded(4), "images/0.jpg": encoded(2)}, ["0.jpg"])
+    assert read_all(spec, items_of(spec)[0]) == [encoded(4)]
+
+
+@pytest.mark.parametrize("there", [lambda n: n, lambda n: f"COCO_{n}", lambda n: str(n), float])
+@pytest.mark.parametrize("here", [lambda n: n, str, float])
+def test_coco_ids_of_any_type(tmp_path, there, here):
+    content, files = coco_content(count=3, captions=1)
+    if there(0) == "COCO_0":
+        here = there
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"], annotation["image_id"] = there(image["id"]), here(annotation["image_id"])
+    found, left_out = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)), val_fraction=0.0)
+    assert ([item.picture for item in found], left_out) == (list(files), {})
+
+
+def test_annotations_of_other_images_are_refused(tmp_path):
+    content, files = coco_content(count=3, captions=1)
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 100
+    with pytest.raises(
+        UsageError, match="no annotation's image_id is the id of one of its 3 images, the first 100"
+    ):
+        items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)))
 
 
 @pytest.mark.parametrize(
@@ -303,6 +345,101 @@ def test_hostile_members_are_names_and_nothing_else(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_hidden_members_are_passed_over(tmp_path):
+    """What tar on a Mac writes before each member, and what systems leave in folders."""
+    members = []
+    for name, data in laion_samples(range(3)):
+        members += [(f"./._{name}", b"mac"), (f"./{name}", data), (f"__MACOSX/._{name}", b"mac")]
+    (tmp_path / "a.tar").write_bytes(tar_of([*members, (".DS_Store", b"mac")]))
+    (tmp_path / "._a.tar").write_bytes(b"mac")
+    found, left_out = items_of(SourceSpec("webdataset", str(tmp_path)))
+    assert ([item.caption for item in found], left_out) == ([f"picture {n}" for n in range(3)], {})
+
+
+def test_keys_with_dots(tmp_path):
+    members = [
+        ("v1.0.jpg", encoded(0)),
+        ("v1.0.txt", b"picture 0"),
+        ("v1.1.txt", b"picture 1"),
+        ("v1.1.JPG", encoded(1)),
+        ("a.b/v1.2.webp", encoded(2)),
+        ("a.b/v1.2.json", b'{"caption": "picture 2"}'),
+        ("3.jpg", encoded(3)),
+        ("3.mask.png", encoded(9)),
+        ("3.txt", b"picture 3"),
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec)
+    assert ([item.caption for item in found], left_out) == ([f"picture {n}" for n in range(4)], {})
+    assert read_all(spec, found) == [encoded(n) for n in range(4)]
+
+
+def test_formats_that_are_not_read_are_counted_as_such(tmp_path):
+    (tmp_path / "a.tar").write_bytes(
+        tar_of(
+            [*laion_samples([0]), ("1.heic", b"x"), ("1.txt", b"one"), ("2.gif", b"GIF8"), ("2.txt", b"two")]
+        )
+    )
+    found, left_out = items_of(SourceSpec("webdataset", str(tmp_path)))
+    assert [item.caption for item in found] == ["picture 0", "two"]
+    assert left_out == {"a format that is not read (.heic)": 1}
+
+
+def test_members_sorted_by_type(tmp_path):
+    members = sorted(laion_samples(range(4)), key=lambda member: member[0].rpartition(".")[2])
+    members += [("lost.txt", b"no picture"), ("alone.jpg", encoded(8))]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec, min_similarity=0.0)
+    assert [item.caption for item in found] == [f"picture {n}" for n in range(4)]
+    assert read_all(spec, found) == [encoded(n) for n in range(4)]
+    assert left_out == {"no picture, or an unsafe name": 1, "caption missing": 1}
+
+
+def test_several_tars_in_one(tmp_path):
+    first, second = tar_of(laion_samples(range(3))), tar_of(laion_samples(range(3, 5)))
+    same_keys = tar_of([("000000000.jpg", encoded(7)), ("000000000.txt", b"another")])
+    (tmp_path / "a.tar").write_bytes(first + second + same_keys)
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec, val_fraction=0.0)
+    assert ([item.caption for item in found], left_out) == (
+        [*(f"picture {n}" for n in range(5)), "another"],
+        {},
+    )
+    assert read_all(spec, found) == [encoded(n) for n in (0, 1, 2, 3, 4, 7)]
+    (tmp_path / "a.tar").write_bytes(first + b"x" * 512)
+    with pytest.raises(
+        UsageError, match=r"follows its end, from byte 20,480 on, is no other tar: .*pack it again"
+    ):
+        items_of(spec)
+
+
+def test_a_header_that_is_broken_in_the_middle_is_no_end(tmp_path):
+    data = bytearray(tar_of(laion_samples(range(3))))
+    place = data.find(b"000000001.jpg")
+    data[place : place + 512] = b"x" * 512
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(UsageError, match=r"a.tar is no whole tar: what follows .* is no other tar"):
+        items_of(SourceSpec("webdataset", str(tmp_path)))
+
+
+@pytest.mark.parametrize(("module", "tool"), [("gzip", "gunzip"), ("bz2", "bunzip2"), ("lzma", "unxz")])
+def test_a_compressed_tar_is_named_whatever_its_name(tmp_path, module, tool):
+    compressed = importlib.import_module(module).compress(tar_of(laion_samples(range(2))))
+    (tmp_path / "a.tar").write_bytes(compressed)
+    with pytest.raises(
+        UsageError, match=rf"a.tar is no whole tar: it is compressed .*: unpack it with {tool} first"
+    ):
+        open_source(SourceSpec("webdataset", str(tmp_path)))
+    (tmp_path / "a.tar").rename(tmp_path / "a.tar.gz")
+    with pytest.raises(UsageError, match=r"a.tar.gz is compressed, .* unpack it to a .tar file first"):
+        open_source(SourceSpec("webdataset", str(tmp_path)))
+    (tmp_path / "b.tar").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"b.tar is no whole tar: empty file"):
+        open_source(SourceSpec("webdataset", str(tmp_path)))
+
+
 def test_a_tar_that_is_cut_off_is_named(tmp_path):
     write_laion(tmp_path)
     data = (tmp_path / "00001.tar").read_bytes()
@@ -426,6 +563,81 @@ def test_parquet_lists_of_captions_and_filters(tmp_path):
     assert left_out == {"side": 2, "caption missing": 2}
 
 
+PAIR = ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([b"one", b"two"]), PAIR),
+        (pa.array([b"one", b"two"], pa.large_binary()), PAIR),
+        (pa.array(PAIR).dictionary_encode(), PAIR),
+        (pa.array([b"one", b"two"]).dictionary_encode(), PAIR),
+        (pa.array(PAIR, pa.large_string()), PAIR),
+        (pa.array(PAIR, pa.string_view()), PAIR),
+        (pa.array([b"one", b"two"], pa.binary_view()), PAIR),
+        (pa.array([{"text": "one", "id": 1}, {"text": "two", "id": 2}]), PAIR),
+        (pa.array([{"raw": b"one"}, {"raw": b"two"}]), PAIR),
+        (pa.array([[{"raw": "one"}, {"raw": "more"}], [{"raw": "two"}]]), PAIR),
+        (pa.array([{"raw": ["one", "more"]}, {"raw": ["two"]}]), PAIR),
+        (pa.array([[b"one"], [b"two"]]), PAIR),
+        (pa.array([b"one", b"caf\xe9"]), ["one"]),
+        (pa.array([{"text": "one"}, None]), ["one"]),
+    ],
+    ids=str,
+)
+def test_parquet_captions_of_any_type(tmp_path, column, expected):
+    images = [encoded(number) for number in range(2)]
+    pq.write_table(pa.table({"image": images, "caption": column}), tmp_path / "a.parquet")
+    found, left_out = items_of(SourceSpec("parquet", str(tmp_path)), val_fraction=0.0)
+    assert [item.caption for item in found] == expected
+    assert sum(left_out.values()) - left_out.get("further caption", 0) == 2 - len(expected)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary_view(), pa.large_binary(), pa.dictionary(pa.int32(), pa.binary())], ids=str
+)
+def test_parquet_pictures_of_any_type(tmp_path, kind):
+    images = pa.array([encoded(0), encoded(1)]).cast(kind)
+    pq.write_table(pa.table({"image": images, "text": PAIR}), tmp_path / "a.parquet")
+    spec = SourceSpec("parquet", str(tmp_path))
+    assert read_all(spec, items_of(spec)[0]) == [encoded(0), encoded(1)]
+    names = pa.array(["0.jpg", "1.jpg"]).dictionary_encode()
+    pq.write_table(pa.table({"file_name": names, "text": PAIR}), tmp_path / "a.parquet")
+    assert [item.picture for item in items_of(spec)[0]] == ["0.jpg", "1.jpg"]
+
+
+def test_a_caption_column_s_type_or_fields_are_named(tmp_path):
+    said = [{"en": "one", "fr": "un", "id": 1}]
+    pq.write_table(pa.table({"image": [encoded(1)], "caption": said, "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"holds struct<.*; name one: caption.en, caption.fr"):
+        open_source(SourceSpec("parquet", str(tmp_path)))
+    with pytest.raises(UsageError, match=r"import.caption_column = 'caption.id': .* name one: caption.en"):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="caption.id"))
+    with pytest.raises(
+        UsageError, match=r"import.caption_column = 'n': the column holds int64; captions are text"
+    ):
+        open_source(SourceSpec("parquet", str(tmp_path), caption_column="n"))
+    found, _ = items_of(SourceSpec("parquet", str(tmp_path), caption_column="caption.fr"))
+    assert [item.caption for item in found] == ["un"]
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_failed_downloads_are_left_out_and_counted(tmp_path, as_struct):
+    """What img2dataset writes with --output_format parquet: a row for every link, bytes where it worked."""
+    pictures = [encoded(n) if n % 3 else None for n in range(9)]
+    status = ["success" if picture else "failed_to_download" for picture in pictures]
+    status[0] = "success"  # of an encoder that wrote nothing
+    pictures = (
+        [picture and {"bytes": picture, "path": None} for picture in pictures] if as_struct else pictures
+    )
+    spec = write_parquet(tmp_path, "jpg", pictures, status=status, key=[f"{n:09d}" for n in range(9)])
+    found, left_out = items_of(spec, val_fraction=0.0)
+    assert [item.caption for item in found] == [f"picture {n}" for n in range(9) if n % 3]
+    assert left_out == {"failed download": 2, "no picture in the row": 1}
+    assert read_all(spec, found) == [encoded(n) for n in range(9) if n % 3]
+
+
 def test_parquet_without_what_it_needs(tmp_path):
     table = pa.table({"a": [1], "b": ["x"]})
     pq.write_table(table, tmp_path / "a.parquet")
@@ -441,6 +653,10 @@ def test_parquet_without_what_it_needs(tmp_path):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="z"))
     with pytest.raises(UsageError, match="holds int64; pictures are bytes"):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="a"))
+    beside_tars = pa.table({"key": ["0"], "url": ["x"], "caption": ["a"], "status": ["success"]})
+    pq.write_table(beside_tars, tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"what img2dataset says of them; give the tars beside them"):
+        open_source(SourceSpec("parquet", str(tmp_path)))
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UsageError, match="cannot be read as parquet"):
         open_source(SourceSpec("parquet", str(tmp_path)))
@@ -458,9 +674,10 @@ def test_a_parquet_file_that_lacks_a_column_of_the_first(tmp_path):
 
 def test_rows_without_bytes_and_files_that_are_gone(tmp_path):
     spec = write_parquet(tmp_path, "image", [encoded(0), None])
-    found, _ = items_of(spec)
+    found, left_out = items_of(spec)
+    assert (len(found), left_out) == (1, {"no picture in the row": 1})
     with pytest.raises(ImageError, match="no bytes"):
-        read_all(spec, found[1:])
+        read(spec, Place("00000.parquet", row=1))
     with pytest.raises(StorageError, match="it has 2 rows"):
         read(spec, Place("00000.parquet", row=2))
     (tmp_path / "00000.parquet").unlink()

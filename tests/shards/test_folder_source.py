@@ -1,0 +1,209 @@
+"""A folder of pictures as adapter trainers and the Hugging Face hub have them: every file taken, or why not."""
+
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from import_support import encoded, items_of, read_all
+from shards.errors import UsageError
+from shards.sources.catalogue import catalogued, open_source, told_left_out
+from shards.sources.filters import Rules
+from shards.sources.source import SourceSpec
+from shards.stores.local import open_storage
+
+
+def written(folder, files):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return SourceSpec("folder", str(folder))
+
+
+def captions(found):
+    return {item.picture: item.caption for item in found}
+
+
+def test_pictures_with_captions_beside_them(tmp_path):
+    files = {
+        "a.jpg": encoded(0),
+        "a.txt": "a fox\n",
+        "B.PNG": encoded(1, format="PNG"),
+        "B.TXT": "\ufeffan owl",
+        "10_cat/c.webp": encoded(2, format="WEBP"),
+        "10_cat/c.caption": "two cats\r\n",
+        "d.jpeg": encoded(3),
+        "d.json": json.dumps({"prompt": "a dog", "width": 32}),
+        "e.jpg": encoded(4),
+        "e.jpg.txt": "an elk",
+        "f.jpg": encoded(5),
+        "f.txt": "ein Käfer".encode("utf-16"),
+        "g.jpg": encoded(6),
+        "g.caption": "not this",
+        "g.txt": "a goat, one\nof two lines",
+        "g.npz": b"latents",
+    }
+    spec = written(tmp_path, files)
+    found, left_out = items_of(spec)
+    assert captions(found) == {
+        "a.jpg": "a fox",
+        "B.PNG": "an owl",
+        "10_cat/c.webp": "two cats",
+        "d.jpeg": "a dog",
+        "e.jpg": "an elk",
+        "f.jpg": "ein Käfer",
+        "g.jpg": "a goat, one\nof two lines",
+    }
+    assert left_out == {}
+    assert read_all(spec, found) == [files[item.picture] for item in found]
+
+
+def test_what_is_left_out_is_counted_by_its_cause_with_the_first_names(tmp_path):
+    files = {
+        "a.jpg": encoded(0),
+        "a.txt": "a fox",
+        "alone.jpg": encoded(1),
+        "blank.jpg": encoded(2),
+        "blank.txt": " \n",
+        "latin.jpg": encoded(3),
+        "latin.txt": "café".encode("latin-1"),
+        "half.jpg": encoded(6),
+        "half.txt": b"\xff\xfe\0",
+        "orphan.txt": "no picture",
+        "phone.heic": b"x",
+        "phone.txt": "a format that nothing reads",
+        "._a.jpg": b"mac",
+        ".DS_Store": b"mac",
+        "__MACOSX/a.jpg": b"mac",
+        "broken.jpg": encoded(4),
+        "broken.json": "{",
+        "long.jpg": encoded(5),
+        "long.txt": "word " * 300_000,
+        "readme.md": "x",
+        "notes.json": "[]",
+    }
+    found, left_out = items_of(written(tmp_path, files))
+    assert captions(found) == {"a.jpg": "a fox"}
+    assert left_out == {
+        "caption missing": 2,
+        "caption blank": 1,
+        "caption with control characters": 1,
+        "caption with lone surrogates": 1,
+        "caption without a picture": 2,
+        "a format that is not read (.heic)": 1,
+        "caption too long": 1,
+    }
+    (tmp_path / "work").mkdir()
+    rules = Rules(val_fraction=0.0)
+    made = catalogued(
+        open_storage(str(tmp_path / "data")), SourceSpec("folder", str(tmp_path)), rules, tmp_path / "work"
+    )
+    told = told_left_out(made.record.left_out, made.record.examples)
+    assert told.startswith(
+        "2 caption missing (alone.jpg, broken.jpg), 2 caption without a picture (orphan.txt, "
+    )
+    assert "1 caption with lone surrogates (latin.jpg)" in told
+
+
+def parquet(rows):
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+ROWS = [
+    {"file_name": "a/0.jpg", "text": "a fox", "width": 48},
+    {"file_name": "1.jpg", "text": "an owl, small", "width": 32},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS) + "\n"),
+        ("metadata.csv", 'file_name,text,width\na/0.jpg,a fox,48\n1.jpg,"an owl, small",32\n'),
+        (
+            "metadata.csv",
+            "file_name;text;width\na/0.jpg;a fox;48\n1.jpg;an owl, small;32\n".encode("utf-8-sig"),
+        ),
+        ("metadata.parquet", parquet(ROWS)),
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_metadata_as_hugging_face_has_it(tmp_path, name, content, folder):
+    pictures = {f"{folder}a/0.jpg": encoded(0), f"{folder}1.jpg": encoded(1)}
+    spec = written(tmp_path, pictures | {f"{folder}{name}": content})
+    found, left_out = items_of(spec)
+    assert captions(found) == {f"{folder}1.jpg": "an owl, small", f"{folder}a/0.jpg": "a fox"}
+    assert left_out == {}
+    assert read_all(spec, found) == [pictures[item.picture] for item in found]
+
+
+def test_metadata_that_names_other_files_or_none(tmp_path):
+    rows = [
+        {"file_name": "0.jpg", "text": ["one", "two"]},
+        {"file_name": "0.jpg", "text": "three"},
+        {"file_name": "gone.jpg", "text": "gone"},
+        {"file_name": "../secret.jpg", "text": "outside"},
+        {"file_name": 7, "text": "a number"},
+    ]
+    (tmp_path / "secret.jpg").write_bytes(encoded(9))
+    files = {"0.jpg": encoded(0), "1.jpg": encoded(1), "2.jpg": encoded(2), "2.txt": "beside"}
+    spec = written(tmp_path / "set", files | {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    found, left_out = items_of(spec, captions="all", val_fraction=0.0)
+    assert [(item.picture, item.caption, item.place.size < 0) for item in found] == [
+        ("0.jpg", "one", False),
+        ("0.jpg", "two", False),
+        ("0.jpg", "three", False),
+        ("2.jpg", "beside", False),
+        ("gone.jpg", "gone", True),
+    ]
+    assert left_out == {"caption missing": 1, "no picture, or an unsafe name": 2}
+
+
+def test_columns_can_be_named_and_filter(tmp_path):
+    rows = [{"img": f"{n}.jpg", "said": f"picture {n}", "width": 20 * n, "height": 60} for n in range(4)]
+    written(tmp_path, {f"{n}.jpg": encoded(n) for n in range(4)})
+    written(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    spec = SourceSpec("folder", str(tmp_path), caption_column="said", image_column="img")
+    found, left_out = items_of(spec, min_side=40)
+    assert [item.caption for item in found] == ["picture 2", "picture 3"]
+    assert left_out == {"side": 2}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no pictures there \(.png.*links are not followed"),
+        ({"0.tar": b""}, r"no pictures there, but 1 .tar files; give import.kind tars"),
+        ({"0.heic": b""}, "no pictures there, but 1 of formats that are not read, the first '0.heic'"),
+        ({"0.jpg": b"x"}, "1 pictures and no captions; put NAME.txt"),
+        ({"0.jpg": b"x", "metadata.jsonl": "{"}, "metadata.jsonl, line 1: not JSON"),
+        ({"0.jpg": b"x", "metadata.jsonl": "[]"}, "line 1: list instead of an object"),
+        (
+            {"0.jpg": b"x", "metadata.csv": "file_name,text\n0.jpg,a,b\n"},
+            "metadata.csv, line 2: not the fields",
+        ),
+        ({"0.jpg": b"x", "metadata.csv": "file_name,text\n0.jpg\n"}, "metadata.csv, line 2: not the fields"),
+        ({"0.jpg": b"x", "metadata.csv": b"file_name,text\n0.jpg,\xff\n"}, "not UTF-8 at byte 22"),
+        ({"0.jpg": b"x", "metadata.parquet": b"x"}, "cannot be read as parquet"),
+        (
+            {"0.jpg": b"x", "metadata.csv": "a,b\n1,2\n"},
+            "no column file_name .* among a, b; name .* import.image_col",
+        ),
+    ],
+)
+def test_folders_that_will_not_do(tmp_path, files, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        open_source(written(tmp_path, files))
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_a_folder_has_no_use_for(tmp_path):
+    with pytest.raises(UsageError, match=r"import.images = 'x': the folder in import.source holds"):
+        open_source(SourceSpec("folder", str(tmp_path), "x"))
+    spec = written(tmp_path, {"0.jpg": encoded(0), "0.txt": "a"})
+    with pytest.raises(UsageError, match=r"import.caption_column = 'x': the source has no such column"):
+        open_source(SourceSpec("folder", spec.source, caption_column="x"))
