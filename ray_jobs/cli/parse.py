@@ -98,6 +98,11 @@ def parse(argv: Sequence[str], jobs: Mapping[str, Job]) -> Invocation:
     top.add_argument(
         "--version", action="version", version=f"zimage-projector {version('z-image-projector')}"
     )
+    for word in argv:
+        if word.encode(errors="ignore").decode() != word:  # surrogates stand for bytes that are not UTF-8
+            raise UsageError(
+                f"{word!a}: is not UTF-8, which neither Ray nor JSON takes; rename what it names"
+            )
     if not argv or argv[0] in ("-h", "--help", "--version"):
         top.parse_args(list(argv[:1]) or ["--help"])
     if argv[0] not in jobs:

@@ -78,6 +78,7 @@ def test_yaml_form_holds_every_option():
         (["build", "--build.vl_tokens", "pooled:0"], ["build.vl_tokens", "'pooled:0'"]),
         (["build", "--build.samples"], ["--build.samples", "expected one argument"]),
         (["report"], ["report.run", "is needed"]),
+        (["build", "--build.output", "bad\udcff"], [r"'bad\udcff'", "not UTF-8"]),
         (["build", "--config", "/nonexistent.yaml"], ["/nonexistent.yaml", "cannot be read"]),
     ],
 )
