@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from shards.errors import CorruptShardError, NotFoundError, StorageError
-from shards.format.commit import Commit, failed_key
+from shards.format.commit import Commit
 from shards.format.members import members as each_member
 from shards.format.members import read_metadata, require_whole
 from shards.format.plan import PlannedSample, PlannedShard, normalise_caption, sample_id
@@ -201,7 +201,7 @@ def _check_side_files(storage: Storage, commit: Commit, rows: Sequence[Row]) -> 
         raise ValueError(f"{commit.parquet} has {len(by_key)} samples, its commit says {commit.samples}")
     for row in rows:
         _compare(commit, row, by_key.get(row["key"], {}))
-    dead_letters = failed_key(commit.name)
+    dead_letters = commit.dead_letters
     hash_of_failed = commit.side_files.get(dead_letters, "")
     failed = read_table(storage, dead_letters, sha256=hash_of_failed).rows if commit.failed else ()
     if len(failed) != commit.failed:
