@@ -141,22 +141,28 @@ def _put_side_files(storage: Storage, built: BuiltShard, attempt: str) -> dict[s
     Returns:
         their SHA-256 by key; the usual keys, or those of this attempt where others' files have the usual ones.
     """
-    for mark in ("", attempt):
-        files = {parquet_key(built.name, mark): built.parquet}
-        if built.failed is not None:
-            files[failed_key(built.name, mark)] = built.failed
-        hashes = {key: sha256_of(path) for key, path in files.items()}
-        if all(_put_once(storage, key, path, hashes[key]) for key, path in files.items()):
-            break
-    return hashes
+    usual, own = _side_files(built), _side_files(built, attempt)
+    if all(_put_once(storage, key, path) for key, path in usual.items()):
+        own = usual
+    else:
+        for key, path in own.items():
+            storage.put_file(key, path)
+    return {key: sha256_of(path) for key, path in own.items()}
 
 
-def _put_once(storage: Storage, key: str, path: Path, sha256: str) -> bool:
+def _side_files(built: BuiltShard, attempt: str = "") -> dict[str, Path]:
+    files = {parquet_key(built.name, attempt): built.parquet}
+    if built.failed is not None:
+        files[failed_key(built.name, attempt)] = built.failed
+    return files
+
+
+def _put_once(storage: Storage, key: str, path: Path) -> bool:
     """Whether an object is this file's content now; another content that is there stays."""
     try:
         storage.put_file(key, path, create_only=True)
     except AlreadyExistsError:
-        return _sha256(storage, key) == sha256
+        return _sha256(storage, key) == sha256_of(path)
     return True
 
 

@@ -68,16 +68,20 @@ class LocalStorage:
         try:
             _make_folder(final.parent)
             with draft.open("xb") as file:
+                with suppress(
+                    OSError
+                ):  # where files cannot be locked, nobody takes this one for abandoned either
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 if isinstance(source, bytes):
                     file.write(source)
                 else:
                     shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
-            if create_only:
-                _name_once(draft, final)
-            else:
-                draft.replace(final)
+                if create_only:
+                    _name_once(draft, final)
+                else:
+                    draft.replace(final)
             _sync_folder(final.parent)
         except FileExistsError as error:
             raise StorageError(f"cannot write {final}: {error.filename} is no folder") from error
@@ -162,6 +166,18 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(f"cannot delete {path}: {error.strerror}") from error
 
+    def abandoned(self) -> tuple[Entry, ...]:
+        """See `Storage.abandoned`."""
+        found = []
+        for parent, _, names in os.walk(self._folder, onerror=_unreadable):
+            for name in names:
+                path = Path(parent, name)
+                if name.startswith(TEMPORARY) and path.name != LOCK:
+                    entry = _entry(path, path.relative_to(self._folder).as_posix())
+                    if entry is not None and not _is_held(path):
+                        found.append(entry)
+        return tuple(sorted(found, key=lambda entry: entry.key))
+
     def honours_create_only(self) -> bool:
         """A link never replaces a name."""
         return True
@@ -195,7 +211,22 @@ def _entry(path: Path, key: str) -> Entry | None:
         return None
     if not stat.S_ISREG(facts.st_mode):
         return None
-    return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}")
+    return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}", facts.st_mtime)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process is writing a file, as far as can be told: it then holds a lock on it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # done meanwhile, or another user's
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

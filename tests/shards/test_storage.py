@@ -8,6 +8,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -243,6 +244,32 @@ def test_drafts_are_not_listed_and_none_is_left(tmp_path):
         store.put_bytes("a", b"y", create_only=True)
     assert keys(store) == ["a"]
     assert {path.name for path in tmp_path.iterdir()} == {"a", f"{TEMPORARY}crashed"}
+
+
+@pytest.mark.parametrize("create_only", [False, True])
+def test_what_a_killed_writer_left_is_abandoned_and_what_is_being_written_is_not(
+    tmp_path, monkeypatch, create_only
+):
+    store = open_storage(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{TEMPORARY}crashed").write_bytes(b"half")
+    seen = []
+    for name in ("link", "replace"):
+        real = getattr(os, name)
+
+        def late(*places, real=real, **options):
+            seen.append(store.abandoned())
+            return real(*places, **options)
+
+        monkeypatch.setattr(os, name, late)
+    store.put_bytes("run/a", b"whole", create_only=create_only)
+    monkeypatch.undo()
+    (left,) = store.abandoned()
+    assert (left.key, left.size) == (f"run/{TEMPORARY}crashed", 4)
+    assert time.time() - left.written < 60
+    assert seen == [(left,)], "looked at while the other was under construction"
+    store.delete(left.key)
+    assert store.abandoned() == ()
 
 
 def test_links_are_neither_listed_nor_there(tmp_path):

@@ -1,11 +1,16 @@
 """Each kind of damage at rest is found, named, and mended by taking out that shard only."""
 
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +18,7 @@ import pytest
 
 from shards.__main__ import main
 from shards.dataset.read import read_samples
+from shards.dataset.run_records import RunRecord, put_run
 from shards.errors import CorruptShardError, UsageError
 from shards.format import side_files as tables
 from shards.format.side_files import write_table
@@ -296,7 +302,6 @@ def test_a_shard_with_fewer_samples_than_its_commit_says(dataset):
 
 
 def test_a_sample_in_two_shards_and_in_both_splits(make_dataset, tmp_path):
-    from dataclasses import replace
 
     plan = a_plan()
     twin = plan.shards[0].samples[0]
@@ -352,21 +357,69 @@ def test_garbage_is_what_no_commit_names(dataset):
     dataset.storage.delete("_commit/train-000001.json")
     left = ["train/pairs-000001.parquet", "train/pairs-000001.tar"]
     assert problems(dataset) == []  # a leftover of a crash is no damage
-    assert collect_garbage(dataset, dry_run=True) == left
+    assert collect_garbage(dataset, dry_run=True, spared=0) == left
     assert dataset.storage.stat(left[0]) is not None
-    assert collect_garbage(dataset, dry_run=False) == left
+    assert collect_garbage(dataset, dry_run=False, spared=0) == left
     assert collect_garbage(dataset, dry_run=False) == []
     assert len(dataset.commits()) == len(a_plan().shards) - 1
+
+
+def aged(dataset, hours, *keys):
+    for key in keys:
+        os.utime(root(dataset) / key, (time.time() - 3600 * hours,) * 2)
+
+
+def test_garbage_spares_what_is_young(dataset, capsys):
+    """A shard whose commit is on its way, of a builder that left no record, say a merge."""
+    dataset.storage.delete("_commit/train-000001.json")
+    assert main(["gc", dataset.storage.root]) == 0
+    assert "2 files no older than 1 h are kept" in capsys.readouterr().out
+    aged(dataset, 2, "train/pairs-000001.parquet", "train/pairs-000001.tar")
+    assert main(["gc", dataset.storage.root]) == 0
+    assert "2 files removed" in capsys.readouterr().out
+
+
+def test_garbage_is_not_collected_while_a_run_is_at_work(dataset, capsys):
+    dataset.storage.delete("_commit/train-000001.json")
+    aged(dataset, 2, "train/pairs-000001.parquet", "train/pairs-000001.tar")
+    now = utc(0)
+    run = RunRecord("a" * 32, "build", "01000000", now, now, "", 1, 0.0, {}, 0.0, {})
+    put_run(dataset.storage, run)
+    assert main(["gc", dataset.storage.root]) == 2
+    said = capsys.readouterr().err
+    assert "the build aaaaaaaa is at work" in said
+    assert "5 minutes after it was killed" in said
+    assert main(["gc", dataset.storage.root, "--dry-run"]) == 0
+    put_run(dataset.storage, replace(run, seen=utc(301)))  # killed
+    assert main(["gc", dataset.storage.root]) == 0
+    assert "2 files removed" in capsys.readouterr().out
+
+
+def utc(ago):
+    return datetime.fromtimestamp(time.time() - ago, UTC).isoformat(timespec="seconds")
+
+
+def test_hidden_files_of_killed_writers_are_shown_and_removed(dataset, capsys):
+    left = root(dataset) / "train" / ".tmp-0123"
+    left.write_bytes(b"x" * 2_500_000)
+    aged(dataset, 2, "train/.tmp-0123")
+    assert main(["info", dataset.storage.root]) == 0
+    assert "2.5 MB in 1 files of killed writers" in capsys.readouterr().out
+    with left.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a writer does
+        assert collect_garbage(dataset, dry_run=False) == []
+    assert collect_garbage(dataset, dry_run=False) == ["train/.tmp-0123"]
+    assert not left.exists()
 
 
 def test_garbage_is_not_collected_where_nothing_is_committed(dataset):
     """Rather a folder of commits that went astray than a dataset of leftovers alone."""
     shutil.move(Path(dataset.storage.root) / "_commit", Path(dataset.storage.root) / "elsewhere")
-    left = collect_garbage(dataset, dry_run=True)
+    left = collect_garbage(dataset, dry_run=True, spared=0)
     assert left
     with pytest.raises(UsageError, match="and no commit; gc would remove them all"):
         collect_garbage(dataset, dry_run=False)
-    assert collect_garbage(dataset, dry_run=True) == left
+    assert collect_garbage(dataset, dry_run=True, spared=0) == left
 
 
 def rewrite_table(dataset, key, change=lambda rows: rows, metadata=lambda commit: commit):
