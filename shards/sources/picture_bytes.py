@@ -128,6 +128,8 @@ class _Zip:
 def check(place: Place) -> None:
     """Refuse what is not there, or claims an absurd size."""
     if place.size < 0:
-        raise ImageError(f"{place}: the source has no such picture (links are not followed)")
+        raise ImageError(
+            f"{place}: the source has no such picture (links that lead out of it are not followed)"
+        )
     if place.size > MAX_BYTES:
         raise ImageError(f"{place}: {place.size:,} bytes; a picture has at most {MAX_BYTES:,}")

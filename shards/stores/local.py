@@ -6,6 +6,7 @@ Objects are put whole: nobody ever sees half of one under its final name.
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
 from shards.stores.store import MAX_WHOLE, TEMPORARY, Entry, Folder, Storage, check_key, check_size
 
+HUB_REPOSITORY = re.compile("(models|datasets|spaces)--")
 LOCK = f"{TEMPORARY}lock"  # serialises create-only puts where the file system has no hard links
 
 
@@ -52,6 +54,7 @@ class LocalStorage:
         self.root = str(self._folder)
         if self._folder.exists() and not self._folder.is_dir():
             raise UsageError(f"root {root!r}: is a file; give a folder or s3://bucket/prefix")
+        self._reach = _reach_of(self._folder)
 
     def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
         """Copy a file in; see `Storage.put_file`."""
@@ -112,18 +115,20 @@ class LocalStorage:
         return data
 
     def open(self, key: str) -> BinaryIO:
-        """See `Storage.open`; a link is refused, since `stat` calls it absent."""
+        """See `Storage.open`; a link that leads out is refused, since `stat` calls it absent."""
         path = self._path(key)
         try:
-            return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            target = _followed(path, self._reach) or path
+            return open(os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"{path} does not exist") from None
         except OSError as error:
-            reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            leads_out = f"it is a symbolic link that leads to no file in {self._reach}"
+            reason = leads_out if error.errno == errno.ELOOP else error.strerror
             raise StorageError(f"cannot read {path}: {reason}") from error
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """See `Storage.list`; links are not followed."""
+        """See `Storage.list`; links to folders are not followed."""
         folder = self._folder / prefix.rpartition("/")[0]
         found: list[Entry] = []
         for parent, _, names in os.walk(folder, onerror=_unreadable):
@@ -132,13 +137,15 @@ class LocalStorage:
                 key = (base / name).as_posix()
                 if name.startswith(TEMPORARY) or not key.startswith(prefix):
                     continue
-                entry = _entry(self._folder / key, key)  # not stat(): foreign names need not be keys of ours
+                entry = _entry(
+                    self._folder / key, key, self._reach
+                )  # not stat(): foreign names need not be keys of ours
                 if entry is not None:
                     found.append(entry)
         yield from sorted(found, key=lambda entry: entry.key)
 
     def look(self, folder: str = "") -> Folder:
-        """See `Storage.look`; links are not followed."""
+        """See `Storage.look`; links to folders are not followed."""
         path = self._path(f"{folder}/{TEMPORARY}").parent if folder else self._folder
         try:
             with os.scandir(path) as found:
@@ -148,13 +155,17 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error.strerror}") from error
         return Folder.of(
-            (entry.name for entry in entries if entry.is_file(follow_symlinks=False)),
+            (
+                entry.name
+                for entry in entries
+                if entry.is_file(follow_symlinks=False) or _followed(Path(entry.path), self._reach)
+            ),
             (entry.name for entry in entries if entry.is_dir(follow_symlinks=False)),
         )
 
     def stat(self, key: str) -> Entry | None:
-        """See `Storage.stat`; a link counts as absent."""
-        return _entry(self._path(key), key)
+        """See `Storage.stat`; a link that leads out counts as absent."""
+        return _entry(self._path(key), key, self._reach)
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
@@ -173,7 +184,7 @@ class LocalStorage:
             for name in names:
                 path = Path(parent, name)
                 if name.startswith(TEMPORARY) and path.name != LOCK:
-                    entry = _entry(path, path.relative_to(self._folder).as_posix())
+                    entry = _entry(path, path.relative_to(self._folder).as_posix(), self._reach)
                     if entry is not None and not _is_held(path):
                         found.append(entry)
         return tuple(sorted(found, key=lambda entry: entry.key))
@@ -204,9 +215,33 @@ def _unreadable(error: OSError) -> None:
         raise StorageError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _entry(path: Path, key: str) -> Entry | None:
+def _reach_of(folder: Path) -> Path:
+    """The folder that links of a root may lead into: the root itself, or the repository that holds a hub snapshot.
+
+    The hub's cache has files under `datasets--org--name/blobs`, and links to them in `snapshots/REVISION` beside it.
+    """
+    real = folder.resolve()
+    for path in (real, *real.parents):
+        repository = path.parent.parent
+        if path.parent.name == "snapshots" and HUB_REPOSITORY.match(repository.name):
+            return repository
+    return real
+
+
+def _followed(path: Path, reach: Path) -> Path | None:
+    """The file that a link leads to; None for what is no link, or leads to no file within reach."""
     try:
-        facts = path.lstat()
+        if path.is_symlink():
+            target = path.resolve(strict=True)
+            return target if target.is_relative_to(reach) and target.is_file() else None
+    except (OSError, RuntimeError):  # broken, in a circle, or unreadable
+        pass
+    return None
+
+
+def _entry(path: Path, key: str, reach: Path) -> Entry | None:
+    try:
+        facts = (_followed(path, reach) or path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISREG(facts.st_mode):
