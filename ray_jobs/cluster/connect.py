@@ -2,12 +2,11 @@
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.cli.signals import handling
 from shards.errors import UsageError
 
 ANSWER_SECONDS = 10.0  # time for a head that has just been started
@@ -62,29 +62,8 @@ class StopRequest:
     @contextmanager
     def heeded(self) -> Iterator[None]:
         """Take over SIGTERM and SIGINT for a while; enter after `ray.init`, which installs its own handlers."""
-        with _handling(self._handle):
+        with handling(self._handle):
             yield
-
-
-@contextmanager
-def signals_exit() -> Iterator[None]:
-    """SIGTERM and Ctrl-C leave through SystemExit(128 + number), so that `finally` blocks run."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    with _handling(leave):
-        yield
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 @contextmanager
