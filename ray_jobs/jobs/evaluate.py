@@ -24,8 +24,7 @@ from projector.network.checkpoint import put_json
 from projector.options import EvaluateOptions
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.signals import signals_exit
-from ray_jobs.cluster.connect import Cluster, connected
-from ray_jobs.cluster.workers import plain_error
+from ray_jobs.cluster.connect import Cluster, connected, plain_error
 from shards.dataset.dataset import Dataset
 from shards.errors import UsageError
 from shards.stores.local import open_storage
