@@ -202,6 +202,8 @@ def _join_negative_values(argv: Sequence[str]) -> list[str]:
 
 def _read_yaml(path: str, job: Job, jobs: Mapping[str, Job]) -> dict[str, Any]:
     """The job's own sections of the file; sections of other jobs are checked for unknown keys only."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe may never end
+        raise UsageError(f"--config {path}: is no plain file; give a YAML file")
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -119,13 +119,19 @@ class LocalStorage:
         path = self._path(key)
         try:
             target = _followed(path, self._reach) or path
-            return open(os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            # A pipe would be waited for until somebody writes to it.
+            handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            file = open(handle, "rb")  # noqa: SIM115 - the caller closes it
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"{path} does not exist") from None
         except OSError as error:
             leads_out = f"it is a symbolic link that leads to no file in {self._reach}"
             reason = leads_out if error.errno == errno.ELOOP else error.strerror
             raise StorageError(f"cannot read {path}: {reason}") from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            file.close()
+            raise StorageError(f"cannot read {path}: it is no plain file")
+        return file
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """See `Storage.list`; links to folders are not followed."""

@@ -125,6 +125,12 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
         build("--config", str(config))
 
 
+def test_a_pipe_as_configuration_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(UsageError, match="is no plain file"):
+        build("--config", str(tmp_path / "run.yaml"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("code", [None, 1, 15])
 def test_a_signal_is_128_and_its_number_whoever_handles_it(monkeypatch, capsys, number, code):

@@ -281,6 +281,14 @@ def test_links_are_neither_listed_nor_there(tmp_path):
     assert store.stat("link") is None
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    store = open_storage(str(tmp_path))
+    with pytest.raises(StorageError, match=r"config.json: it is no plain file"):
+        store.get_bytes("config.json")
+    assert (keys(store), store.stat("config.json")) == ([], None)
+
+
 @pytest.fixture
 def snapshot(tmp_path):
     """A folder as the hub's cache holds it, and its repository."""
