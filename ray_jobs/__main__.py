@@ -1,5 +1,6 @@
 """`python -m ray_jobs JOB`: reads the command line, runs the job, answers with an exit code."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from ray_jobs.cli.run_options import (
     RewriteOptions,
     WatchedOptions,
 )
+from ray_jobs.cli.signals import noting_signals
 from shards.errors import CorruptShardError, StorageError, UsageError
 
 JOBS = {
@@ -162,6 +164,17 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         exit code: 0 success, 1 failed run, 2 usage error, 143 after SIGTERM.
     """
+    with noting_signals() as arrived:
+        try:
+            return _run(argv)
+        except SystemExit:
+            if number := arrived():
+                print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+                return 128 + number
+            raise
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         invocation = parse(argv, JOBS)
         if invocation.print_config:

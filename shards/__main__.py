@@ -17,7 +17,7 @@ from shards.format.commit import MOST
 from shards.format.plan import SPLITS
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
-from shards.tools.gc_and_repair import collect_garbage, repair, require_shards
+from shards.tools.gc_and_repair import SPARED, collect_garbage, leftovers, repair, require_shards
 from shards.tools.info import details, info
 from shards.tools.trace import lines, trace
 from shards.tools.watch import watch
@@ -88,9 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     preview = tool("preview", _preview, "contact sheet of the first pictures, by category")
     preview.add_argument("--output", default="preview.png", help="PNG to write (default %(default)s)")
     preview.add_argument("--count", type=int, default=36, help="pictures (default %(default)s)")
-    tool("gc", _gc, "remove shard files that no commit names; not while a build runs").add_argument(
-        "--dry-run", action="store_true", help="only list them"
-    )
+    tool(
+        "gc",
+        _gc,
+        "remove shard files that no commit names, and hidden files of killed writers; not while a build runs",
+    ).add_argument("--dry-run", action="store_true", help="only list them")
     tool("merge", _merge, "take over what other datasets of the same fingerprint hold").add_argument(
         "sources", nargs="+", metavar="SOURCE", help="their roots; they are only read"
     )
@@ -145,6 +147,11 @@ def _info(options: argparse.Namespace) -> int:
         print(
             f"  speed  {facts['pairs_per_hour']:,.0f} pairs an hour while at work, "
             f"{facts['recent_pairs_per_hour']:,.0f} since the last pause"
+        )
+    if facts["abandoned_files"]:
+        print(
+            f"  hidden {facts['abandoned_bytes'] / 1e6:,.1f} MB in {facts['abandoned_files']} files of killed writers; "
+            "`python -m shards gc` removes them"
         )
     print(f"  made   {facts['created']}, fingerprint {facts['fingerprint'][:16]}")
     return 0
@@ -225,10 +232,15 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _gc(options: argparse.Namespace) -> int:
-    keys = collect_garbage(_open(options), dry_run=options.dry_run)
+    dataset = _open(options)
+    keys = collect_garbage(dataset, dry_run=options.dry_run)
     for key in keys:
         print(key)
     print(f"{len(keys)} files {'would be removed' if options.dry_run else 'removed'}")
+    if young := set(leftovers(dataset)) - set(keys):
+        print(
+            f"{len(young)} files no older than {SPARED / 3600:.0f} h are kept: their commit may be on its way"
+        )
     return 0
 
 

@@ -13,7 +13,7 @@ from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.errors import UsageError
-from shards.format.sample import open_image
+from shards.format.sample import picture_of
 from shards.sources.picture import MAX_BYTES, SUFFIXES, ImageError, open_picture
 
 
@@ -105,7 +105,7 @@ def held_out_pictures(dataset: Dataset, count: int) -> list[tuple[Image.Image, s
         UsageError: it has none.
     """
     samples = islice(read_samples(dataset, split="val", tensors=()), count)
-    found = [(open_image(sample.image).convert("RGB"), sample.caption) for sample in samples]
+    found = [(picture_of(sample), sample.caption) for sample in samples]
     if not found:
         raise UsageError(
             f"{dataset.storage.root}: holds no held-out samples; build some (build.val_fraction), "

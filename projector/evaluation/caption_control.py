@@ -18,7 +18,7 @@ from projector.models.vision_encoder import IMAGE_TOKEN_TYPE
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.errors import CorruptShardError
-from shards.format.sample import KIND_CAPTION, Sample, open_image
+from shards.format.sample import KIND_CAPTION, Sample, picture_of
 
 INSTRUCTION = "Describe this image in one paragraph, as a prompt that an image generator could make it from."
 NEW_TOKENS = 160  # about 120 words, the longest prompts of the built-in space
@@ -132,7 +132,7 @@ class WrittenCaptions:
         return self._ready[key]
 
     def _encode(self, samples: list[Sample]) -> list[Tensor]:
-        captions = [self._captioner.write(open_image(sample.image).convert("RGB")) for sample in samples]
+        captions = [self._captioner.write(picture_of(sample)) for sample in samples]
         return [self._tokens(caption) for caption in captions]
 
     def _tokens(self, caption: str) -> Tensor:

@@ -291,6 +291,8 @@ def _check_weights(folder: Path, option: str, root: Path) -> None:
 def _missing_weights(folder: Path, option: str, root: Path) -> list[str]:
     """Weight files that are promised and not there."""
     for index in folder.glob("*.safetensors.index.json"):
+        if not index.is_file():
+            return [index.name]
         shards = read_json(index, option, root).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise UsageError(
@@ -298,7 +300,8 @@ def _missing_weights(folder: Path, option: str, root: Path) -> list[str]:
                 "download it again"
             )
         return sorted(name for name in set(shards.values()) if not (folder / name).is_file())
-    return [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+    weights = list(folder.glob("*.safetensors"))
+    return [path.name for path in weights if not path.is_file()] if weights else ["*.safetensors"]
 
 
 def _refuse(missing: Sequence[str], option: str, folder: Path) -> None:
@@ -334,6 +337,8 @@ def _check_fit(image: Path, vl: Path, option: str) -> tuple[int, int]:
 def read_json(path: Path, option: str, folder: Path) -> dict[str, Any]:
     """A JSON object of a model folder; UsageError where it is missing or broken."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no plain file")  # a pipe would be waited for
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(
@@ -361,7 +366,7 @@ def read_ahead(path: str) -> None:
     """Ask the system to read a model's weights into its cache, while another one is being loaded."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for weights in sorted(Path(path).rglob("*.safetensors")):
+    for weights in filter(Path.is_file, sorted(Path(path).rglob("*.safetensors"))):
         with weights.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 

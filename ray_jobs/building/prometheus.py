@@ -5,7 +5,10 @@ Ray adds the session, the node and the process; a dataset's root tells runs apar
 stands in commits and records (`shards.dataset.progress_figures`).
 """
 
+import os
+import string
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -32,6 +35,12 @@ SORTED_GAUGES = {  # name: (what it is sorted by, what it is)
 }
 EVENTS = "pairs_events"
 SECONDS = "pairs_shard_seconds"
+PLAIN = string.punctuation.replace("%", "") + " "  # stays as it is in a label, as letters and digits do
+
+
+def label(text: str) -> str:
+    """A text as a label's value: Ray's metrics take ASCII only, so everything else is percent-encoded as in a URL."""
+    return quote(os.fsencode(text), safe=PLAIN)
 
 
 class RunGauges:
@@ -43,7 +52,7 @@ class RunGauges:
     """
 
     def __init__(self, task: str, root: str) -> None:
-        self._tags = {"dataset": root, "task": task}
+        self._tags = {"dataset": label(root), "task": task}
         self._gauges = {name: Gauge(name, text, TAGS) for name, text in GAUGES.items()}
         self._sorted = {name: Gauge(name, text, (*TAGS, key)) for name, (key, text) in SORTED_GAUGES.items()}
         self._events = Counter(EVENTS, "what happened to tries at shards", (*TAGS, "event"))
@@ -80,4 +89,4 @@ class RunGauges:
                 self._gauges[name].set(value, self._tags)
         for name, by in (("pairs_failed", far.failures), ("pairs_lost_device_seconds", far.lost)):
             for key, value in by.items():
-                self._sorted[name].set(value, {**self._tags, SORTED_GAUGES[name][0]: key})
+                self._sorted[name].set(value, {**self._tags, SORTED_GAUGES[name][0]: label(key)})

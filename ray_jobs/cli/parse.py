@@ -98,6 +98,11 @@ def parse(argv: Sequence[str], jobs: Mapping[str, Job]) -> Invocation:
     top.add_argument(
         "--version", action="version", version=f"zimage-projector {version('z-image-projector')}"
     )
+    for word in argv:
+        if word.encode(errors="ignore").decode() != word:  # surrogates stand for bytes that are not UTF-8
+            raise UsageError(
+                f"{word!a}: is not UTF-8, which neither Ray nor JSON takes; rename what it names"
+            )
     if not argv or argv[0] in ("-h", "--help", "--version"):
         top.parse_args(list(argv[:1]) or ["--help"])
     if argv[0] not in jobs:
@@ -197,6 +202,8 @@ def _join_negative_values(argv: Sequence[str]) -> list[str]:
 
 def _read_yaml(path: str, job: Job, jobs: Mapping[str, Job]) -> dict[str, Any]:
     """The job's own sections of the file; sections of other jobs are checked for unknown keys only."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe may never end
+        raise UsageError(f"--config {path}: is no plain file; give a YAML file")
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -31,7 +31,8 @@ def repeated(act: Callable[[], None], seconds: float) -> Iterator[None]:
             except Exception as error:
                 if str(error) != told:
                     told = str(error)
-                    tell("watch", f"watching failed, and goes on: {type(error).__name__}: {error}")
+                    reason = " ".join(told.split())[:500]
+                    tell("watch", f"watching failed, and goes on: {type(error).__name__}: {reason}")
 
     thread = threading.Thread(target=again, daemon=True)
     thread.start()

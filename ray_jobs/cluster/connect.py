@@ -2,12 +2,11 @@
 
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,13 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from shards.errors import UsageError
+from ray_jobs.cli.signals import handling
+from shards.errors import CorruptShardError, StorageError, UsageError
 
+HEAD_SECONDS = 45.0  # without a head; Ray waits for one that is being restarted for 60
 ANSWER_SECONDS = 10.0  # time for a head that has just been started
 
 
@@ -62,29 +64,8 @@ class StopRequest:
     @contextmanager
     def heeded(self) -> Iterator[None]:
         """Take over SIGTERM and SIGINT for a while; enter after `ray.init`, which installs its own handlers."""
-        with _handling(self._handle):
+        with handling(self._handle):
             yield
-
-
-@contextmanager
-def signals_exit() -> Iterator[None]:
-    """SIGTERM and Ctrl-C leave through SystemExit(128 + number), so that `finally` blocks run."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    with _handling(leave):
-        yield
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
 
 
 @contextmanager
@@ -99,10 +80,65 @@ def connected() -> Iterator[Cluster]:
     for noisy in ("ray", "ray.data", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        yield _survey()
+        with _noticing_its_end():
+            yield _survey()
+    except RayError as error:
+        raise plain_error(error) from error
     finally:
         if not already:
             ray.shutdown()
+
+
+def plain_error(error: BaseException) -> Exception:
+    """What went wrong in a worker, or in Ray itself, as one of the errors that end in one line."""
+    ours = UsageError | StorageError | CorruptShardError
+    while not isinstance(error, ours) and (inner := getattr(error, "cause", None) or error.__cause__):
+        error = inner
+    if isinstance(error, ours):
+        return type(error)(str(error))
+    reason = " ".join(str(error).split())[:500]
+    return StorageError(f"a worker failed: {type(error).__name__}: {reason}; run it again to go on")
+
+
+@contextmanager
+def _noticing_its_end() -> Iterator[None]:
+    """End this process with a line once its node or the head is gone; Ray's core would end it without a word."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(each for each in ray.nodes() if each["NodeID"] == here)
+    head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    places = (
+        ("this node's raylet", node["NodeManagerAddress"], node["NodeManagerPort"], 2),
+        ("the cluster's head", head, int(port), HEAD_SECONDS),
+    )
+    over = threading.Event()
+
+    def watch() -> None:
+        answered = dict.fromkeys(places, time.monotonic())
+        while not over.wait(0.5):
+            for place in places:
+                name, host, number, patience = place
+                try:
+                    socket.create_connection((host, number), timeout=5).close()
+                    answered[place] = time.monotonic()
+                except OSError as error:
+                    if time.monotonic() - answered[place] > patience and not over.is_set():
+                        reason = error.strerror or str(error)
+                        print(
+                            f"failed: {name} does not answer at {host}:{number} any more: {reason}; "
+                            "see that it runs, then run it again to go on",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+                        sys.stdout.flush()
+                        os._exit(1)  # every call to Ray waits for what is gone
+
+    thread = threading.Thread(target=watch, name="cluster", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def nodes_without(path: Path, cluster: Cluster) -> list[str]:

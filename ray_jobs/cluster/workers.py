@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
-from ray_jobs.cluster.connect import StopRequest
+from ray_jobs.cluster.connect import StopRequest, plain_error
 from ray_jobs.cluster.crew import BUILDER_CPUS
-from shards.errors import CorruptShardError, StorageError, UsageError
 
 RESTARTS = 3  # of a worker that dies, and tries of the piece it was at
 
@@ -56,12 +55,3 @@ def spread(workers: Sequence[Any], work: Sequence[Work], stop: StopRequest) -> I
                 yield index, ray.get(reference)
             except RayError as error:
                 raise plain_error(error) from error
-
-
-def plain_error(error: Exception) -> Exception:
-    """What went wrong in a worker as one of the errors that end in one line."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, UsageError | StorageError | CorruptShardError):
-        return type(cause)(str(cause))
-    reason = " ".join(str(cause).split())[:500]
-    return StorageError(f"a worker failed: {type(cause).__name__}: {reason}; run it again to go on")

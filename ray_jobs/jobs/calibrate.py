@@ -14,9 +14,8 @@ from projector.making.shard_maker import ShardMaker
 from projector.models.resolve import resolve_models
 from ray_jobs.building.shard_schedule import simulate
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
-from ray_jobs.cluster.connect import connected
+from ray_jobs.cluster.connect import connected, plain_error
 from ray_jobs.cluster.crew import BUILDER_CPUS
-from ray_jobs.cluster.workers import plain_error
 from ray_jobs.jobs.build import arranged, check_pictures, maker_of
 from shards.dataset.progress_figures import duration
 from shards.errors import UsageError

@@ -23,8 +23,8 @@ from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import put_json
 from projector.options import EvaluateOptions
 from ray_jobs.cli.progress import Progress
-from ray_jobs.cluster.connect import Cluster, connected, signals_exit
-from ray_jobs.cluster.workers import plain_error
+from ray_jobs.cli.signals import signals_exit
+from ray_jobs.cluster.connect import Cluster, connected, plain_error
 from shards.dataset.dataset import Dataset
 from shards.errors import UsageError
 from shards.stores.local import open_storage

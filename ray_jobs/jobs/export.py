@@ -76,6 +76,9 @@ def export(options: ExportOptions) -> int:
     files = {name: text for name, text in FILES.items() if name in written | {CONFIG}}
     card = model_card(Published(config, evaluation, pictures, files, options.license, projector.restore))
     target.put_bytes(CARD, card.encode())
+    stale |= {
+        entry.key for entry in target.abandoned()
+    }  # of an export that was killed: copies of the weights
     for key in stale - files.keys() - {picture.file for picture in pictures} - {CARD}:
         target.delete(key)
     print(

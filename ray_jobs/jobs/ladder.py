@@ -19,8 +19,7 @@ from projector.training.loop import FINISHED
 from projector.training.loop import train as run_training
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import BuildOptions, LadderOptions
-from ray_jobs.cluster.connect import Cluster, connected
-from ray_jobs.cluster.workers import plain_error
+from ray_jobs.cluster.connect import Cluster, connected, plain_error
 from ray_jobs.jobs.build import build as run_build
 from ray_jobs.jobs.evaluate import evaluate
 from ray_jobs.jobs.ladder_gates import judge, ladder_verdict

@@ -30,9 +30,9 @@ from projector.training.loop import FINISHED, run_identity
 from projector.training.loop import train as run_training
 from projector.training.trackers import check_trackers, tracking
 from ray_jobs.cli.progress import Progress, repeated
-from ray_jobs.cluster.connect import Cluster, connected, signals_exit
+from ray_jobs.cli.signals import signals_exit
+from ray_jobs.cluster.connect import Cluster, connected, plain_error
 from ray_jobs.cluster.node_checks import check_nodes
-from ray_jobs.cluster.workers import plain_error
 from shards.errors import NotFoundError, UsageError
 from shards.stores.local import open_storage
 from shards.stores.store import Storage

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from shards.dataset.dataset import Dataset
 from shards.errors import NotFoundError
-from shards.format.commit import failed_key
+from shards.format.commit import shard_of
 from shards.format.plan import Segment
 from shards.format.side_files import Row, read_table
 
@@ -20,18 +20,19 @@ def failures(dataset: Dataset) -> list[Row]:
     """
     rows: list[Row] = []
     for entry in dataset.storage.list("failed/"):
-        name = entry.key.removeprefix("failed/").removesuffix(".parquet")
-        if entry.key == failed_key(name) and _has_failures(dataset, name):
+        name = shard_of(entry.key)
+        if name and _counts(dataset, name, entry.key):
             rows += [{"shard": name, **row} for row in read_table(dataset.storage, entry.key).rows]
     return rows
 
 
-def _has_failures(dataset: Dataset, name: str) -> bool:
-    """Whether a dead-letter file counts: one that a try left which died before its commit does not."""
+def _counts(dataset: Dataset, name: str, key: str) -> bool:
+    """Whether a dead-letter file is its commit's: one that a try left which died before its commit is not."""
     try:
-        return bool(dataset.commit_file(name)["failed"])
+        commit = dataset.commit(name)
     except NotFoundError:
         return False
+    return bool(commit.failed) and commit.dead_letters == key
 
 
 def retryable(dataset: Dataset, max_attempts: int) -> list[Row]:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from shards.dataset.crash_points import crash_point
@@ -71,16 +72,21 @@ def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -
             return adopted
         storage.delete(tar_key(name))  # not whole, and no commit names it: debris of a crash
     crash_point("before-parquet")
-    side_files = {parquet_key(name): built.parquet}
-    if built.failed is not None:
-        side_files[failed_key(name)] = built.failed
-    for key, path in side_files.items():
-        storage.put_file(key, path)
+    hashes = _put_side_files(storage, built, circumstances.attempt)
     crash_point("after-parquet")
     crash_point("before-tar")
-    _put_tar(storage, built)
+    try:
+        _put_tar(storage, built)
+    except AlreadyExistsError:
+        # Of another builder, whose device rounds otherwise, and who may be about to commit it: it is never replaced.
+        adopted = adopt(dataset, name, built.record["slice_hash"], circumstances)
+        if adopted is not None:
+            return adopted
+        raise StorageError(
+            f"{storage.url(tar_key(name))}: another builder put other content there just now; "
+            "run one build at a time on a root, or run again"
+        ) from None
     crash_point("after-tar")
-    hashes = {key: sha256_of(path) for key, path in side_files.items()}
     return _put_commit(dataset, built.record, circumstances, hashes)
 
 
@@ -100,40 +106,74 @@ def adopt(dataset: Dataset, name: str, slice_hash: str, circumstances: Circumsta
     entry = storage.stat(tar_key(name))
     if entry is None:
         return None
-    record = _record_beside(storage, name)
-    if (
-        record is None
-        or record["fingerprint"] != dataset.fingerprint
-        or record["slice_hash"] != slice_hash
-        or record["bytes"] != entry.size
-        or _sha256(storage, tar_key(name)) != record["sha256"]
-    ):
-        return None
-    try:
-        side_files = [parquet_key(name)] + ([failed_key(name)] if record["failed"] else [])
-        hashes = {key: _sha256(storage, key) for key in side_files}
-    except NotFoundError:
-        return None
     found = Circumstances(
         circumstances.attempt, adopted=True, made_by=circumstances.made_by, earlier=circumstances.earlier
     )
-    return _put_commit(dataset, record, found, hashes)
+    sha256 = ""
+    for parquet in [each.key for each in storage.list(parquet_key(name).removesuffix("parquet"))]:
+        record = _record_in(storage, parquet) if parquet.endswith(".parquet") else None
+        if (
+            record is None
+            or record["fingerprint"] != dataset.fingerprint
+            or record["slice_hash"] != slice_hash
+            or record["bytes"] != entry.size
+        ):
+            continue
+        sha256 = sha256 or _sha256(storage, tar_key(name))
+        if record["sha256"] != sha256:
+            continue
+        # Those of one attempt bear one mark.
+        failed = failed_key(name).replace(
+            ".parquet", parquet.removeprefix(parquet_key(name)[: -len(".parquet")])
+        )
+        try:
+            side_files = [parquet, failed] if record["failed"] else [parquet]
+            hashes = {key: _sha256(storage, key) for key in side_files}
+        except NotFoundError:
+            continue
+        return _put_commit(dataset, record, found, hashes)
+    return None
+
+
+def _put_side_files(storage: Storage, built: BuiltShard, attempt: str) -> dict[str, str]:
+    """Put the side files where none are, and nothing over another attempt's, whose tar may be on its way.
+
+    Returns:
+        their SHA-256 by key; the usual keys, or those of this attempt where others' files have the usual ones.
+    """
+    usual, own = _side_files(built), _side_files(built, attempt)
+    if all(_put_once(storage, key, path) for key, path in usual.items()):
+        own = usual
+    else:
+        for key, path in own.items():
+            storage.put_file(key, path)
+    return {key: sha256_of(path) for key, path in own.items()}
+
+
+def _side_files(built: BuiltShard, attempt: str = "") -> dict[str, Path]:
+    files = {parquet_key(built.name, attempt): built.parquet}
+    if built.failed is not None:
+        files[failed_key(built.name, attempt)] = built.failed
+    return files
+
+
+def _put_once(storage: Storage, key: str, path: Path) -> bool:
+    """Whether an object is this file's content now; another content that is there stays."""
+    try:
+        storage.put_file(key, path, create_only=True)
+    except AlreadyExistsError:
+        return _sha256(storage, key) == sha256_of(path)
+    return True
 
 
 def _put_tar(storage: Storage, built: BuiltShard) -> None:
-    """Put the tar where none is: one that another builder may be about to commit is never replaced.
-
-    Builders on different devices make different bytes; replacing the tar under a commit would lose the shard.
-    """
+    """Put the tar where none is; AlreadyExistsError where one of other content is."""
     key = tar_key(built.name)
     try:
         storage.put_file(key, built.tar, create_only=True)
     except AlreadyExistsError:
         if _sha256(storage, key) != built.record["sha256"]:
-            raise StorageError(
-                f"{storage.url(key)}: another builder put other content there just now; "
-                "run one build at a time on a root, or run again"
-            ) from None
+            raise
 
 
 def _sha256(storage: Storage, key: str) -> str:
@@ -175,9 +215,9 @@ def _other_commit(
     return Commit.from_json(other)
 
 
-def _record_beside(storage: Storage, name: str) -> Mapping[str, Any] | None:
+def _record_in(storage: Storage, parquet: str) -> Mapping[str, Any] | None:
     """The commit record that a shard's parquet carries; None when the file is not whole."""
     try:
-        return read_table(storage, parquet_key(name), columns=()).commit or None
+        return read_table(storage, parquet, columns=()).commit or None
     except CorruptShardError:
         return None

@@ -1,9 +1,6 @@
 """Read committed shards back. What `verify` would refuse is refused here, with the same words."""
 
 import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
@@ -11,6 +8,7 @@ from typing import IO, Any
 from shards.dataset.dataset import READERS, Dataset
 from shards.errors import CorruptShardError, NotFoundError
 from shards.format.commit import Commit
+from shards.format.members import members, read_metadata, require_whole
 from shards.format.plan import SPLITS, Plan, PlannedShard
 from shards.format.sample import IMAGE_FORMATS, Sample, decode_tensors
 from shards.format.side_files import planned_sample, read_table
@@ -49,8 +47,15 @@ def read_shard(
     its unchanged tag stands for that.
     """
     check_intact(storage, commit)
+    count = 0
     with storage.open(commit.tar) as file:
-        yield from _samples(file, commit, image, tensors)
+        for sample in _samples(file, commit, image, tensors):
+            count += 1
+            yield sample
+    if count != commit.samples:
+        raise CorruptShardError(
+            f"{commit.name}: {count} samples, its commit says {commit.samples}; run repair, then build"
+        )
 
 
 def read_plan(dataset: Dataset) -> Plan:
@@ -115,35 +120,36 @@ def check_intact(storage: Storage, commit: Commit) -> None:
 def _samples(
     file: IO[bytes], commit: Commit, image: bool, tensors: Collection[str] | None
 ) -> Iterator[Sample]:
-    members: dict[str, bytes] = {}
+    content: dict[str, bytes] = {}
     key = ""
     try:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                stem, _, suffix = member.name.partition(".")
-                if members and stem != key:
-                    yield _sample(key, members, tensors)
-                    members = {}
-                key = stem
-                wanted = image or suffix not in IMAGE_FORMATS
-                content = tar.extractfile(member) if wanted else io.BytesIO(b"")
-                if content is None:
-                    raise CorruptShardError(f"{commit.name}: member {member.name!r} is not a file")
-                members[suffix] = content.read()
-            if members:
-                yield _sample(key, members, tensors)
-    except (tarfile.TarError, KeyError, ValueError) as error:
+        for member in members(file, commit, skip=() if image else IMAGE_FORMATS):
+            if member.problem:
+                raise ValueError(member.problem)
+            if content and member.key != key:
+                yield _sample(key, content, tensors)
+                content = {}
+            key = member.key
+            if member.suffix in content:
+                raise ValueError(f"member .{member.suffix} stands twice")
+            content[member.suffix] = member.content
+        if content:
+            yield _sample(key, content, tensors)
+    except (KeyError, ValueError) as error:
         raise CorruptShardError(f"{commit.name}, sample {key}: {error}; run repair, then build") from error
 
 
-def _sample(key: str, members: dict[str, bytes], tensors: Collection[str] | None) -> Sample:
-    image_format = next(suffix for suffix in IMAGE_FORMATS if suffix in members)
-    decoded = decode_tensors(members["safetensors"], tensors) if tensors is None or tensors else {}
+def _sample(key: str, content: dict[str, bytes], tensors: Collection[str] | None) -> Sample:
+    image_format = require_whole(content)
+    caption, metadata = content["txt"].decode(), read_metadata(content["json"])
+    if metadata["caption"] != caption:
+        raise ValueError("the captions of .txt and .json differ")
+    decoded = decode_tensors(content["safetensors"], tensors) if tensors is None or tensors else {}
     return Sample(
         key=key,
-        caption=members["txt"].decode(),
-        metadata=json.loads(members["json"]),
-        image=members[image_format],
+        caption=caption,
+        metadata=metadata,
+        image=content[image_format],
         image_format=image_format,
         tensors=decoded,
     )

@@ -1,5 +1,6 @@
 """What a commit says, and under which keys a shard and its commit lie."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -9,6 +10,11 @@ from typing import Any
 COMMITS = "_commit/"
 MOST = 1e15  # of a count or of seconds: no dataset comes near
 COMMIT_NAME = re.compile(r"_commit/((?:train|val)-[0-9]{6})\.json")
+MARK = 12  # hex digits
+SHARD_FILE = re.compile(
+    r"(?P<split>train|val)/pairs-(?P<number>[0-9]{6})(\.tar|(\.[0-9a-f]{12})?\.parquet)"
+    r"|failed/(?P<of>train|val)-(?P<place>[0-9]{6})(\.[0-9a-f]{12})?\.parquet"
+)
 
 
 def commit_key(name: str) -> str:
@@ -22,14 +28,25 @@ def tar_key(name: str) -> str:
     return f"{split}/pairs-{index}.tar"
 
 
-def parquet_key(name: str) -> str:
-    """Key of a shard's side file."""
-    return tar_key(name).removesuffix(".tar") + ".parquet"
+def parquet_key(name: str, attempt: str = "") -> str:
+    """Key of a shard's side file; of an attempt that found another's under the usual key, one of its own."""
+    return f"{tar_key(name).removesuffix('.tar')}{_mark(attempt)}.parquet"
 
 
-def failed_key(name: str) -> str:
-    """Key of the dead-letter file of a shard."""
-    return f"failed/{name}.parquet"
+def failed_key(name: str, attempt: str = "") -> str:
+    """Key of the dead-letter file of a shard; see `parquet_key`."""
+    return f"failed/{name}{_mark(attempt)}.parquet"
+
+
+def _mark(attempt: str) -> str:
+    """What tells an attempt's side files from those under the usual keys."""
+    return f".{hashlib.sha256(attempt.encode()).hexdigest()[:MARK]}" if attempt else ""
+
+
+def shard_of(key: str) -> str:
+    """The shard that a tar, parquet or dead-letter file belongs to by its key; empty where it is none of these."""
+    match = SHARD_FILE.fullmatch(key)
+    return f"{match['split'] or match['of']}-{match['number'] or match['place']}" if match else ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +154,12 @@ class Commit:
     @property
     def parquet(self) -> str:
         """Key of the shard's side file."""
-        return parquet_key(self.name)
+        return next((key for key in self.side_files if not key.startswith("failed/")), parquet_key(self.name))
+
+    @property
+    def dead_letters(self) -> str:
+        """Key of the shard's dead-letter file; there is one where samples failed."""
+        return next((key for key in self.side_files if key.startswith("failed/")), failed_key(self.name))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Commit":
@@ -159,6 +181,8 @@ class Commit:
         given["earlier"] = tuple(map(Try.from_json, data.get("earlier", ())))
         commit = cls(**given)
         name = f"{commit.split}-{commit.shard:06d}"
+        if any(shard_of(key) != name or key == commit.tar for key in commit.side_files):
+            raise ValueError(f"commit names side files {sorted(commit.side_files)}, which are not its own")
         if (commit.name, commit.tar) != (name, tar_key(name)):
             raise ValueError(f"commit names {commit.name!r} and {commit.tar!r}, which do not belong together")
         return commit

@@ -19,6 +19,7 @@ import safetensors
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.errors import CorruptShardError
 from shards.format.plan import PlannedSample
 
 Array = NDArray[Any]
@@ -239,6 +240,14 @@ def open_image(data: bytes) -> Image.Image:
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image does not decode: {error}") from None
     return picture
+
+
+def picture_of(sample: Sample) -> Image.Image:
+    """The picture of a committed sample in RGB; CorruptShardError, naming the sample, where it does not decode."""
+    try:
+        return open_image(sample.image).convert("RGB")
+    except ValueError as error:
+        raise CorruptShardError(f"sample {sample.key}: {error}; run repair, then build") from None
 
 
 def as_png(picture: Image.Image) -> bytes:

@@ -153,6 +153,6 @@ class _Zip:
 def check(place: Place) -> None:
     """Refuse what is not there, or claims an absurd size."""
     if place.size < 0:
-        raise MissingPictureError(f"{place}: {MISSING} (links are not followed)")
+        raise MissingPictureError(f"{place}: {MISSING} (links that lead out of it are not followed)")
     if place.size > MAX_BYTES:
         raise ImageError(f"{place}: {place.size:,} bytes; a picture has at most {MAX_BYTES:,}")

@@ -123,7 +123,7 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
                 f"unpack it to a {suffix} file first"
             )
         raise UsageError(
-            f"import.source = {place!r}: no {suffix} file there (symbolic links are not followed); "
+            f"import.source = {place!r}: no {suffix} file there (symbolic links that lead out of it are not followed); "
             f"give a folder, a file or a pattern such as folder/{{000..123}}{suffix}"
         )
     return storage, tuple(found)
@@ -212,7 +212,7 @@ class PictureFiles:
     """Pictures that are files under a root, by the names that a source gives them.
 
     Args:
-        storage: the root. No name leads out of it, and links are not followed.
+        storage: the root. No name or link leads out of it.
     """
 
     def __init__(self, storage: Storage) -> None:

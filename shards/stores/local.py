@@ -6,6 +6,7 @@ Objects are put whole: nobody ever sees half of one under its final name.
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
 from shards.stores.store import MAX_WHOLE, TEMPORARY, Entry, Folder, Storage, check_key, check_size
 
+HUB_REPOSITORY = re.compile("(models|datasets|spaces)--")
 LOCK = f"{TEMPORARY}lock"  # serialises create-only puts where the file system has no hard links
 
 
@@ -52,6 +54,7 @@ class LocalStorage:
         self.root = str(self._folder)
         if self._folder.exists() and not self._folder.is_dir():
             raise UsageError(f"root {root!r}: is a file; give a folder or s3://bucket/prefix")
+        self._reach = _reach_of(self._folder)
 
     def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
         """Copy a file in; see `Storage.put_file`."""
@@ -68,16 +71,20 @@ class LocalStorage:
         try:
             _make_folder(final.parent)
             with draft.open("xb") as file:
+                with suppress(
+                    OSError
+                ):  # where files cannot be locked, nobody takes this one for abandoned either
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 if isinstance(source, bytes):
                     file.write(source)
                 else:
                     shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
-            if create_only:
-                _name_once(draft, final)
-            else:
-                draft.replace(final)
+                if create_only:
+                    _name_once(draft, final)
+                else:
+                    draft.replace(final)
             _sync_folder(final.parent)
         except FileExistsError as error:
             raise StorageError(f"cannot write {final}: {error.filename} is no folder") from error
@@ -108,18 +115,26 @@ class LocalStorage:
         return data
 
     def open(self, key: str) -> BinaryIO:
-        """See `Storage.open`; a link is refused, since `stat` calls it absent."""
+        """See `Storage.open`; a link that leads out is refused, since `stat` calls it absent."""
         path = self._path(key)
         try:
-            return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            target = _followed(path, self._reach) or path
+            # A pipe would be waited for until somebody writes to it.
+            handle = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            file = open(handle, "rb")  # noqa: SIM115 - the caller closes it
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"{path} does not exist") from None
         except OSError as error:
-            reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+            leads_out = f"it is a symbolic link that leads to no file in {self._reach}"
+            reason = leads_out if error.errno == errno.ELOOP else error.strerror
             raise StorageError(f"cannot read {path}: {reason}") from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            file.close()
+            raise StorageError(f"cannot read {path}: it is no plain file")
+        return file
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """See `Storage.list`; links are not followed."""
+        """See `Storage.list`; links to folders are not followed."""
         folder = self._folder / prefix.rpartition("/")[0]
         found: list[Entry] = []
         for parent, _, names in os.walk(folder, onerror=_unreadable):
@@ -128,13 +143,15 @@ class LocalStorage:
                 key = (base / name).as_posix()
                 if name.startswith(TEMPORARY) or not key.startswith(prefix):
                     continue
-                entry = _entry(self._folder / key, key)  # not stat(): foreign names need not be keys of ours
+                entry = _entry(
+                    self._folder / key, key, self._reach
+                )  # not stat(): foreign names need not be keys of ours
                 if entry is not None:
                     found.append(entry)
         yield from sorted(found, key=lambda entry: entry.key)
 
     def look(self, folder: str = "") -> Folder:
-        """See `Storage.look`; links are not followed."""
+        """See `Storage.look`; links to folders are not followed."""
         path = self._path(f"{folder}/{TEMPORARY}").parent if folder else self._folder
         try:
             with os.scandir(path) as found:
@@ -144,13 +161,17 @@ class LocalStorage:
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error.strerror}") from error
         return Folder.of(
-            (entry.name for entry in entries if entry.is_file(follow_symlinks=False)),
+            (
+                entry.name
+                for entry in entries
+                if entry.is_file(follow_symlinks=False) or _followed(Path(entry.path), self._reach)
+            ),
             (entry.name for entry in entries if entry.is_dir(follow_symlinks=False)),
         )
 
     def stat(self, key: str) -> Entry | None:
-        """See `Storage.stat`; a link counts as absent."""
-        return _entry(self._path(key), key)
+        """See `Storage.stat`; a link that leads out counts as absent."""
+        return _entry(self._path(key), key, self._reach)
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
@@ -161,6 +182,18 @@ class LocalStorage:
             return
         except OSError as error:
             raise StorageError(f"cannot delete {path}: {error.strerror}") from error
+
+    def abandoned(self) -> tuple[Entry, ...]:
+        """See `Storage.abandoned`."""
+        found = []
+        for parent, _, names in os.walk(self._folder, onerror=_unreadable):
+            for name in names:
+                path = Path(parent, name)
+                if name.startswith(TEMPORARY) and path.name != LOCK:
+                    entry = _entry(path, path.relative_to(self._folder).as_posix(), self._reach)
+                    if entry is not None and not _is_held(path):
+                        found.append(entry)
+        return tuple(sorted(found, key=lambda entry: entry.key))
 
     def honours_create_only(self) -> bool:
         """A link never replaces a name."""
@@ -188,14 +221,53 @@ def _unreadable(error: OSError) -> None:
         raise StorageError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _entry(path: Path, key: str) -> Entry | None:
+def _reach_of(folder: Path) -> Path:
+    """The folder that links of a root may lead into: the root itself, or the repository that holds a hub snapshot.
+
+    The hub's cache has files under `datasets--org--name/blobs`, and links to them in `snapshots/REVISION` beside it.
+    """
+    real = folder.resolve()
+    for path in (real, *real.parents):
+        repository = path.parent.parent
+        if path.parent.name == "snapshots" and HUB_REPOSITORY.match(repository.name):
+            return repository
+    return real
+
+
+def _followed(path: Path, reach: Path) -> Path | None:
+    """The file that a link leads to; None for what is no link, or leads to no file within reach."""
     try:
-        facts = path.lstat()
+        if path.is_symlink():
+            target = path.resolve(strict=True)
+            return target if target.is_relative_to(reach) and target.is_file() else None
+    except (OSError, RuntimeError):  # broken, in a circle, or unreadable
+        pass
+    return None
+
+
+def _entry(path: Path, key: str, reach: Path) -> Entry | None:
+    try:
+        facts = (_followed(path, reach) or path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISREG(facts.st_mode):
         return None
-    return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}")
+    return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}", facts.st_mtime)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process is writing a file, as far as can be told: it then holds a lock on it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # done meanwhile, or another user's
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import io
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -221,7 +221,7 @@ class S3Storage:
                 key = item["Key"].removeprefix(base)
                 # Consoles mark folders with empty objects whose names end in a slash.
                 if not item["Key"].endswith("/") and not key.rpartition("/")[2].startswith(TEMPORARY):
-                    yield Entry(key, item["Size"], item["ETag"].strip('"'))
+                    yield _listed(key, item)
 
     def look(self, folder: str = "") -> Folder:
         """See `Storage.look`; one request for each thousand names, however much lies deeper."""
@@ -251,13 +251,22 @@ class S3Storage:
             head = self._calls.run("look at", self.url(key), lambda client: client.head_object(**place))
         except NotFoundError:
             return None
-        return Entry(key, head["ContentLength"], head["ETag"].strip('"'))
+        return Entry(key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
         place = self._place(key)
         with suppress(NotFoundError):
             self._calls.run("delete", self.url(key), lambda client: client.delete_object(**place))
+
+    def abandoned(self) -> tuple[Entry, ...]:
+        """See `Storage.abandoned`: probes, since an object is put whole or not at all."""
+        hidden = f"{self._prefix}/{TEMPORARY}".lstrip("/")
+        start = len(hidden) - len(TEMPORARY)
+        pages = self._pages(TEMPORARY, {"Prefix": hidden})
+        return tuple(
+            _listed(item["Key"][start:], item) for page in pages for item in page.get("Contents", ())
+        )
 
     def honours_create_only(self) -> bool:
         """Found out by trying, once for each opening, on a throwaway object that no listing shows."""
@@ -342,3 +351,7 @@ def checksum_named(client: Any) -> dict[str, Any]:
     """
     adds = client.meta.config.request_checksum_calculation != "when_required"
     return {"ChecksumAlgorithm": PART_CHECKSUM} if adds else {}
+
+
+def _listed(key: str, item: Mapping[str, Any]) -> Entry:
+    return Entry(key, item["Size"], item["ETag"].strip('"'), item["LastModified"].timestamp())

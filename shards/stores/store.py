@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -17,11 +17,15 @@ TEMPORARY = ".tmp-"  # prefix of names under construction; no reader and no list
 
 @dataclass(frozen=True)
 class Entry:
-    """An object: its key relative to the root, its size in bytes, and a tag that changes with its content."""
+    """An object: its key relative to the root, its size in bytes, and a tag that changes with its content.
+
+    `written` is when, in seconds since 1970 by the store's clock.
+    """
 
     key: str
     size: int
     tag: str
+    written: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is fine."""
+
+    def abandoned(self) -> tuple[Entry, ...]:
+        """What killed writers left under names that no listing shows, and nobody is writing any more."""
 
     def honours_create_only(self) -> bool:
         """Whether `create_only` really refuses to overwrite."""

@@ -33,6 +33,7 @@ def info(dataset: Dataset, price_gpu_hour: float | None = None) -> dict[str, Any
     observer = Observer(dataset)
     far = observer.look(time.time(), price_gpu_hour)
     commits = observer.commits
+    hidden = dataset.storage.abandoned()
     return {
         "root": dataset.storage.root,
         "created": dataset.created,
@@ -55,6 +56,8 @@ def info(dataset: Dataset, price_gpu_hour: float | None = None) -> dict[str, Any
         "runs": far.runs,
         "builders": far.builders,
         "adopted_shards": sum(commit.adopted for commit in commits),
+        "abandoned_files": len(hidden),
+        "abandoned_bytes": sum(entry.size for entry in hidden),
         "splits": {split: _counts(c for c in commits if c.split == split) for split in SPLITS},
         "devices": sorted({commit.device for commit in commits if commit.device}),
         "settings": {key: dataset.settings.get(key) for key in SHOWN_SETTINGS},

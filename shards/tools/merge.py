@@ -11,7 +11,7 @@ from shards.dataset.dataset import Dataset
 from shards.dataset.failed_samples import failures
 from shards.dataset.publish import Circumstances, publish
 from shards.errors import CorruptShardError, UsageError
-from shards.format.commit import Commit, failed_key, parquet_key, tar_key
+from shards.format.commit import Commit
 from shards.format.plan import Segment
 from shards.format.shard_writer import BuiltShard
 from shards.format.side_files import read_table
@@ -107,8 +107,7 @@ def _told(segments: Sequence[Segment]) -> str:
 
 def _take(target: Dataset, source: Dataset, commit: Commit, folder: Path) -> None:
     """Copy a shard through the spool, and judge the very bytes that are then put."""
-    keys = [tar_key(commit.name), parquet_key(commit.name)]
-    keys += [failed_key(commit.name)] if commit.failed else []
+    keys = [commit.tar, commit.parquet] + ([commit.dead_letters] if commit.failed else [])
     local = open_storage(str(folder))
     for key in keys:
         path = folder / key
@@ -122,7 +121,7 @@ def _take(target: Dataset, source: Dataset, commit: Commit, folder: Path) -> Non
     if problems := examine(local, commit, expected_of(source)).problems:
         raise CorruptShardError(f"source {source.storage.root}: {problems[0]}; run repair, then build there")
     tar, parquet, *failed = (folder / key for key in keys)
-    record = read_table(local, parquet_key(commit.name), columns=()).commit
+    record = read_table(local, commit.parquet, columns=()).commit
     publish(
         target,
         BuiltShard(tar, parquet, failed[0] if failed else None, record),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.format.sample import Sample, open_image
+from shards.format.sample import Sample, picture_of
 
 CELL = 200  # pixels, width of a picture
 CAPTION_LINES = 4
@@ -51,7 +51,7 @@ def contact_sheet(samples: Iterable[Sample], *, columns: int = 6) -> Image.Image
 def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Sequence[Sample], top: int) -> None:
     for index, sample in enumerate(row):
         left = MARGIN + index * (CELL + MARGIN)
-        picture = open_image(sample.image).convert("RGB")
+        picture = picture_of(sample)
         picture.thumbnail((CELL, CELL))
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         lines = textwrap.wrap(one_line(sample.caption), width=34, max_lines=CAPTION_LINES, placeholder=" …")

@@ -9,7 +9,7 @@ from shards.dataset.dataset import READERS, Dataset
 from shards.dataset.progress_figures import plain
 from shards.dataset.run_records import read_run
 from shards.errors import CorruptShardError, NotFoundError, UsageError
-from shards.format.commit import Commit, Maker, failed_key
+from shards.format.commit import Commit, Maker
 from shards.format.side_files import Row, read_table
 
 PLACE = re.compile(r"((?:train|val)-[0-9]{6})(-[0-9]{4})?")
@@ -87,7 +87,7 @@ def _rows(dataset: Dataset, commit: Commit) -> Iterator[Row]:
         columns = ("key", "id", "caption")
         yield from read_table(storage, commit.parquet, columns, sha256=hashes.get(commit.parquet, "")).rows
     if commit.failed:
-        key = failed_key(commit.name)
+        key = commit.dead_letters
         yield from read_table(storage, key, sha256=hashes.get(key, "")).rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from shards.dataset.dataset import DATASET, GROWTH_NAME, MANIFEST, Dataset
 from shards.dataset.run_records import RUN_NAME
 from shards.errors import CorruptShardError
-from shards.format.commit import COMMIT_NAME, Commit, failed_key, tar_key
+from shards.format.commit import COMMIT_NAME, Commit, shard_of, tar_key
 from shards.format.plan import planned_count
 from shards.format.sample import Expected
 from shards.sources.catalogue import FOLDER, RECORD, Catalogue
@@ -138,12 +138,12 @@ def _foreign(dataset: Dataset, commits: Iterable[Commit], catalogue: set[str]) -
     """Files that belong to nothing; uncommitted leftovers are told apart, since gc removes them."""
     own = {DATASET, MANIFEST, "_lease.json", CARD, *catalogue}
     for commit in commits:
-        own |= {commit.tar, commit.parquet, failed_key(commit.name)}
+        own |= {commit.tar, commit.parquet, commit.dead_letters}
     problems = []
     for entry in dataset.storage.list():
         if entry.key in own or _is_record(entry.key):
             continue
-        if is_leftover(entry.key):
+        if shard_of(entry.key):
             continue
         problems.append(Problem(entry.key, "", "a foreign file; nothing of this dataset names it"))
     return problems
@@ -152,19 +152,3 @@ def _foreign(dataset: Dataset, commits: Iterable[Commit], catalogue: set[str]) -
 def _is_record(key: str) -> bool:
     """Whether a key is a commit's, a growth record's or a run's."""
     return any(name.fullmatch(key) for name in (COMMIT_NAME, GROWTH_NAME, RUN_NAME))
-
-
-def is_leftover(key: str) -> bool:
-    """Whether a file is named like a shard's, so that without a commit it is what a crash left."""
-    folder, _, name = key.rpartition("/")
-    stem, dot, suffix = name.partition(".")
-    if folder in ("train", "val"):
-        number = stem.removeprefix("pairs-")
-        return (
-            stem.startswith("pairs-")
-            and len(number) == 6
-            and number.isdigit()
-            and dot + suffix in (".tar", ".parquet")
-        )
-    split, _, number = stem.partition("-")
-    return folder == "failed" and split in ("train", "val") and number.isdigit() and suffix == "parquet"

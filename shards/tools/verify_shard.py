@@ -2,23 +2,19 @@
 
 import hashlib
 import io
-import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from shards.errors import CorruptShardError, NotFoundError, StorageError
-from shards.format.commit import Commit, failed_key
+from shards.format.commit import Commit
+from shards.format.members import members as each_member
+from shards.format.members import read_metadata, require_whole
 from shards.format.plan import PlannedSample, PlannedShard, normalise_caption, sample_id
-from shards.format.sample import IMAGE_FORMATS, Expected, check_image, check_tensors, decode_tensors
+from shards.format.sample import Expected, check_image, check_tensors, decode_tensors
 from shards.format.side_files import Row, planned_sample, read_table, sample_row
 from shards.sources.item import imported_id
 from shards.stores.store import Storage
-
-MAX_MEMBER = 1 << 30  # bytes; a 2048² sample with six layers is under 200 MB, a larger claim is a bomb
-MAX_TEXT = 1 << 20  # bytes of a .txt or .json member
-MEMBER_SUFFIXES = ("json", "safetensors", "txt")
 
 
 @dataclass(frozen=True)
@@ -153,65 +149,35 @@ def _check_tar(stream: _Hashing, commit: Commit, expected: Expected, found: Exam
                 note(members.key, str(error))
 
     try:
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=tarfile.RECORDSIZE) as tar:
-            for member in tar:
-                stem, _, suffix = member.name.partition(".")
-                if problem := _check_header(member, commit):
-                    note(stem, problem)
-                    if member.size > commit.bytes:
-                        return  # to skip what it claims to hold would take for ever
-                    continue
-                if stem != members.key:
-                    finish()
-                    done.add(members.key)
-                    members = _Members(stem)
-                    if stem in done:
-                        note(stem, "its members are not next to each other")
-                if suffix in members.content:
-                    note(stem, f"member .{suffix} stands twice")
-                content = tar.extractfile(member)
-                assert content is not None, "headers were checked to be files"
-                members.content[suffix] = content.read()
-                members.places[suffix] = (member.offset_data, member.size)
-            finish()
-    except (tarfile.TarError, EOFError) as error:
-        note(members.key, f"the tar is broken: {error}")
-
-
-def _check_header(member: tarfile.TarInfo, commit: Commit) -> str:
-    """What is wrong with a member before its content is read; empty when nothing is."""
-    stem, _, suffix = member.name.partition(".")
-    prefix = f"{commit.name}-"
-    if (
-        "/" in member.name
-        or "\\" in member.name
-        or not stem.startswith(prefix)
-        or not stem[len(prefix) :].isdigit()
-    ):
-        return f"member {member.name!r} does not belong here"
-    if not member.isreg():
-        return f"member {member.name!r} is no plain file (type {member.type!r})"
-    if suffix not in (*MEMBER_SUFFIXES, *IMAGE_FORMATS):
-        return f"member {member.name!r} is not one of a sample's four"
-    if member.size > min(MAX_TEXT if suffix in ("json", "txt") else MAX_MEMBER, commit.bytes):
-        return f"member {member.name!r} claims {member.size:,} bytes in a tar of {commit.bytes:,}"
-    return ""
+        for member in each_member(stream, commit):  # type: ignore[arg-type]
+            if member.problem:
+                note(member.key, member.problem)
+                continue
+            if member.key != members.key:
+                finish()
+                done.add(members.key)
+                members = _Members(member.key)
+                if member.key in done:
+                    note(member.key, "its members are not next to each other")
+            if member.suffix in members.content:
+                note(member.key, f"member .{member.suffix} stands twice")
+            members.content[member.suffix] = member.content
+            members.places[member.suffix] = member.place
+        finish()
+    except ValueError as error:
+        note(members.key, str(error))
 
 
 def _checked_row(members: _Members, expected: Expected) -> Row:
     """A sample's row for the parquet; ValueError says what is wrong with the sample."""
     content = members.content
-    images = [suffix for suffix in IMAGE_FORMATS if suffix in content]
-    if len(images) != 1 or set(content) != {*MEMBER_SUFFIXES, *images}:
-        raise ValueError(
-            f"has members {', '.join(sorted(content))}; a sample has json, safetensors, txt and one image"
-        )
+    image = content[require_whole(content)]
     try:
         caption = content["txt"].decode("utf-8")
-        metadata = json.loads(content["json"])
+        metadata = read_metadata(content["json"])
         told, identity = metadata["caption"], metadata["id"]
         picture = str(metadata["source"]["picture"]) if expected.imported else ""
-        check_image(content[images[0]], expected)
+        check_image(image, expected)
         check_tensors(decode_tensors(content["safetensors"]), expected)
         row = sample_row(members.key, metadata, members.places)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -235,7 +201,7 @@ def _check_side_files(storage: Storage, commit: Commit, rows: Sequence[Row]) -> 
         raise ValueError(f"{commit.parquet} has {len(by_key)} samples, its commit says {commit.samples}")
     for row in rows:
         _compare(commit, row, by_key.get(row["key"], {}))
-    dead_letters = failed_key(commit.name)
+    dead_letters = commit.dead_letters
     hash_of_failed = commit.side_files.get(dead_letters, "")
     failed = read_table(storage, dead_letters, sha256=hash_of_failed).rows if commit.failed else ()
     if len(failed) != commit.failed:

@@ -52,7 +52,7 @@ def written(monkeypatch, encoder, captions, keys):
     monkeypatch.setattr(
         "projector.evaluation.caption_control.read_samples", lambda *_args, **_named: iter(samples)
     )
-    monkeypatch.setattr("projector.evaluation.caption_control.open_image", lambda _: pictures(1)[0])
+    monkeypatch.setattr("projector.evaluation.caption_control.picture_of", lambda _: pictures(1)[0])
     dataset = type("Dataset", (), {"storage": type("Storage", (), {"root": "here"})})
     return WrittenCaptions(Told(captions), encoder, dataset, "val")
 

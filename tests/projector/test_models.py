@@ -1,6 +1,7 @@
 """Models are pinned, hashed and refused before a weight is read."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -66,6 +67,17 @@ def pickled_weights(folder):
     path.rename(path.with_name("pytorch_model.bin"))
 
 
+def pipe_for(pattern):
+    """A pipe in the place of a file, which would be waited for."""
+
+    def damage(folder):
+        path = next(folder.glob(pattern))
+        path.unlink()
+        os.mkfifo(path)
+
+    return damage
+
+
 def missing_weight_shard(folder):
     vl = folder / "vl"
     (vl / "model.safetensors").rename(vl / "model-00001-of-00002.safetensors")
@@ -103,6 +115,8 @@ def other_width(folder):
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
+        (pipe_for("vl/config.json"), ["models.vl", "config.json"]),
+        (pipe_for("vl/*.safetensors"), ["models.vl", ".safetensors"]),
         (lambda f: shutil.rmtree(f / "image"), ["build.models.image", "no such folder"]),
         (lambda f: shutil.rmtree(f / "vl"), ["build.models.vl", "no such folder"]),
         (

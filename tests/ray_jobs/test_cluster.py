@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError, UserCodeException
 
+from ray_jobs.cluster.connect import plain_error
 from ray_support import RAY, ROOT, build_command, bytes_of, kill, processes_of
+from shards.errors import StorageError, UsageError
 from shards.tools.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -136,3 +139,37 @@ def run_script(environment, script, *words):
         shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_cluster_that_dies_under_a_job_is_said_in_one_line(environment, name):
+    script = (
+        "import os, signal, subprocess, time\n"
+        "from ray_jobs.cluster import connect\n"
+        "connect.HEAD_SECONDS = 3\n"
+        "with connect.connected():\n"
+        f"    pids = subprocess.check_output(['pgrep', '-P', str(os.getpid()), '-f', '/{name}'])\n"
+        "    os.kill(int(pids.split()[0]), signal.SIGKILL)\n"
+        "    time.sleep(50)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    who = {"raylet": "this node's raylet", "gcs_server": "the cluster's head"}[name]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert who in line
+    assert "run it again to go on" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_what_ray_says_of_a_dead_actor_is_one_line():
+    error = plain_error(UserCodeException("The actor died.\n\tclass_name: Monitor\n"))
+    assert isinstance(error, StorageError)
+    assert (
+        str(error)
+        == "a worker failed: UserCodeException: The actor died. class_name: Monitor; run it again to go on"
+    )
+    ours = plain_error(RayTaskError("f", "trace", UsageError("--build.samples = 0")))
+    assert isinstance(ours, UsageError)
+    assert str(ours) == "--build.samples = 0"

@@ -1,11 +1,16 @@
 """Flags over YAML over defaults, and errors that fit on one line."""
 
+import os
+import signal
+import sys
+import time
+
 import pytest
 import yaml
 
 from projector.options import ModelPaths
 from ray_jobs.__main__ import JOBS, main, with_lasting_paths
-from ray_jobs.cli.parse import as_yaml, parse
+from ray_jobs.cli.parse import Job, as_yaml, parse
 from ray_jobs.cli.run_options import BuildOptions
 from shards.errors import UsageError
 
@@ -78,6 +83,7 @@ def test_yaml_form_holds_every_option():
         (["build", "--build.vl_tokens", "pooled:0"], ["build.vl_tokens", "'pooled:0'"]),
         (["build", "--build.samples"], ["--build.samples", "expected one argument"]),
         (["report"], ["report.run", "is needed"]),
+        (["build", "--build.output", "bad\udcff"], [r"'bad\udcff'", "not UTF-8"]),
         (["build", "--config", "/nonexistent.yaml"], ["/nonexistent.yaml", "cannot be read"]),
     ],
 )
@@ -117,6 +123,30 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     config.write_bytes(b"build: {prompts: \xff\xfe}")
     with pytest.raises(UsageError, match="cannot be read as YAML"):
         build("--config", str(config))
+
+
+def test_a_pipe_as_configuration_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    with pytest.raises(UsageError, match="is no plain file"):
+        build("--config", str(tmp_path / "run.yaml"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("code", [None, 1, 15])
+def test_a_signal_is_128_and_its_number_whoever_handles_it(monkeypatch, capsys, number, code):
+    """Ray's own handlers, in place while it starts, exit with 15 or 1."""
+
+    def starting(_options):
+        if code is not None:
+            signal.signal(number, lambda *_: sys.exit(code))
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(Job, "load", lambda _: starting)
+    assert main(["demo"]) == 128 + number
+    assert capsys.readouterr().err == f"stopped by {number.name}\n"
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -112,6 +112,14 @@ def test_the_folder_holds_all_forms_and_nothing_of_the_machine(run, tmp_path, ca
             assert not any(secret.encode() in part for part in parts), (name, secret)
 
 
+def test_what_a_killed_export_left_is_not_published(run, tmp_path):
+    (tmp_path / "out" / "pictures").mkdir(parents=True)
+    for left in (".tmp-0123", "pictures/.tmp-4567"):
+        (tmp_path / "out" / left).write_bytes(b"weights")
+    assert export(run, tmp_path / "out") == 0
+    assert not [name for name in names(tmp_path / "out") if ".tmp-" in name]
+
+
 def test_the_card_is_the_hubs_and_hostile_text_is_text(run, tmp_path):
     assert export(run, tmp_path / "out", "--export.license", "cc-by-4.0") == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")

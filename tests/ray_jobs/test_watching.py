@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from ray_jobs.building.prometheus import EVENTS, GAUGES, SECONDS, SORTED_GAUGES
+from ray_jobs.building.prometheus import EVENTS, GAUGES, SECONDS, SORTED_GAUGES, label
 from ray_jobs.cli.log import start_log, tell
 from ray_support import ROOT, build_command, with_workers
 from shards.__main__ import main as shards_main
@@ -51,6 +51,19 @@ def test_lines_for_people_and_lines_of_json(capsys):
     assert capsys.readouterr().out == "for people\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("s3://bucket/some where/v1.0", "s3://bucket/some where/v1.0"),
+        ("/data/图", "/data/%E5%9B%BE"),
+        ("50%", "50%25"),
+        ("/data/\udcff", "/data/%FF"),  # a name that is not UTF-8
+    ],
+)
+def test_labels_are_ascii(text, value):
+    assert label(text) == value
+
+
 def scraped(head):
     """The metrics of the head's node, as Prometheus reads them: from where Ray says; empty while there are none."""
     services = Path(head.environment["RAY_TMPDIR"], "ray", "prom_metrics_service_discovery.json")
@@ -68,7 +81,7 @@ def scraped(head):
 def watched(head, tmp_path_factory):
     """A build whose worker is killed once: its root, what it printed, and the last metrics while it worked."""
     folder = tmp_path_factory.mktemp("watched")
-    output, once = folder / "data", folder / "once"
+    output, once = folder / "数据", folder / "once"
     crash = {"SHARDS_CRASH_AT": "mid-shard:3", "SHARDS_CRASH_ONCE": str(once)}
     process = subprocess.Popen(
         build_command(output, samples=SAMPLES, actors=1, log="json", price_gpu_hour=3),
@@ -81,7 +94,7 @@ def watched(head, tmp_path_factory):
     metrics, deadline = "", time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         now = scraped(head)
-        metrics = now if str(output) in now else metrics
+        metrics = now if label(str(output)) in now else metrics
         time.sleep(0.2)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
@@ -121,7 +134,7 @@ def test_each_event_is_a_line_and_the_last_figures_are_the_datasets(watched, tol
 @pytest.mark.slow
 def test_metrics_while_it_works(watched):
     output, _, metrics = watched
-    of_it = [line for line in metrics.splitlines() if f'dataset="{output}"' in line]
+    of_it = [line for line in metrics.splitlines() if f'dataset="{label(str(output))}"' in line]
     found = {
         re.sub(r"_(total|bucket|sum|count)$", "", name)
         for name in re.findall(r"^ray_(pairs_\w+)\{", "\n".join(of_it), re.MULTILINE)

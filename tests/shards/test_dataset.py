@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from shards.dataset import publish as publishing
 from shards.dataset.dataset import Dataset, fingerprint_of
+from shards.dataset.failed_samples import failures
 from shards.dataset.publish import Circumstances, adopt, publish
 from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
+from shards.format.commit import Commit
 from shards.stores.local import open_storage
+from shards.tools.gc_and_repair import collect_garbage
+from shards.tools.verify import verify
 from tests_support import SETTINGS, a_plan, commit_shard, write_shard
 
 ROOT = Path(__file__).parent.parent.parent
@@ -154,6 +159,65 @@ def test_a_second_commit_of_other_samples_is_an_error_and_changes_nothing(make_d
     with pytest.raises(CorruptShardError, match="attempt test committed other content"):
         publish(dataset, built, Circumstances("second"))
     assert files_of(dataset) == before
+
+
+@pytest.mark.parametrize("failing", [(), (0,)])
+def test_two_builders_of_one_shard_do_not_mix_their_files(make_dataset, tmp_path, monkeypatch, failing):
+    """Both found no tar; the second, on another device, is done while the first one's tar is on its way."""
+    dataset, plan = make_dataset(shards=())
+    shard = plan.shards[0]
+    first = write_shard(dataset, shard, tmp_path / "first", failing=(1,))
+    second = write_shard(dataset, shard, tmp_path / "second", failing=failing)
+    commits, waiting = [], [second]
+
+    def interleaved(storage, built):
+        if waiting:  # the first builder's tar is on its way
+            commits.append(publish(dataset, waiting.pop(), Circumstances("second")))
+        else:
+            put_tar(storage, first)  # it arrives between the second one's side files and tar
+        put_tar(storage, built)
+
+    put_tar = publishing._put_tar
+    monkeypatch.setattr(publishing, "_put_tar", interleaved)
+    commits.append(publish(dataset, first, Circumstances("first")))
+    assert [(commit.sha256, commit.failed) for commit in commits] == [(first.record["sha256"], 1)] * 2
+    assert [commit.attempt for commit in commits] == ["second"] * 2, "it adopted what was there first"
+    assert verify(dataset.storage.root).problems == []
+
+
+def test_the_second_builder_of_a_shard_may_win(make_dataset, tmp_path, monkeypatch):
+    dataset, plan = make_dataset(shards=())
+    shard = plan.shards[0]
+    first = write_shard(dataset, shard, tmp_path / "first", failing=(1,))
+    second = write_shard(dataset, shard, tmp_path / "second", failing=(0,))
+
+    def overtaken(storage, built):
+        monkeypatch.undo()
+        publish(dataset, second, Circumstances("second"))
+        put_tar(storage, built)
+
+    put_tar = publishing._put_tar
+    monkeypatch.setattr(publishing, "_put_tar", overtaken)
+    assert publish(dataset, first, Circumstances("first")).attempt == "second"
+    (commit,) = dataset.commits()
+    assert (commit.attempt, commit.sha256) == ("second", second.record["sha256"])
+    assert verify(dataset.storage.root).problems == []
+    assert [row["key"] for row in failures(dataset)] == [shard.samples[0].key]
+    left = ["failed/train-000000.parquet", "train/pairs-000000.parquet"]
+    assert collect_garbage(dataset, dry_run=False, spared=0) == left
+    assert verify(dataset.storage.root).problems == []
+    dataset.storage.delete(f"_commit/{shard.name}.json")
+    adopted = adopt(dataset, shard.name, shard.slice_hash, Circumstances("later"))
+    assert adopted is not None
+    assert adopted.side_files == commit.side_files
+
+
+def test_a_commit_that_names_the_files_of_another_shard(make_dataset):
+    dataset, _ = make_dataset()
+    data = dataset.commit_file("train-000000")
+    data["side_files"] = {"train/pairs-000001.parquet": "0" * 64}
+    with pytest.raises(ValueError, match="not its own"):
+        Commit.from_json(data)
 
 
 @pytest.mark.parametrize("failing", [(), (1,)])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import safetensors.torch
 import webdataset
 
 from shards.dataset import read
+from shards.dataset.dataset import Dataset
 from shards.dataset.read import check_intact, decode_safetensors, read_samples
 from shards.errors import CorruptShardError
+from shards.stores.local import open_storage
+from shards.tools.verify import verify
 from tests_support import a_sample
 
 
@@ -48,6 +52,20 @@ def test_split_image_and_tensors_are_read_on_demand(make_dataset):
     assert [sample.key for sample in samples] == [s.key for s in plan.samples if s.split == "val"]
     assert {(sample.image, tuple(sample.tensors)) for sample in samples} == {(b"", ("text",))}
     assert next(iter(read_samples(dataset, tensors=()))).tensors == {}
+
+
+def test_a_dataset_in_the_hubs_cache_is_read(make_dataset, tmp_path):
+    """There, every file is a link to one in the repository's `blobs`."""
+    dataset, plan = make_dataset(root=str(tmp_path / "datasets--org--name" / "snapshots" / "abc"))
+    blobs = tmp_path / "datasets--org--name" / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(Path(dataset.storage.root).rglob("*.*"))):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        path.unlink()
+        path.symlink_to(os.path.relpath(blobs / str(number), path.parent))
+    found = Dataset.open(open_storage(dataset.storage.root))
+    assert len(list(read_samples(found))) == len(list(plan.samples))
+    assert verify(found.storage.root).problems == []
 
 
 def damage(dataset, kind):

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -245,6 +246,32 @@ def test_drafts_are_not_listed_and_none_is_left(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a", f"{TEMPORARY}crashed"}
 
 
+@pytest.mark.parametrize("create_only", [False, True])
+def test_what_a_killed_writer_left_is_abandoned_and_what_is_being_written_is_not(
+    tmp_path, monkeypatch, create_only
+):
+    store = open_storage(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f"{TEMPORARY}crashed").write_bytes(b"half")
+    seen = []
+    for name in ("link", "replace"):
+        real = getattr(os, name)
+
+        def late(*places, real=real, **options):
+            seen.append(store.abandoned())
+            return real(*places, **options)
+
+        monkeypatch.setattr(os, name, late)
+    store.put_bytes("run/a", b"whole", create_only=create_only)
+    monkeypatch.undo()
+    (left,) = store.abandoned()
+    assert (left.key, left.size) == (f"run/{TEMPORARY}crashed", 4)
+    assert time.time() - left.written < 60
+    assert seen == [(left,)], "looked at while the other was under construction"
+    store.delete(left.key)
+    assert store.abandoned() == ()
+
+
 def test_links_are_neither_listed_nor_there(tmp_path):
     store = open_storage(str(tmp_path / "root"))
     store.put_bytes("a", b"x")
@@ -252,6 +279,57 @@ def test_links_are_neither_listed_nor_there(tmp_path):
     (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
     assert keys(store) == ["a"]
     assert store.stat("link") is None
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    store = open_storage(str(tmp_path))
+    with pytest.raises(StorageError, match=r"config.json: it is no plain file"):
+        store.get_bytes("config.json")
+    assert (keys(store), store.stat("config.json")) == ([], None)
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    """A folder as the hub's cache holds it, and its repository."""
+    repository = tmp_path / "datasets--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "5d41").write_bytes(b"hello")
+    (repository / "snapshots" / "abc" / "train").mkdir(parents=True)
+    (repository / "snapshots" / "abc" / "train" / "a").symlink_to("../../../blobs/5d41")
+    (repository / "snapshots" / "abc" / "b").symlink_to("train/a")
+    return repository / "snapshots" / "abc"
+
+
+def test_links_of_the_hubs_cache_are_read(snapshot):
+    store = open_storage(str(snapshot))
+    assert [(entry.key, entry.size) for entry in store.list()] == [("b", 5), ("train/a", 5)]
+    assert store.get_bytes("train/a") == store.get_bytes("b") == b"hello"
+    assert store.get_range("train/a", 1, 2) == b"el"
+    assert store.stat("b").size == 5
+    assert (store.look().objects, store.look("train").objects) == (("b",), ("a",))
+    below = open_storage(str(snapshot / "train"))
+    assert below.get_bytes("a") == b"hello"
+
+
+def test_links_of_the_hubs_cache_that_lead_out_of_their_repository_are_not(snapshot, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (snapshot / "c").symlink_to(tmp_path / "secret")
+    (snapshot / "circle").symlink_to("circle")
+    store = open_storage(str(snapshot))
+    assert keys(store) == ["b", "train/a"]
+    assert store.stat("c") is None
+    for name in ("c", "circle"):
+        with pytest.raises(
+            StorageError, match=f"{name}: it is a symbolic link that leads to no file in .*--name"
+        ):
+            store.get_bytes(name)
+
+
+def test_what_is_written_over_a_link_leaves_its_target(snapshot):
+    store = open_storage(str(snapshot))
+    store.put_bytes("b", b"new")
+    assert (store.get_bytes("b"), store.get_bytes("train/a")) == (b"new", b"hello")
 
 
 def test_a_full_disk_is_told_with_the_room_that_is_left(tmp_path, monkeypatch):

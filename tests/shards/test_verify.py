@@ -1,17 +1,25 @@
 """Each kind of damage at rest is found, named, and mended by taking out that shard only."""
 
+import fcntl
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from shards.errors import UsageError
+from shards.__main__ import main
+from shards.dataset.read import read_samples
+from shards.dataset.run_records import RunRecord, put_run
+from shards.errors import CorruptShardError, UsageError
 from shards.format import side_files as tables
 from shards.format.side_files import write_table
 from shards.tools.gc_and_repair import collect_garbage, repair
@@ -191,8 +199,109 @@ def test_content_that_does_not_decode(dataset, suffix, data, message):
     assert any("sample train-000001-0000" in problem and message in problem for problem in found)
 
 
+def sparse(members):
+    """A text of 3 GB, all of it a hole that takes no room in the tar."""
+    yield from members[:3]
+    hole = header("train-000001-0000.txt", kind=tarfile.GNUTYPE_SPARSE)
+    # GNU's old format: the places of data at byte 386, the size with its holes at byte 483.
+    block = bytearray(hole.tobuf(tarfile.USTAR_FORMAT))
+    block[386:410], block[483:495] = b"0" * 11 + b"\0" + b"0" * 11 + b"\0", b"%011o\0" % (3 << 30)
+    yield block
+
+
+def extended(records):
+    """A text whose pax header says more than its own."""
+
+    def change(members):
+        yield from members[:3]
+        member = header("train-000001-0000.txt", 1)
+        member.pax_headers = records
+        yield member.tobuf(tarfile.PAX_FORMAT) + b"x".ljust(512, b"\0")
+
+    return change
+
+
+def negative(members):
+    block = bytearray(members[0][0].tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = b"\xff" * 11 + b"\x00"
+    yield block
+
+
+def rewrite_raw(dataset, change, *, name="train-000001"):
+    """As `rewrite`, with headers as blocks of bytes where a tar writer would not make them."""
+    commit = dataset.commit_file(name)
+    tar = root(dataset) / commit["tar"]
+    with tarfile.open(tar) as source:
+        members = [(member, source.extractfile(member).read()) for member in source]
+    data = b""
+    for each in change(members):
+        if isinstance(each, tuple):
+            member, content = each
+            data += member.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % 512)
+        else:
+            block = bytearray(each)
+            if len(block) == 512:
+                block[148:156] = b" " * 8
+                block[148:156] = f"{sum(block):06o}\0 ".encode()
+            data += block
+    data += b"\0" * 1024
+    tar.write_bytes(data)
+    commit |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (root(dataset) / "_commit" / f"{name}.json").write_text(json.dumps(commit))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (sparse, "is no plain file (type b'S')"),
+        (extended({"GNU.sparse.map": "a,b", "GNU.sparse.size": "1"}), "does not belong here"),
+        (extended({"size": "-5"}), "does not belong here"),
+        (negative, "negative size"),
+    ],
+)
+def test_headers_that_claim_what_the_tar_does_not_hold_are_refused_by_every_reader(
+    dataset, change, message, capsys, tmp_path
+):
+    rewrite_raw(dataset, change)
+    assert any("train-000001" in problem and message in problem for problem in problems(dataset))
+    with pytest.raises(CorruptShardError, match=re.escape(message)):
+        list(read_samples(dataset))
+    assert main(["preview", dataset.storage.root, "--output", str(tmp_path / "sheet.png")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "train-000001" in said
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [
+        ("json", b"NaN"),
+        ("json", b"{}"),
+        ("json", b"[" * 100_000),
+        ("json", lambda old: old.replace(b'"seed": ', b'"x": NaN, "seed": ')),
+        ("json", lambda old: old.replace(b'"id": "', b'"id": "not hex ')),
+        ("txt", b"another caption"),
+        ("txt", b"\xff\xfe"),
+        ("png", lambda old: old[:60]),
+        ("png", b"no picture"),
+    ],
+)
+def test_what_verify_refuses_a_preview_refuses_in_one_line(dataset, suffix, data, capsys, tmp_path):
+    rewrite(dataset, replaced(suffix, data))
+    assert any("train-000001-0000" in problem for problem in problems(dataset))
+    assert main(["preview", dataset.storage.root, "--output", str(tmp_path / "sheet.png")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "train-000001-0000" in said
+
+
+def test_a_shard_with_fewer_samples_than_its_commit_says(dataset):
+    rewrite(dataset, lambda members: members[:-4])
+    with pytest.raises(CorruptShardError, match="3 samples, its commit says 4"):
+        list(read_samples(dataset))
+
+
 def test_a_sample_in_two_shards_and_in_both_splits(make_dataset, tmp_path):
-    from dataclasses import replace
 
     plan = a_plan()
     twin = plan.shards[0].samples[0]
@@ -248,21 +357,69 @@ def test_garbage_is_what_no_commit_names(dataset):
     dataset.storage.delete("_commit/train-000001.json")
     left = ["train/pairs-000001.parquet", "train/pairs-000001.tar"]
     assert problems(dataset) == []  # a leftover of a crash is no damage
-    assert collect_garbage(dataset, dry_run=True) == left
+    assert collect_garbage(dataset, dry_run=True, spared=0) == left
     assert dataset.storage.stat(left[0]) is not None
-    assert collect_garbage(dataset, dry_run=False) == left
+    assert collect_garbage(dataset, dry_run=False, spared=0) == left
     assert collect_garbage(dataset, dry_run=False) == []
     assert len(dataset.commits()) == len(a_plan().shards) - 1
+
+
+def aged(dataset, hours, *keys):
+    for key in keys:
+        os.utime(root(dataset) / key, (time.time() - 3600 * hours,) * 2)
+
+
+def test_garbage_spares_what_is_young(dataset, capsys):
+    """A shard whose commit is on its way, of a builder that left no record, say a merge."""
+    dataset.storage.delete("_commit/train-000001.json")
+    assert main(["gc", dataset.storage.root]) == 0
+    assert "2 files no older than 1 h are kept" in capsys.readouterr().out
+    aged(dataset, 2, "train/pairs-000001.parquet", "train/pairs-000001.tar")
+    assert main(["gc", dataset.storage.root]) == 0
+    assert "2 files removed" in capsys.readouterr().out
+
+
+def test_garbage_is_not_collected_while_a_run_is_at_work(dataset, capsys):
+    dataset.storage.delete("_commit/train-000001.json")
+    aged(dataset, 2, "train/pairs-000001.parquet", "train/pairs-000001.tar")
+    now = utc(0)
+    run = RunRecord("a" * 32, "build", "01000000", now, now, "", 1, 0.0, {}, 0.0, {})
+    put_run(dataset.storage, run)
+    assert main(["gc", dataset.storage.root]) == 2
+    said = capsys.readouterr().err
+    assert "the build aaaaaaaa is at work" in said
+    assert "5 minutes after it was killed" in said
+    assert main(["gc", dataset.storage.root, "--dry-run"]) == 0
+    put_run(dataset.storage, replace(run, seen=utc(301)))  # killed
+    assert main(["gc", dataset.storage.root]) == 0
+    assert "2 files removed" in capsys.readouterr().out
+
+
+def utc(ago):
+    return datetime.fromtimestamp(time.time() - ago, UTC).isoformat(timespec="seconds")
+
+
+def test_hidden_files_of_killed_writers_are_shown_and_removed(dataset, capsys):
+    left = root(dataset) / "train" / ".tmp-0123"
+    left.write_bytes(b"x" * 2_500_000)
+    aged(dataset, 2, "train/.tmp-0123")
+    assert main(["info", dataset.storage.root]) == 0
+    assert "2.5 MB in 1 files of killed writers" in capsys.readouterr().out
+    with left.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a writer does
+        assert collect_garbage(dataset, dry_run=False) == []
+    assert collect_garbage(dataset, dry_run=False) == ["train/.tmp-0123"]
+    assert not left.exists()
 
 
 def test_garbage_is_not_collected_where_nothing_is_committed(dataset):
     """Rather a folder of commits that went astray than a dataset of leftovers alone."""
     shutil.move(Path(dataset.storage.root) / "_commit", Path(dataset.storage.root) / "elsewhere")
-    left = collect_garbage(dataset, dry_run=True)
+    left = collect_garbage(dataset, dry_run=True, spared=0)
     assert left
     with pytest.raises(UsageError, match="and no commit; gc would remove them all"):
         collect_garbage(dataset, dry_run=False)
-    assert collect_garbage(dataset, dry_run=True) == left
+    assert collect_garbage(dataset, dry_run=True, spared=0) == left
 
 
 def rewrite_table(dataset, key, change=lambda rows: rows, metadata=lambda commit: commit):
