@@ -35,8 +35,25 @@ class Spool:
 
     @classmethod
     def at(cls, folder: str | None) -> "Spool":
-        """The spool in a folder; None for the one that all processes of this machine share."""
-        return cls(Path(folder) if folder else Path(tempfile.gettempdir()) / "z-image-projector-spool")
+        """The spool in a folder; None for the one that all processes of this user on this machine share.
+
+        Raises:
+            UsageError: it cannot be made, or the shared one is somebody else's.
+        """
+        if folder:
+            return cls(Path(folder))
+        shared = Path(tempfile.gettempdir(), f"z-image-projector-spool-{os.getuid()}")
+        with suppress(OSError):  # said below
+            shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A link is its maker's, wherever it leads.
+        if shared.is_symlink() or (shared.is_dir() and shared.stat().st_uid != os.getuid()):
+            raise UsageError(
+                f"spool folder {str(shared)!r}: was made by user {shared.lstat().st_uid}, who could replace what is "
+                "written there; remove it, or name another folder"
+            )
+        spool = cls(shared)
+        shared.chmod(0o700)
+        return spool
 
     def check_room(self, needed: int) -> None:
         """Make sure that work which takes `needed` bytes can begin.

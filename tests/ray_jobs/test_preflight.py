@@ -364,7 +364,7 @@ def test_a_cluster_that_is_broken_in_every_way(environment, altered, moto, tmp_p
     )
     empty.mkdir()
     blocked.mkdir()
-    (blocked / "z-image-projector-spool").write_text("a file where the spool would be")
+    (blocked / f"z-image-projector-spool-{os.getuid()}").write_text("a file where the spool would be")
     root = f"s3://{moto.new_bucket()}/data"
     options = {"output": root, "models.image": str(models / "image"), "models.vl": str(models / "vl")}
     found = ["--preflight.output", str(tmp_path / "found")]
@@ -412,7 +412,7 @@ def test_a_cluster_that_is_broken_in_every_way(environment, altered, moto, tmp_p
         "store": "no credentials for S3; set AWS_ACCESS_KEY_ID",
         "clock": "s ahead of the store's",
         "models": "lacks ",
-        "spool": "z-image-projector-spool': cannot be made: File exists",
+        "spool": f"z-image-projector-spool-{os.getuid()}': cannot be made: File exists",
     }.items():
         assert words in by_check[check], by_check
     assert "code is " in by_check["versions"]

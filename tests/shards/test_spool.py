@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import namedtuple
 
 import pytest
@@ -173,3 +174,28 @@ def test_a_workspace_that_cannot_be_made_is_named(tmp_path):
         StorageError, match=r"cannot write .*/spool/shard-workspace-train-000000: No such file"
     ):
         spool.workspace("train-000000").__enter__()
+
+
+def test_the_shared_spool_is_this_users_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    mine = tmp_path / f"z-image-projector-spool-{os.getuid()}"
+    assert Spool.at(None).folder == mine
+    assert mine.stat().st_mode & 0o777 == 0o700
+    mine.chmod(0o777)
+    Spool.at(None)
+    assert mine.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_shared_spool_that_somebody_else_made_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / f"z-image-projector-spool-{os.getuid()}"
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="who could replace what is written there"):
+        Spool.at(None)
+    link.unlink()
+    Spool.at(None)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (tmp_path / "z-image-projector-spool-12345").mkdir()
+    with pytest.raises(UsageError, match=f"made by user {link.stat().st_uid}"):
+        Spool.at(None)
