@@ -1,11 +1,11 @@
-# The four doors: setup, demo, test, check. Each works from a fresh checkout with Python 3.11+ and make.
+# The doors: setup, demo, test, test-all, check. Each works from a fresh checkout with Python 3.11+ and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test test-all check format clean
 
 setup: $(STAMP)
 
@@ -20,8 +20,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m ray_jobs demo --demo.output $(DEMO)
 
-# Two workers, each with a part of the tests with Ray (tests/conftest.py), and one thread each for two processors.
+# Two workers (tests/conftest.py divides the tests), and one thread each for two processors.
 test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# What takes minutes each, too: clusters of several nodes, kills at random moments, the whole ladder.
+test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: setup

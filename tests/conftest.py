@@ -10,18 +10,12 @@ from shards.format.plan import Plan
 from shards.stores.local import open_storage
 from tests_support import SETTINGS, a_plan, commit_shard
 
-# Of the tests with Ray: what takes about as long as all others do.
-HALF = ("test_cluster", "test_guide", "test_reliability", "test_submit")
-
-
 class _Parts(LoadScopeScheduling):
-    """Largest part first: each worker takes one with Ray, whose tests share its head in turn, then what remains."""
+    """A file with Ray is one part, whose tests share what its fixtures made; every other test is a part by itself."""
 
     def _split_scope(self, nodeid):
         path = Path(nodeid.split("::")[0])
-        if path.parent.name != "ray_jobs":
-            return nodeid
-        return "one half" if path.stem in HALF else "the other"
+        return path.stem if path.parent.name == "ray_jobs" else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -16,7 +16,7 @@ from shards.dataset.dataset import Dataset
 from shards.stores.local import open_storage
 from shards.tools.verify import verify
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 SMALL = {

@@ -1,0 +1,376 @@
+"""Does a picture steer a picture? Projectors of every kind, judged by what the miniature model draws with them.
+
+    python benchmarks/steering.py --models projector/models/mini --output benchmarks/results/steering.json
+
+Pairs are made as `build` makes them: a varied caption of a scene, its conditioning, the picture from that very
+conditioning, the picture read back. Each projector is trained by the product's own loop, with three seeds. Then each
+held-out reference is drawn again from the projector's conditioning alone, and together with a prompt that names
+attributes of another scene. Attributes are read back from pixels.
+
+Reported: share of the reference's attributes in a picture without a prompt (`accuracy`); with a prompt, share of the
+prompt's attributes where the two differ (`adherence`) and of the reference's others (`fidelity`). Intervals are 95%,
+from a bootstrap over references, all seeds of a reference together.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projector.data.align import area_pool
+from projector.data.pairs import Conditioning, Pair, PairSource, in_memory
+from projector.data.template import Template, WholeSample, find_template, token_rms
+from projector.models.image_generator import ImageGenerator
+from projector.models.text_encoder import TextEncoder, TextEncoding
+from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder
+from projector.network.projector import Projector
+from projector.options import TrainOptions
+from projector.training.loop import train
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from shards.scenes.captions import partial, varied
+from shards.scenes.read_back import read_scene
+from shards.scenes.scene import Scene, attributes, sample_scene
+
+SIDE, STEPS, LAYER = 64, 8, -2
+TOGETHER = 50
+RESAMPLES = 1000
+# What the prompt names: much of the layout, or two colours.
+TESTS = {"A": ("shape", "place", "size"), "B": ("colour", "background")}
+BLENDS = (0.3, 0.5, 0.7)
+ARCHS = ("linear", "mlp", "attention")
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """One scene with its caption, its conditioning, and what the reader saw of the picture made from it."""
+
+    scene: Scene
+    text: TextEncoding
+    vl: Tensor
+    """(V, D) image tokens."""
+    seed: int
+
+
+class World:
+    """The miniature models and what they make."""
+
+    def __init__(self, folder: Path, objects: int) -> None:
+        image = str(folder / "image")
+        self.objects = objects
+        self.text = TextEncoder.from_pretrained(image, device="cpu", dtype=torch.float32)
+        self.images = ImageGenerator.from_pretrained(
+            image, device="cpu", dtype=torch.float32, height=SIDE, width=SIDE, steps=STEPS, guidance=0.0
+        )
+        self.reader = VisionLanguageEncoder.from_pretrained(
+            str(folder / "vl"), device="cpu", dtype=torch.float32, layers=[LAYER], text_modes=["none"]
+        )
+
+    def encode(self, captions: Sequence[str]) -> list[TextEncoding]:
+        """Conditionings of captions."""
+        return [item for item in self.text.encode(list(captions)) if isinstance(item, TextEncoding)]
+
+    def draw(self, conditionings: Sequence[Tensor], seeds: Sequence[int]) -> list[Any]:
+        """Pictures."""
+        found: list[Any] = []
+        for start in range(0, len(seeds), TOGETHER):
+            part = slice(start, start + TOGETHER)
+            found += self.images.generate(list(conditionings[part]), list(seeds[part]))
+        return found
+
+    def make(self, count: int, split: str, seed: int) -> list[Made]:
+        """Scenes of a split, as `build` would make them."""
+        generator = np.random.default_rng(seed)
+        scenes = [sample_scene(generator, self.objects, split) for _ in range(count)]
+        texts = self.encode([varied(scene, generator) for scene in scenes])
+        seeds = [1000 * seed + number for number in range(count)]
+        pictures = self.draw([text.embeddings for text in texts], seeds)
+        made = []
+        for start in range(0, count, TOGETHER):
+            part = slice(start, start + TOGETHER)
+            read = self.reader.encode(pictures[part], [""] * len(pictures[part]))
+            for scene, text, own, of in zip(scenes[part], texts[part], seeds[part], read, strict=True):
+                assert isinstance(of, VisionEncoding)
+                states, kind = of.states["none"][LAYER], of.kind["none"]
+                made.append(Made(scene, text, states[kind == KIND_IMAGE], own))
+        return made
+
+    def attributes_of(self, pictures: Sequence[Any]) -> list[dict[str, str]]:
+        """What pictures show."""
+        return [attributes(read_scene(np.asarray(picture), self.objects)) for picture in pictures]
+
+
+def source_of(made: Sequence[Made], template: Template, image: Path) -> PairSource:
+    """Pairs by the product's rules: no template, no sinks."""
+    pairs = []
+    for number, item in enumerate(made):
+        vl = item.vl[token_rms(item.vl) <= template.vl_limit]
+        text = item.text.embeddings[item.text.kind == KIND_CAPTION]
+        kinds = torch.full((len(vl),), KIND_IMAGE, dtype=torch.uint8)
+        pairs.append(Pair(f"pair-{number}", vl, kinds, text[token_rms(text) <= template.text_limit]))
+    made_from = [Conditioning(item.text.embeddings, item.seed) for item in made]
+    return replace(
+        in_memory(pairs, layer=LAYER, text_mode="none"),
+        template=template,
+        conditionings=lambda start, stop: iter(made_from[start:stop]),
+        provenance={
+            "models": {"image": {"id": image.name}},
+            "picture": {"height": SIDE, "width": SIDE},
+            "steps": STEPS,
+        },
+    )
+
+
+def template_of(made: Sequence[Made]) -> Template:
+    """What is the same in all prompts."""
+    return find_template(
+        WholeSample(
+            item.text.embeddings,
+            item.text.kind,
+            item.vl,
+            torch.full((len(item.vl),), KIND_IMAGE, dtype=torch.uint8),
+        )
+        for item in made[:64]
+    )
+
+
+Condition = Callable[[Made], Tensor]
+
+
+def alone(projector: Projector, template: Template) -> Condition:
+    """The picture alone; networks that do not predict the template's end get its mean, which is more than nothing."""
+
+    def condition(item: Made) -> Tensor:
+        vl = item.vl[token_rms(item.vl) <= template.vl_limit]
+        whole = projector.conditioning(vl)
+        return whole if projector.network.shape.suffix else torch.cat([whole, template.suffix])
+
+    return condition
+
+
+def rows_alone(rows: Tensor, template: Template) -> Tensor:
+    """Given rows between the template's constant tokens and its mean end."""
+    return torch.cat([template.prefix, rows, template.suffix])
+
+
+def blended(rows: Tensor, text: TextEncoding, alpha: float) -> Tensor:
+    """Rows mixed into a prompt's own."""
+    own = text.kind == KIND_CAPTION
+    mixed = text.embeddings.clone()
+    mixed[own] = torch.lerp(mixed[own], area_pool(rows, int(own.sum())), alpha)
+    return mixed
+
+
+def share(found: Sequence[dict[str, str]], wanted: Sequence[dict[str, str]]) -> list[float]:
+    """Of the attributes wanted of each picture, those found; NaN where none are wanted."""
+    return [
+        float(np.mean([seen.get(name) == value for name, value in want.items()])) if want else float("nan")
+        for seen, want in zip(found, wanted, strict=True)
+    ]
+
+
+def figure(by_seed: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Mean over seeds and references, with its interval."""
+    table = np.array(by_seed)  # (seeds, references)
+    rows = np.random.default_rng(0).integers(table.shape[1], size=(RESAMPLES, table.shape[1]))
+    means = np.nanmean(table[:, rows], axis=(0, 2))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {
+        "mean": round(float(np.nanmean(table)), 4),
+        "interval": [round(float(low), 4), round(float(high), 4)],
+        "seeds": [round(float(row), 4) for row in np.nanmean(table, axis=1)],
+    }
+
+
+class Judge:
+    """Draws with conditionings and reads the pictures."""
+
+    def __init__(self, world: World, references: Sequence[Made], sheets: Path) -> None:
+        self.world, self.references, self.sheets = world, references, sheets
+        self.own = [attributes(item.scene) for item in references]
+        self.seeds = [70_000 + number for number in range(len(references))]
+
+    def alone(self, condition: Condition, name: str = "") -> list[float]:
+        """Share of each reference's attributes in what is drawn from it alone."""
+        pictures = self.world.draw([condition(item) for item in self.references], self.seeds)
+        if name:
+            self._keep(name, pictures)
+        return share(self.world.attributes_of(pictures), self.own)
+
+    def with_prompts(
+        self, names: Sequence[str], conditioning: Callable[[Made, TextEncoding], Tensor], name: str = ""
+    ) -> tuple[list[float], list[float]]:
+        """Adherence and fidelity, by reference, with prompts that name some attributes of another scene."""
+        generator = np.random.default_rng(5)
+        others = [*self.references[1:], self.references[0]]
+        prompts = self.world.encode([partial(other.scene, names, generator) for other in others])
+        conditionings = [
+            conditioning(item, prompt) for item, prompt in zip(self.references, prompts, strict=True)
+        ]
+        pictures = self.world.draw(conditionings, self.seeds)
+        if name:
+            self._keep(name, pictures)
+        seen = self.world.attributes_of(pictures)
+        asked, kept = [], []
+        for own, other in zip(self.own, (attributes(item.scene) for item in others), strict=True):
+            named = {key for key in own if key.split(" ")[0] in names}
+            asked.append({key: other[key] for key in named if other[key] != own[key]})
+            kept.append({key: value for key, value in own.items() if key not in named})
+        return share(seen, asked), share(seen, kept)
+
+    def _keep(self, name: str, pictures: Sequence[Any]) -> None:
+        from mini.scores import pasted
+
+        self.sheets.mkdir(parents=True, exist_ok=True)
+        pasted([pictures[:12]]).save(self.sheets / f"{name}.png")
+
+
+def trained(
+    options: dict[str, Any], sources: tuple[PairSource, PairSource], models: Path, seed: int
+) -> Projector:
+    """A projector by the product's own loop."""
+    with tempfile.TemporaryDirectory() as output:
+        given = {"output": output, "log": [], "seed": seed, "layer": LAYER, "text_mode": "none", **options}
+        if options.get("objective") == "response":
+            given["models"] = {"image": str(models / "image"), "vl": str(models / "vl")}
+        summary = train(TrainOptions(**given), *sources)
+        print(
+            f"{options} seed {seed}: {summary['seconds']} s, best {summary['best_val_loss']:.4f}", flush=True
+        )
+        return Projector.from_pretrained(output)
+
+
+def methods(chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options of training by a method's name."""
+    table: dict[str, dict[str, Any]] = {
+        "statistics": {"arch": "linear", "align": "statistics"},
+        "ridge": {"arch": "ridge"},
+        **{f"{arch} embedding": {"arch": arch, "length": 16} for arch in ARCHS},
+        **{f"{arch} response": {"arch": arch, "length": 16, "objective": "response"} for arch in ARCHS},
+    }
+    return {name: table[name] for name in chosen or table}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=Path, required=True, help="folder with `image` and `vl`")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=800)
+    parser.add_argument("--references", type=int, default=100)
+    parser.add_argument("--objects", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="*", default=[], help="of the table in this file; all by default")
+    parser.add_argument(
+        "--prompts", nargs="*", default=["attention response"], help="methods to try with prompts"
+    )
+    options = parser.parse_args()
+    begun = time.monotonic()
+    world = World(options.models, options.objects)
+    made = {
+        split: world.make(count, of, seed)
+        for split, count, of, seed in (
+            ("train", options.pairs, "train", 1),
+            ("val", max(32, options.pairs // 10), "val", 2),
+            ("test", options.references, "test", 3),
+            ("held_out", options.references, "held_out", 4),
+        )
+    }
+    print(f"pairs: {time.monotonic() - begun:.0f} s", flush=True)
+    template = template_of(made["train"])
+    sources = tuple(source_of(made[split], template, options.models / "image") for split in ("train", "val"))
+    judges = {
+        split: Judge(world, made[split], options.output.with_suffix("")) for split in ("test", "held_out")
+    }
+    found: dict[str, Any] = {
+        "pairs": options.pairs,
+        "references": options.references,
+        "objects": options.objects,
+        "alone": {},
+        "prompts": {},
+    }
+
+    def note(name: str, by_split: dict[str, list[list[float]]]) -> None:
+        found["alone"][name] = {split: figure(rows) for split, rows in by_split.items()}
+        print(name, json.dumps(found["alone"][name]), flush=True)
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+
+    bare: dict[str, Callable[[Sequence[Made]], Condition]] = {
+        "own caption": lambda _: lambda item: item.text.embeddings,
+        "another's caption": lambda items: lambda item: items[items.index(item) - 1].text.embeddings,
+        "identity": lambda _: lambda item: rows_alone(item.vl, template),
+    }
+    for name, condition in bare.items():
+        note(name, {split: [judge.alone(condition(made[split]), name)] for split, judge in judges.items()})
+    for test, names in TESTS.items():
+        rows = judges["test"].with_prompts(names, lambda _item, prompt: prompt.embeddings)
+        found["prompts"][f"{test} text only"] = dict(
+            zip(("adherence", "fidelity"), ([figure([r]) for r in rows]), strict=True)
+        )
+    for name, how in methods(options.methods).items():
+        projectors = [trained(how, sources, options.models, seed) for seed in range(options.seeds)]
+        note(
+            name,
+            {
+                split: [
+                    judge.alone(alone(projector, template), f"{name} {split}") for projector in projectors
+                ]
+                for split, judge in judges.items()
+            },
+        )
+        if name in options.prompts:
+            found["prompts"] |= with_prompts(name, projectors, judges["test"], template)
+            options.output.write_text(json.dumps(found, indent=1) + "\n")
+    found["seconds"] = round(time.monotonic() - begun)
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def with_prompts(
+    name: str, projectors: Sequence[Projector], judge: Judge, template: Template
+) -> dict[str, dict[str, Any]]:
+    """Adherence and fidelity of a method in every mode."""
+
+    def concat(projector: Projector, item: Made, prompt: TextEncoding) -> Tensor:
+        return projector.conditioning(item.vl, prompt.embeddings, prompt.kind, mode="concat")
+
+    def blend(alpha: float) -> Callable[[Projector, Made, TextEncoding], Tensor]:
+        def mixed(projector: Projector, item: Made, prompt: TextEncoding) -> Tensor:
+            return projector.conditioning(item.vl, prompt.embeddings, prompt.kind, mode="blend", alpha=alpha)
+
+        return mixed
+
+    modes: dict[str, Callable[[Projector, Made, TextEncoding], Tensor]] = {
+        "alone": lambda projector, item, _prompt: alone(projector, template)(item),
+        "concat": concat,
+        **{f"blend {alpha}": blend(alpha) for alpha in BLENDS},
+    }
+    table = {}
+    for test, names in TESTS.items():
+        for mode, conditioning in modes.items():
+            pairs = [
+                judge.with_prompts(
+                    names,
+                    lambda item, prompt, projector=projector, conditioning=conditioning: conditioning(  # type: ignore[misc]
+                        projector, item, prompt
+                    ),
+                    f"{name} {test} {mode}",
+                )
+                for projector in projectors
+            ]
+            row = {
+                "adherence": figure([pair[0] for pair in pairs]),
+                "fidelity": figure([pair[1] for pair in pairs]),
+            }
+            table[f"{test} {name} {mode}"] = row
+            print(test, name, mode, row["adherence"]["mean"], row["fidelity"]["mean"], flush=True)
+    return table
+
+
+if __name__ == "__main__":
+    main()
