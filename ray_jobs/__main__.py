@@ -25,7 +25,9 @@ from ray_jobs.cli.run_options import (
     WatchedOptions,
 )
 from ray_jobs.cli.signals import noting_signals
+from shards.dataset.progress_figures import plain
 from shards.errors import CorruptShardError, StorageError, UsageError
+from shards.tools.terminal import visible_output
 
 JOBS = {
     job.name: job
@@ -164,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         exit code: 0 success, 1 failed run, 2 usage error, 143 after SIGTERM.
     """
-    with noting_signals() as arrived:
+    with visible_output(), noting_signals() as arrived:
         try:
             return _run(argv)
         except SystemExit:
@@ -184,10 +186,10 @@ def _run(argv: Sequence[str]) -> int:
         job = JOBS[invocation.job].load()
         return int(job(*map(with_lasting_paths, invocation.options.values())))
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(error)}", file=sys.stderr)
         return 2
     except (StorageError, CorruptShardError) as error:
-        print(f"failed: {error}", file=sys.stderr)
+        print(f"failed: {plain(error)}", file=sys.stderr)
         return 1
 
 

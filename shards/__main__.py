@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import retryable
+from shards.dataset.progress_figures import plain
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.format.commit import MOST
 from shards.format.plan import SPLITS
@@ -19,6 +20,7 @@ from shards.stores.local import open_storage
 from shards.stores.spool import Spool
 from shards.tools.gc_and_repair import SPARED, collect_garbage, leftovers, repair, require_shards
 from shards.tools.info import details, info
+from shards.tools.terminal import behind, visible_output
 from shards.tools.trace import lines, trace
 from shards.tools.watch import watch
 
@@ -35,14 +37,15 @@ def main(argv: Sequence[str]) -> int:
         exit code: 0 all well, 1 something is wrong with the dataset, 2 usage error.
     """
     options = _parser().parse_args(argv)
-    try:
-        return int(options.run(options))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (StorageError, CorruptShardError) as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+    with visible_output():
+        try:
+            return int(options.run(options))
+        except UsageError as error:
+            print(f"error: {plain(error)}", file=sys.stderr)
+            return 2
+        except (StorageError, CorruptShardError) as error:
+            print(f"failed: {plain(error)}", file=sys.stderr)
+            return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +128,7 @@ def _info(options: argparse.Namespace) -> int:
     if options.watch and options.json:
         raise UsageError("--watch and --json: give one of them; without a terminal --watch prints lines")
     if options.watch:
-        return watch(dataset, options.watch, options.price_gpu_hour, sys.stdout)
+        return watch(dataset, options.watch, options.price_gpu_hour, behind(sys.stdout))
     facts = info(dataset, options.price_gpu_hour)
     if options.json:
         print(json.dumps(facts | details(dataset), indent=2, ensure_ascii=False))
@@ -205,7 +208,7 @@ def _ls(options: argparse.Namespace) -> int:
         note = " adopted" if commit.adopted else ""
         print(
             f"{commit.name}  {commit.samples:>5} samples  {commit.failed:>3} failed  {commit.bytes / 1e6:>9,.1f} MB  "
-            f"{commit.device_seconds:>8,.1f} s  {commit.created}  {commit.device}{note}"
+            f"{commit.device_seconds:>8,.1f} s  {commit.created}  {plain(commit.device)}{note}"
         )
     return 0
 
@@ -235,7 +238,7 @@ def _gc(options: argparse.Namespace) -> int:
     dataset = _open(options)
     keys = collect_garbage(dataset, dry_run=options.dry_run)
     for key in keys:
-        print(key)
+        print(plain(key))
     print(f"{len(keys)} files {'would be removed' if options.dry_run else 'removed'}")
     if young := set(leftovers(dataset)) - set(keys):
         print(
@@ -268,7 +271,9 @@ def _retry_failed(options: argparse.Namespace) -> int:
         return 0
     for row in rows:
         print(
-            f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  ({row['attempts']} tries)"
+            plain(
+                f"{row['key']}  {row['stage']}: {row['error_class']}: {row['message']}  ({row['attempts']} tries)"
+            )
         )
     print(f"{len(rows)} samples to try again")
     return 0

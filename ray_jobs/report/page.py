@@ -33,6 +33,7 @@ from ray_jobs.report.tables import (
 from ray_jobs.report.verdict import PROJECTOR, best_first, projectors, verdict
 from shards.dataset.dataset import Dataset
 from shards.stores.local import open_storage
+from shards.tools.terminal import visible
 
 PAGE = "report.html"
 NAMED_DIMENSIONS = (4, 396)  # the guide's outliers of the published models
@@ -77,7 +78,9 @@ def render(run: Run) -> str:
     """The page as HTML; the template escapes every text, and only drawings, style and script count as markup."""
     notes = list(run.notes)
     script = _own("report.js")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_seen
+    )
     return environment.from_string(_own("report.html")).render(
         title=f"Projector run: {run.name}",
         written=f"Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -95,6 +98,11 @@ def render(run: Run) -> str:
         settings=_settings(run.datasets, run.trainings),
         notes=notes,
     )
+
+
+def _seen(value: object) -> object:
+    """A text from outside with its control characters and bidirectional overrides visible; markup as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _own(name: str) -> Markup:

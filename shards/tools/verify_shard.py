@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from shards.dataset.progress_figures import plain
 from shards.errors import CorruptShardError, NotFoundError, StorageError
 from shards.format.commit import Commit
 from shards.format.members import members as each_member
@@ -33,7 +34,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.shard}, sample {self.sample}" if self.sample else self.shard
-        return f"{place}: {self.what}"
+        return plain(f"{place}: {self.what}")
 
 
 @dataclass

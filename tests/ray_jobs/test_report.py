@@ -377,3 +377,14 @@ def test_many_categories_are_drawn_as_others(monkeypatch):
     assert told == "3 of 18 cells of content, style and subject have samples."
     assert "content 49: 50 samples by subject and style, 8 of 9 cells empty, at most 50 in one" in maps[0][1]
     assert coverage({("", "", ""): 3}) == ([], "")
+
+
+def test_names_that_steer_a_terminal_or_turn_the_text_round_are_shown(tmp_path, capsys):
+    run = tmp_path / "run\x1b[2J\u202e"
+    write_run(run)
+    assert main(["report", "--report.run", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Projector run: run\\u001b[2J\\u202e" in page
+    for text in (page, capsys.readouterr().out):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
