@@ -28,6 +28,7 @@ from projector.network.checkpoint import SUMMARY, get_state
 from projector.options import TrainOptions
 from projector.training.loop import FINISHED, run_identity
 from projector.training.loop import train as run_training
+from projector.training.response import image_model
 from projector.training.trackers import check_trackers, tracking
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.signals import signals_exit
@@ -64,6 +65,8 @@ def train(options: TrainOptions) -> int:
         training_pairs(options, "train", options.max_samples),
         training_pairs(options, "val"),
     )
+    if options.objective == "response":
+        image_model(options, train_pairs)
     get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
         check_workers(options, cluster, len(train_pairs))

@@ -47,13 +47,15 @@ def climbed(environment, tmp_path_factory):
     first = subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 240
-    while not (output / "mlp" / "config.json").exists():
-        assert first.poll() is None
-        assert time.monotonic() < deadline, "no second step"
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    deadline = time.monotonic() + 600
+    try:
+        while not (output / "mlp" / "config.json").exists():
+            assert first.poll() is None
+            assert time.monotonic() < deadline, "no second step"
+            time.sleep(0.1)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
     kept = {path: path.stat().st_mtime_ns for path in output.glob("data/_commit/*.json")}
     kept |= {path: path.stat().st_mtime_ns for path in output.glob("linear/*.json")}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)

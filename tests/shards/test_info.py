@@ -17,6 +17,7 @@ def test_coverage_and_failures(make_dataset, tmp_path, capsys):
     expected = Counter((sample.content, sample.style, sample.subject) for sample in made)
     assert {(c["content"], c["style"], c["subject"]): c["samples"] for c in told["coverage"]} == expected
     assert told["failures"] == [{"stage": "image", "error_class": "RuntimeError", "tries": 2}]
+    capsys.readouterr()  # what threads of earlier tests in this process printed meanwhile
     assert main(["info", dataset.storage.root, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["coverage"] == told["coverage"]
