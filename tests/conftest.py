@@ -10,6 +10,7 @@ from shards.format.plan import Plan
 from shards.stores.local import open_storage
 from tests_support import SETTINGS, a_plan, commit_shard
 
+
 class _Parts(LoadScopeScheduling):
     """A file with Ray is one part, whose tests share what its fixtures made; every other test is a part by itself."""
 

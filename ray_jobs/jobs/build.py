@@ -34,6 +34,7 @@ from shards.format.sample import Expected
 from shards.prompts.builtin import builtin_prompts
 from shards.prompts.files import read_prompts, without_near_duplicates
 from shards.prompts.prompt import PromptSource
+from shards.scenes.prompts import scene_source
 from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
@@ -115,6 +116,8 @@ def arranged(
 
 def prompts_of(options: BuildOptions) -> PromptSource:
     """The prompts a run draws on; prints what was left out of the user's."""
+    if not options.prompts and options.models == "mini":
+        return scene_source(options.samples)
     if not options.prompts:
         return builtin_prompts(options.language)
     if options.language != "en":

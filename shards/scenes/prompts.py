@@ -1,13 +1,17 @@
 """Scenes as prompts: captions in many wordings, each with its canonical wording and its attributes."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
 from shards.format.plan import normalise_caption
-from shards.scenes.captions import canonical, varied
+from shards.prompts.prompt import Prompt, PromptSource
+from shards.scenes.captions import WORDS, canonical, varied
 from shards.scenes.scene import Scene, attributes, sample_scene
 
+VERSION = 1  # of the captions; raised whenever the same seed gives others
+SOURCE_SEED = 0
 REPEATS = 1_000  # captions in a row that were there before, until the split counts as exhausted
 
 
@@ -59,3 +63,21 @@ def scene_prompts(count: int, seed: int, objects: int = 1, split: str = "train")
         seen.add(key)
         prompts.append(ScenePrompt(scene, caption))
     return tuple(prompts)
+
+
+def scene_source(count: int) -> PromptSource:
+    """The prompts of a run on the miniature models, unless it names others: scenes with one thing.
+
+    Args:
+        count: of prompts; fewer are the first of more.
+    """
+    prompts = tuple(
+        Prompt(
+            prompt.caption,
+            content=prompt.scene.things[0].shape,
+            style=prompt.scene.things[0].pattern,
+            subject=prompt.scene.background,
+        )
+        for prompt in scene_prompts(count, SOURCE_SEED)
+    )
+    return PromptSource("scenes", hashlib.sha256(f"scenes {VERSION} {WORDS}".encode()).hexdigest(), prompts)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.scenes.prompts import scene_source
 from shards.scenes.scene import (
     ARRANGEMENTS,
     ATTRIBUTES,
@@ -134,3 +135,10 @@ def test_an_edit_that_no_scene_of_the_split_answers_is_an_error():
 def test_what_no_scene_can_be_is_an_error_that_says_what_is_expected(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_prompts_of_a_run_grow_and_stay():
+    few, many = scene_source(20), scene_source(50)
+    assert (few.name, few.sha256) == (many.name, many.sha256)
+    assert few.prompts == many.prompts[:20]
+    assert len({prompt.group for prompt in many.prompts}) == 50
