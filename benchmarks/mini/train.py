@@ -39,6 +39,7 @@ BATCH = {
     "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24},
 }
 SCENES = {"cuda": 50_000, "cpu": 12_000}
+CONDITIONED = {"cuda": 50_000, "cpu": 6_000}  # scenes whose wordings the transformer learns from
 LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.25, 0.5, 0.25)  # rows that conditionings are padded to
 ANSWER_LENGTHS = (48, 64, ANSWER)  # tokens that captions with answers are padded to
 NOISE = 0.1  # on latents while the decoder learns
@@ -100,7 +101,7 @@ def data_of(options: argparse.Namespace) -> SceneData:
         tokenizer.save_pretrained(tokenizer_folder)
         data = make_data(tokenizer, count)
         save_file(dict(vars(data)), path)
-    return SceneData(**{name: tensor[:count] for name, tensor in load_file(path).items()})
+    return SceneData(**load_file(path))
 
 
 def tokenizer_of(options: argparse.Namespace) -> Any:
@@ -201,6 +202,7 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
     device, size, image = options.device, BATCH[options.device]["transformer"], options.output / "image"
     vae = AutoencoderKL.from_pretrained(image / "vae").to(device)
     text = AutoModelForCausalLM.from_pretrained(image / "text_encoder", dtype=torch.float32).to(device)
+    data = SceneData(*(tensor[: CONDITIONED[device]] for tensor in vars(data).values()))
     rows, lengths = conditionings(text, data, device)
     latents = (encoded(vae, data.pictures.to(device)) - vae.config.shift_factor) * vae.config.scaling_factor
     transformer = make_transformer().to(device)

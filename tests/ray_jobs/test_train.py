@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from projector import Projector
 from ray_support import ROOT
@@ -96,3 +97,32 @@ def test_evaluation_and_report(run_job, undisturbed, trained):
     inside = page.replace("http://www.w3.org/", "")  # names of XML vocabularies, which nothing fetches
     for part in ("http://", "https://", "<script src", "<link"):
         assert part not in inside
+
+
+def test_through_the_image_model_one_worker_and_two_train_alike(run_job, undisturbed, tmp_path):
+    """The dataset names the models that made it; the projector that comes out gives whole conditionings."""
+    for workers in (1, 2):
+        done = run_job(
+            "train",
+            data=undisturbed,
+            output=tmp_path / str(workers),
+            objective="response",
+            epochs=3,
+            batch_size=4,
+            workers=workers,
+        )
+        assert done.returncode == 0, done.stderr
+    curves = [[line["val_loss"] for line in lines(tmp_path / str(workers))] for workers in (1, 2)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    projector = Projector.from_pretrained(str(tmp_path / "2"))
+    shape = projector.network.shape
+    assert shape.suffix > 0
+    assert len(projector.conditioning(torch.ones(9, 64))) == shape.prefix + 9 + shape.suffix
+
+
+def test_an_image_model_that_cannot_be_found_is_said_before_workers_start(run_job, undisturbed, tmp_path):
+    nowhere = {"models.image": "/nowhere", "models.vl": "/nowhere"}
+    done = run_job("train", data=undisturbed, output=tmp_path / "out", objective="response", **nowhere)
+    assert done.returncode == 2
+    assert "train.models.image = '/nowhere'" in done.stderr
+    assert not (tmp_path / "out").exists()
