@@ -51,7 +51,10 @@ def main(words: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=40.0, help="of training, all stages together")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--scenes", type=int, help="to train on")
+    parser.add_argument("--scenes", type=int, help="that are drawn and worded to train on")
+    parser.add_argument(
+        "--start", type=Path, help="folder of earlier weights that the transformer goes on from"
+    )
     parser.add_argument("--only", choices=("text", "decoder", "transformer", "reader", "scores"))
     options = parser.parse_args(words)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -196,7 +199,7 @@ def conditionings(model: Any, data: SceneData, device: str) -> tuple[Tensor, Ten
 
 def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
     """The transformer learns the flow from noise to latents under the text encoder's conditionings."""
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
     from transformers import AutoModelForCausalLM
 
     device, size, image = options.device, BATCH[options.device]["transformer"], options.output / "image"
@@ -205,7 +208,13 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
     data = SceneData(*(tensor[: CONDITIONED[device]] for tensor in vars(data).values()))
     rows, lengths = conditionings(text, data, device)
     latents = (encoded(vae, data.pictures.to(device)) - vae.config.shift_factor) * vae.config.scaling_factor
-    transformer = make_transformer().to(device)
+    transformer = make_transformer()
+    if options.start:
+        earlier = ZImageTransformer2DModel.from_pretrained(
+            options.start / "image" / "transformer", torch_dtype=torch.float32
+        )
+        transformer.load_state_dict(earlier.state_dict())
+    transformer.to(device)
     places = [torch.nonzero(lengths <= length).flatten() for length in LENGTHS]
     wordings = data.prompts.shape[1]
 

@@ -195,7 +195,9 @@ def own_folder(family: str) -> Path:
     if family == "mini":
         folder = Path(__file__).parent / "mini"
         if not folder.is_dir():
-            raise UsageError(f"models = 'mini': {folder} is missing; install the project from its repository")
+            raise UsageError(
+                f"models = 'mini': {folder} is missing: these models are not finished; use tiny, or real ones"
+            )
         return folder
     from projector.models.tiny import RECIPE, make_tiny_models
 
