@@ -307,7 +307,13 @@ def main() -> None:
         "identity": lambda _: lambda item: rows_alone(item.vl, template),
     }
     for name, condition in bare.items():
-        note(name, {split: [judge.alone(condition(made[split]), name)] for split, judge in judges.items()})
+        note(
+            name,
+            {
+                split: [judge.alone(condition(made[split]), f"{name} {split}")]
+                for split, judge in judges.items()
+            },
+        )
     for test, names in TESTS.items():
         rows = judges["test"].with_prompts(names, lambda _item, prompt: prompt.embeddings)
         found["prompts"][f"{test} text only"] = dict(
