@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.data.align import area_pool
 from projector.data.pairs import Conditioning, Pair, PairSource, in_memory
 from projector.data.template import Template, WholeSample, find_template, token_rms
 from projector.models.image_generator import ImageGenerator
@@ -158,14 +157,6 @@ def alone(projector: Projector, template: Template) -> Condition:
 def rows_alone(rows: Tensor, template: Template) -> Tensor:
     """Given rows between the template's constant tokens and its mean end."""
     return torch.cat([template.prefix, rows, template.suffix])
-
-
-def blended(rows: Tensor, text: TextEncoding, alpha: float) -> Tensor:
-    """Rows mixed into a prompt's own."""
-    own = text.kind == KIND_CAPTION
-    mixed = text.embeddings.clone()
-    mixed[own] = torch.lerp(mixed[own], area_pool(rows, int(own.sum())), alpha)
-    return mixed
 
 
 def share(found: Sequence[dict[str, str]], wanted: Sequence[dict[str, str]]) -> list[float]:

@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from projector.network.blend import blend_interpolate
     from projector.network.projector import Projector
-    from projector.steering.blend import blend_interpolate
     from projector.steering.extractor import VLEmbeddingExtractor
 
 __all__ = ["Projector", "VLEmbeddingExtractor", "blend_interpolate"]
@@ -13,7 +13,7 @@ __all__ = ["Projector", "VLEmbeddingExtractor", "blend_interpolate"]
 _HOMES = {
     "Projector": "projector.network.projector",
     "VLEmbeddingExtractor": "projector.steering.extractor",
-    "blend_interpolate": "projector.steering.blend",
+    "blend_interpolate": "projector.network.blend",
 }
 
 

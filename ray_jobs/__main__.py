@@ -87,6 +87,7 @@ JOBS = {
                 "data",
                 "output",
                 "arch",
+                "objective",
                 "layer",
                 "epochs",
                 "learning_rate",

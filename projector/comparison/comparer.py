@@ -19,8 +19,8 @@ from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources
 from projector.models.text_encoder import SampleError, TextEncoder, special_token_in, templated
+from projector.network.blend import BLENDS, Blend
 from projector.network.projector import Projector
-from projector.steering.blend import BLENDS, Blend
 from projector.steering.extractor import VLEmbeddingExtractor
 from shards.errors import StorageError, UsageError
 from shards.format.sample import as_png, open_image

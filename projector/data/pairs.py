@@ -223,13 +223,12 @@ def joined(main: PairSource, others: Sequence[PairSource]) -> PairSource:
         "fingerprint": "+".join(fingerprints),
         "also": [{"root": other.provenance.get("root"), "pairs": other.count} for other in others],
     }
+    known = [(source.count, source.conditionings) for source in sources if source.conditionings]
     return replace(
         main,
         count=sum(source.count for source in sources),
         read=_in_turn([(source.count, source.read) for source in sources]),
-        conditionings=_in_turn(
-            [(source.count, source.conditionings) for source in sources if source.conditionings]
-        ),
+        conditionings=None if len(known) < len(sources) else _in_turn(known),
         provenance=provenance,
     )
 

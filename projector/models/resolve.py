@@ -61,7 +61,7 @@ class ModelSource:
         if self.path and Path(self.path).is_dir():
             return self.path
         family, _, part = self.id.partition("/")
-        if family in OWN_MODELS:
+        if family in OWN_MODELS and part in ("image", "vl"):
             return str(own_folder(family) / part)
         if self.revision:
             return str(self.cached() or locate("model", f"{self.id}@{self.revision}")[1])

@@ -1,1 +1,1 @@
-"""The projector itself: its architectures, its files, and the folder that is published."""
+"""The projector itself: its architectures, files and published folder, and how its rows meet a prompt's."""

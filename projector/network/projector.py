@@ -10,14 +10,15 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from projector.data.align import area_pool, evenly
+from projector.data.align import evenly
 from projector.data.template import token_rms
 from projector.models.int8 import Quantize
 from projector.network.architectures import ProjectorNetwork
+from projector.network.blend import blend_interpolate
 from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
 from projector.options import VL_TOKENS, TextMode, Tokens
 from shards.errors import UsageError
-from shards.format.sample import KIND_CAPTION
+from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 from shards.stores.local import open_storage
 
 Mode = Literal["concat", "blend"]
@@ -136,10 +137,14 @@ class Projector:
         mode: Mode = "concat",
         alpha: float = 0.5,
     ) -> Tensor:
-        """Make a whole conditioning, ready for `prompt_embeds=[...]`.
+        """Make a conditioning, ready for `prompt_embeds=[...]`.
+
+        It is whole with a prompt, or from a projector trained with objective `response`; others do not predict the
+        template's end, which then is missing behind a picture alone.
 
         Args:
-            embeddings: (S, D) raw VL embeddings of the picture, of the tokens named by `tokens`.
+            embeddings: (S, D) raw VL embeddings of the picture, of the tokens named by `tokens`; attention sinks among
+                them are left out, as in training.
             prompt: (T, D) the text encoder's embeddings of a prompt, template included; None: the picture alone.
             kind: (T,) of each prompt row, as the text encoder gives it; None: the template is taken to be as long as in
                 the training data.
@@ -151,11 +156,16 @@ class Projector:
             (rows, D) in the embeddings' dtype and on their device.
 
         Raises:
-            UsageError: shapes that do not fit, an unknown mode, or a prompt without rows of its own.
+            UsageError: shapes that do not fit, an unknown mode, alpha outside [0, 1], or a prompt without own rows.
         """
+        if mode not in get_args(Mode):
+            raise UsageError(f"mode = {mode!r}; expected one of {', '.join(get_args(Mode))}")
         self._check(embeddings)
+        inputs = embeddings[self.is_ordinary(embeddings)]
+        if self.keeps_positions:  # as many as training gave it
+            inputs = evenly(inputs, int(self.config.get("length", len(inputs))))
         home = self.network.input_mean.device
-        whole = self.network.conditioning(self._evenly(embeddings).to(home)[None])[0][0].to(embeddings)
+        whole = self.network.conditioning(inputs.to(home)[None])[0][0].to(embeddings)
         if prompt is None:
             return whole
         before, behind = self.network.shape.prefix, self.network.shape.suffix
@@ -164,10 +174,9 @@ class Projector:
         text = prompt.to(embeddings)
         if mode == "concat":
             return torch.cat([text[:last], rows, text[last:]])
-        if mode == "blend":
-            mixed = torch.lerp(text[first:last].float(), area_pool(rows.float(), last - first), alpha)
-            return torch.cat([text[:first], mixed.to(embeddings), text[last:]])
-        raise UsageError(f"mode = {mode!r}; expected one of {', '.join(get_args(Mode))}")
+        own = torch.full((len(text),), KIND_TEMPLATE)
+        own[first:last] = KIND_CAPTION
+        return blend_interpolate(rows, text, alpha, kind=own)
 
     def _own_rows(self, prompt: Tensor, kind: Tensor | None) -> tuple[int, int]:
         """Where a prompt's own rows begin and end."""
@@ -182,16 +191,11 @@ class Projector:
             first = self.network.shape.prefix
             last = len(prompt) - int((self.config.get("template") or {}).get("suffix_tokens", 0))
         if not 0 <= first < last <= len(prompt):
-            raise UsageError(f"the prompt of {len(prompt)} rows has none of its own beside the template's")
+            raise UsageError(
+                f"prompt: {len(prompt)} rows, none of its own beside the template's; give a prompt that is not empty, "
+                "or none for the picture alone"
+            )
         return first, last
-
-    def _evenly(self, embeddings: Tensor) -> Tensor:
-        """Inputs as training saw them: where output i belongs to input i, at most `length`, averaged by area."""
-        return (
-            evenly(embeddings, int(self.config.get("length", len(embeddings))))
-            if self.keeps_positions
-            else embeddings
-        )
 
     def is_ordinary(self, embeddings: Tensor) -> Tensor:
         """(S,) bool: which raw VL tokens (S, D) are no attention sinks, by the limit that training found."""

@@ -1,1 +1,1 @@
-"""What a person who uses a projector calls: read a picture, blend it into a prompt."""
+"""What a person who uses a projector calls: read a picture at the size of the training, and project it."""

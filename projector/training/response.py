@@ -100,17 +100,14 @@ class Trajectories:
     def _sampled(self, block: Sequence[Conditioning]) -> list[Tensor]:
         """(K, C * h * w) each; pictures of one padded length are sampled together."""
         found: dict[int, Tensor] = {}
-        by_length: dict[int, list[int]] = {}
-        for place, item in enumerate(block):
-            by_length.setdefault(padded_length(len(item.text)), []).append(place)
-        for places in by_length.values():
-            for start in range(0, len(places), SAMPLED_TOGETHER):
-                part = places[start : start + SAMPLED_TOGETHER]
-                velocities = self._model.trajectory(
-                    [block[place].text for place in part], [block[place].seed for place in part]
-                )
-                found |= {place: row.flatten(1) for place, row in zip(part, velocities, strict=True)}
-                self._report(len(self.seeds) + len(found))
+        order = sorted(range(len(block)), key=lambda place: padded_length(len(block[place].text)))
+        for start in range(0, len(order), SAMPLED_TOGETHER):
+            part = order[start : start + SAMPLED_TOGETHER]
+            velocities = self._model.trajectory(
+                [block[place].text for place in part], [block[place].seed for place in part]
+            )
+            found |= {place: row.flatten(1) for place, row in zip(part, velocities, strict=True)}
+            self._report(len(self.seeds) + len(found))
         return [found[place] for place in range(len(block))]
 
     def _report(self, done: int) -> None:
@@ -181,9 +178,10 @@ class ResponseTrainer(Trainer):
         return Conditioner(self.network)
 
     def _start(self) -> None:
-        """Start from ridge, and take what it reaches with the template's mean end as what there is to beat."""
+        """Start from ridge, whose rows with the template's mean end are what there is to beat; or elsewhere."""
         super()._start()
-        self.progress.ridge_val_loss = self.progress.best_val_loss = self.validate(self.network)
+        ridge = self.options.start == "ridge"
+        self.progress.ridge_val_loss = self.progress.best_val_loss if ridge else None
 
     def _positions_of_all(self) -> Tensor:
         """(N,) float64: what each training pair counts, on every worker."""
@@ -206,8 +204,6 @@ class ResponseTrainer(Trainer):
     def validate(self, network: ProjectorNetwork, *, restored: bool = False) -> float:
         """Squared velocity error over squared velocity, on held-out pairs of all workers."""
         del restored  # the size of rows says nothing to the image model
-        if not hasattr(self, "_val_paths"):  # a start before there is anything to judge by
-            return float("inf")
         network.eval()
         total = torch.zeros(2, dtype=torch.float64)
         places = torch.arange(len(self._val_paths.seeds))

@@ -119,9 +119,8 @@ class ShardBuilder:
             try:
                 name, outcome = self._one(ticket)
                 while self._left_out and not ray.get(self._monitor.is_finished.remote()):
-                    time.sleep(
-                        WAITING_SECONDS
-                    )  # a ticket given back at once would soon be followed by all others
+                    # A ticket given back at once would soon be followed by all others.
+                    time.sleep(WAITING_SECONDS)
                 return {"name": [name], "outcome": [outcome]}
             except ShardLostError:
                 time.sleep(1)  # the reader that had it died and is being restarted: begin anew

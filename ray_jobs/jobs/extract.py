@@ -93,8 +93,8 @@ def vl_name(options: ExtractOptions, source: Dataset) -> str:
     if options.vl:
         return options.vl
     built_with = source.settings.get("models", {}).get("vl", {}).get("id", "a model it does not name")
-    family = str(built_with).partition("/")[0]
-    if family not in OWN_MODELS:
+    family, _, part = str(built_with).partition("/")
+    if family not in OWN_MODELS or part != "vl":
         raise UsageError(
             f"extract.vl is needed: {source.storage.root} was made with {built_with}, and a dataset does not say where "
             "its model lies; give that model's folder or hub id, or another one"

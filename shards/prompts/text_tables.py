@@ -5,7 +5,7 @@ import csv
 from collections.abc import Collection, Sequence
 
 DELIMITERS = (",", ";", "\t", "|")
-LOOKED_AT = 20  # lines from which a delimiter is told
+LOOKED_AT = 20  # lines that a delimiter is found from
 # UTF-32's mark begins with UTF-16's.
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from projector.steering.blend import BLENDS, blend_adain, blend_adain_per_dim, blend_interpolate, blend_linear
+from projector.network.blend import BLENDS, blend_adain, blend_adain_per_dim, blend_interpolate, blend_linear
 from shards.errors import UsageError
 
 VL, TEXT = torch.randn(30, 4), torch.randn(7, 4)

@@ -22,8 +22,8 @@ from projector.models.image_generator import ImageGenerator
 from projector.models.int8 import Int8Linear
 from projector.models.offload import Residence
 from projector.models.text_encoder import TextEncoder
+from projector.network.blend import BLENDS
 from projector.options import TrainOptions
-from projector.steering.blend import BLENDS
 from projector.training.loop import train
 from shards.errors import StorageError, UsageError
 from shards.format.sample import open_image

@@ -17,8 +17,8 @@ from projector.comparison.cases import Case
 from projector.comparison.comparer import CompareSettings, CompareSpec
 from projector.data.pairs import training_pairs
 from projector.models.resolve import CACHE_VARIABLE, ModelSource, ModelSources
+from projector.network.blend import BLENDS
 from projector.options import TrainOptions
-from projector.steering.blend import BLENDS
 from projector.training.loop import train
 from ray_jobs.__main__ import JOBS, main
 from ray_jobs.cli.parse import parse

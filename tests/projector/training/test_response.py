@@ -205,3 +205,28 @@ def test_an_image_model_that_is_nowhere_is_named(tmp_path, sources):
     with pytest.raises(UsageError, match=r"my-folder.*give models\.image"):
         train(options(tmp_path), lost, sources[1])
     assert not list(Path(tmp_path).glob("*"))
+
+
+def test_a_start_elsewhere_is_not_said_to_beat_ridge(tmp_path, sources):
+    summary = train(options(tmp_path, start="mean", epochs=1), *sources)
+    assert summary["ridge_val_loss"] is None
+    assert "ridge, which was not fitted" in summary["recommendation"]
+
+
+def test_a_prompt_and_a_picture_in_both_modes(tmp_path, sources, encodings):
+    train(options(tmp_path, epochs=1), *sources)
+    projector = Projector.from_pretrained(str(tmp_path))
+    vl, prompt = next(iter(sources[1])).vl, encodings[0]
+    own = prompt.kind == KIND_CAPTION
+    joined = projector.conditioning(vl, prompt.embeddings, prompt.kind)
+    assert len(joined) == len(prompt.embeddings) + len(vl)
+    last = int(torch.nonzero(own)[-1]) + 1
+    torch.testing.assert_close(joined[:last], prompt.embeddings[:last])
+    torch.testing.assert_close(joined[last + len(vl) :], prompt.embeddings[last:])
+    mixed = projector.conditioning(vl, prompt.embeddings, prompt.kind, mode="blend", alpha=0.5)
+    torch.testing.assert_close(mixed[~own], prompt.embeddings[~own])
+    assert not torch.allclose(mixed[own], prompt.embeddings[own])
+    torch.testing.assert_close(projector.conditioning(vl, prompt.embeddings), joined)  # found without kinds
+    for wrong, said in (({"mode": "mix"}, "mode = 'mix'"), ({"mode": "blend", "alpha": 2.0}, "alpha = 2.0")):
+        with pytest.raises(UsageError, match=said):
+            projector.conditioning(vl, prompt.embeddings, **wrong)
