@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mini_models import make_decoder, make_text_encoder, make_transformer
+from attribute_heads import NOTHING, AttributeHeads, labels_of
+from mini_models import TRANSFORMER_WIDTH, make_decoder, make_text_encoder, make_transformer
 from reader import train_reader
 from safetensors.torch import load_file, save_file
-from scene_data import ANSWER, ROWS, SceneData, make_data, scene_tokenizer
+from scene_data import ANSWER, ROWS, SceneData, make_data, scene_tokenizer, scenes_of
 from stepping import Learner
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,9 +40,12 @@ BATCH = {
     "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24},
 }
 SCENES = {"cuda": 50_000, "cpu": 12_000}
-CONDITIONED = {"cuda": 50_000, "cpu": 6_000}  # scenes whose wordings the transformer learns from
-LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.25, 0.5, 0.25)  # rows that conditionings are padded to
-ANSWER_LENGTHS = (48, 64, ANSWER)  # tokens that captions with answers are padded to
+CONDITIONED = {"cuda": 50_000, "cpu": 12_000}  # scenes whose wordings the transformer learns from
+LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.4, 0.5, 0.1)  # rows that conditionings are padded to
+PICTURE_ROWS = 32  # 16 picture tokens, padded to the transformer's multiple
+WHOLE_WORDINGS = 4  # of a scene's wordings, those that name every attribute
+HALFWAY, HEADS_WEIGHT = 2, 0.2  # the block that attribute heads read, and their loss beside the velocities'
+ANSWER_LENGTHS, ANSWER_SHARES = (48, 64, ANSWER), (0.25, 0.5, 0.25)  # tokens of captions with answers
 NOISE = 0.1  # on latents while the decoder learns
 
 
@@ -129,7 +133,7 @@ def train_text(options: argparse.Namespace, data: SceneData) -> None:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten())
 
     def batches() -> dict[str, Tensor]:
-        kind = int(torch.multinomial(torch.tensor(LENGTH_SHARES), 1))
+        kind = int(torch.multinomial(torch.tensor(ANSWER_SHARES), 1))
         length = ANSWER_LENGTHS[kind]
         chosen = places[kind][torch.randint(len(places[kind]), (size * 64 // length,), device=device)]
         ids = tokens[chosen, :length]
@@ -178,8 +182,8 @@ def encoded(vae: Any, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def conditionings(model: Any, data: SceneData, device: str) -> tuple[Tensor, Tensor]:
-    """(N * V, ROWS, D) bfloat16 hidden_states[-2] of all wordings, and their lengths."""
+def conditionings(model: Any, data: SceneData, device: str) -> Tensor:
+    """(N * V, ROWS, D) bfloat16 hidden_states[-2] of all wordings."""
     ids, lengths = data.prompts.flatten(0, 1), data.prompt_lengths.flatten()
     rows = torch.zeros(len(ids), ROWS, model.config.hidden_size, dtype=torch.bfloat16, device=device)
     for part in lengths.argsort().split(2048):  # of like length: padding costs as much as words
@@ -194,7 +198,7 @@ def conditionings(model: Any, data: SceneData, device: str) -> tuple[Tensor, Ten
             .hidden_states[-2]
             .to(torch.bfloat16)
         )
-    return rows, lengths.to(device)
+    return rows
 
 
 def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
@@ -205,9 +209,14 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
     device, size, image = options.device, BATCH[options.device]["transformer"], options.output / "image"
     vae = AutoencoderKL.from_pretrained(image / "vae").to(device)
     text = AutoModelForCausalLM.from_pretrained(image / "text_encoder", dtype=torch.float32).to(device)
+    scenes = scenes_of(data)[: CONDITIONED[device]]
     data = SceneData(*(tensor[: CONDITIONED[device]] for tensor in vars(data).values()))
-    rows, lengths = conditionings(text, data, device)
-    latents = (encoded(vae, data.pictures.to(device)) - vae.config.shift_factor) * vae.config.scaling_factor
+    kept = options.output / "encoded.safetensors"
+    if not kept.is_file():
+        latents = (encoded(vae, data.pictures.to(device)) - vae.config.shift_factor) * vae.config.scaling_factor
+        save_file({"rows": conditionings(text, data, device), "latents": latents}, kept)
+    rows, latents = (load_file(kept, device)[name] for name in ("rows", "latents"))
+    lengths = data.prompt_lengths.flatten().to(device)
     transformer = make_transformer()
     if options.start:
         earlier = ZImageTransformer2DModel.from_pretrained(
@@ -215,6 +224,8 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
         )
         transformer.load_state_dict(earlier.state_dict())
     transformer.to(device)
+    heads = AttributeHeads(transformer.layers[HALFWAY], TRANSFORMER_WIDTH).to(device)
+    labels, shares = (tensor.to(device) for tensor in labels_of(scenes))
     places = [torch.nonzero(lengths <= length).flatten() for length in LENGTHS]
     wordings = data.prompts.shape[1]
 
@@ -225,23 +236,30 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             found = dense_velocities(transformer, noisy, 1 - sigma, batch["rows"], batch["exists"])
-        return (found.float() - (clean - noise)).square().mean()
+        error = (found.float() - (clean - noise)).square().mean()
+        return error + HEADS_WEIGHT * heads(batch["labels"], batch["shares"])
 
     def batches() -> dict[str, Tensor]:
         kind = int(torch.multinomial(torch.tensor(LENGTH_SHARES), 1))
-        if len(places[kind]) < size:
-            kind = len(LENGTHS) - 1
-        chosen = places[kind][torch.randint(len(places[kind]), (size,), device=device)]
         length = LENGTHS[kind]
+        count = size * (64 + PICTURE_ROWS) // (length + PICTURE_ROWS)
+        chosen = places[kind][torch.randint(len(places[kind]), (count,), device=device)]
         exists = torch.arange(length, device=device) < lengths[chosen][:, None]
+        said = (chosen % wordings < WHOLE_WORDINGS)[:, None]
         return {
             "latents": latents[chosen // wordings],
+            "labels": torch.where(said, labels[chosen // wordings], NOTHING),
+            "shares": shares[chosen // wordings],
             "rows": rows[chosen, :length].float(),
             "exists": exists,
         }
 
     blocks = nn.ModuleList([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers])
-    learner = Learner(loss, [transformer], 1.5e-3, matrices=matrices_of(blocks))
+    if device == "cpu":  # half of a step is small kernels, which the compiler joins
+        torch._dynamo.config.recompile_limit = 64
+        for block in (*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers):
+            block.compile(dynamic=False)
+    learner = Learner(loss, [transformer, heads], 1.5e-3, matrices=matrices_of(blocks))
     learner.run(60 * options.minutes * SHARES["transformer"], batches, "transformer")
     save(learner.average, image / "transformer")
     finish_pipeline(options)

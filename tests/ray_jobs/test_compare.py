@@ -179,7 +179,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(refused, checkpoint, tmp
         ({"alphas": "0.5,0.5"}, "twice"),
         ({"height": 48}, "greater than or equal to 64"),
         ({"blend": "smooth"}, "'interpolate', 'linear'"),
-        ({"models": "large"}, "must be `tiny`, or both `image` and `vl` below it"),
+        ({"models": "large"}, "must be `tiny`, `mini`, or both `image` and `vl` below it"),
     ):
         assert message in refused(checkpoint, **changes)
     assert "compare.checkpoint is needed" in refused("")

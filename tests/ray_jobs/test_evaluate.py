@@ -70,7 +70,7 @@ def test_workers_and_the_control(head, trained, tmp_path):
         ([], "evaluate.checkpoint is needed"),
         (
             ["--evaluate.checkpoint", "x", "--evaluate.models", "large"],
-            "must be `tiny`, or both `image` and `vl`",
+            "must be `tiny`, `mini`, or both `image` and `vl`",
         ),
         (["--evaluate.checkpoint", "x", "--evaluate.models.image", "a"], "evaluate.models.vl is needed"),
         (
