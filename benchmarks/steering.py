@@ -52,6 +52,7 @@ class Made:
     """One scene with its caption, its conditioning, and what the reader saw of the picture made from it."""
 
     scene: Scene
+    caption: str
     text: TextEncoding
     vl: Tensor
     """(V, D) image tokens."""
@@ -88,17 +89,20 @@ class World:
         """Scenes of a split, as `build` would make them."""
         generator = np.random.default_rng(seed)
         scenes = [sample_scene(generator, self.objects, split) for _ in range(count)]
-        texts = self.encode([varied(scene, generator) for scene in scenes])
+        captions = [varied(scene, generator) for scene in scenes]
+        texts = self.encode(captions)
         seeds = [1000 * seed + number for number in range(count)]
         pictures = self.draw([text.embeddings for text in texts], seeds)
         made = []
         for start in range(0, count, TOGETHER):
             part = slice(start, start + TOGETHER)
             read = self.reader.encode(pictures[part], [""] * len(pictures[part]))
-            for scene, text, own, of in zip(scenes[part], texts[part], seeds[part], read, strict=True):
+            for scene, caption, text, own, of in zip(
+                scenes[part], captions[part], texts[part], seeds[part], read, strict=True
+            ):
                 assert isinstance(of, VisionEncoding)
                 states, kind = of.states["none"][LAYER], of.kind["none"]
-                made.append(Made(scene, text, states[kind == KIND_IMAGE], own))
+                made.append(Made(scene, caption, text, states[kind == KIND_IMAGE], own))
         return made
 
     def attributes_of(self, pictures: Sequence[Any]) -> list[dict[str, str]]:
@@ -114,7 +118,7 @@ def source_of(made: Sequence[Made], template: Template, image: Path) -> PairSour
         text = item.text.embeddings[item.text.kind == KIND_CAPTION]
         kinds = torch.full((len(vl),), KIND_IMAGE, dtype=torch.uint8)
         pairs.append(Pair(f"pair-{number}", vl, kinds, text[token_rms(text) <= template.text_limit]))
-    made_from = [Conditioning(item.text.embeddings, item.seed) for item in made]
+    made_from = [Conditioning(item.text.embeddings, item.seed, item.caption) for item in made]
     return replace(
         in_memory(pairs, layer=LAYER, text_mode="none"),
         template=template,
@@ -244,7 +248,11 @@ def methods(chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
         "statistics": {"arch": "linear", "align": "statistics"},
         "ridge": {"arch": "ridge"},
         **{f"{arch} embedding": {"arch": arch, "length": 16} for arch in ARCHS},
-        **{f"{arch} response": {"arch": arch, "length": 16, "objective": "response"} for arch in ARCHS},
+        **{
+            f"{arch} response": {"arch": arch, "length": 16, "objective": "response", "compose": 0.0}
+            for arch in ARCHS
+        },
+        **{f"{arch} compose": {"arch": arch, "length": 16, "objective": "response"} for arch in ARCHS},
     }
     return {name: table[name] for name in chosen or table}
 

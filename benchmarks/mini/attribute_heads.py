@@ -22,7 +22,7 @@ NOTHING = -100  # what cross_entropy leaves out
 
 
 def labels_of(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """(N, 1 + 2 * 4) int64 values by number, background first, and (N, 1 + 2, 16) shares of tokens to read them from."""
+    """(N, 1 + 2 * 4) int64 values, background first, and (N, 1 + 2, 16) shares of tokens to read them from."""
     labels = torch.full((len(scenes), 1 + THINGS * len(OF_THINGS)), NOTHING)
     shares = torch.full((len(scenes), 1 + THINGS, GRID * GRID), 1 / GRID**2)
     middles = (torch.arange(GRID) + 0.5) * SIDE / GRID
@@ -33,7 +33,9 @@ def labels_of(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
             distance = (middles[:, None] - y) ** 2 + (middles[None] - x) ** 2
             shares[row, 1 + number] = torch.softmax(-distance.flatten() / (2 * REACH**2), 0)
             for place, name in enumerate(OF_THINGS):
-                labels[row, 1 + number * len(OF_THINGS) + place] = ATTRIBUTES[name].index(getattr(thing, name))
+                labels[row, 1 + number * len(OF_THINGS) + place] = ATTRIBUTES[name].index(
+                    getattr(thing, name)
+                )
     return labels, shares
 
 

@@ -178,7 +178,9 @@ def train_decoder(options: argparse.Namespace, data: SceneData) -> None:
 @torch.no_grad()
 def encoded(vae: Any, pictures: Tensor) -> Tensor:
     """(N, C, h, w) latents of (N, 3, H, W) uint8 pictures, as the autoencoder gives them."""
-    return torch.cat([vae.encoder(part.float() / 127.5 - 1).chunk(2, 1)[0] for part in pictures.split(512)])
+    return torch.cat(
+        [vae.encoder(part.float() / 127.5 - 1).chunk(2, 1)[0] for part in pictures.split(64)]
+    ).contiguous()
 
 
 @torch.no_grad()
@@ -186,7 +188,7 @@ def conditionings(model: Any, data: SceneData, device: str) -> Tensor:
     """(N * V, ROWS, D) bfloat16 hidden_states[-2] of all wordings."""
     ids, lengths = data.prompts.flatten(0, 1), data.prompt_lengths.flatten()
     rows = torch.zeros(len(ids), ROWS, model.config.hidden_size, dtype=torch.bfloat16, device=device)
-    for part in lengths.argsort().split(2048):  # of like length: padding costs as much as words
+    for part in lengths.argsort().split(256):  # of like length: padding costs as much as words
         longest = int(lengths[part].max())
         rows[part.to(device), :longest] = (
             model(
@@ -213,7 +215,10 @@ def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
     data = SceneData(*(tensor[: CONDITIONED[device]] for tensor in vars(data).values()))
     kept = options.output / "encoded.safetensors"
     if not kept.is_file():
-        latents = (encoded(vae, data.pictures.to(device)) - vae.config.shift_factor) * vae.config.scaling_factor
+        latents = (
+            encoded(vae, data.pictures.to(device)) - vae.config.shift_factor
+        ) * vae.config.scaling_factor
+        print(f"{len(latents)} pictures encoded", flush=True)
         save_file({"rows": conditionings(text, data, device), "latents": latents}, kept)
     rows, latents = (load_file(kept, device)[name] for name in ("rows", "latents"))
     lengths = data.prompt_lengths.flatten().to(device)

@@ -80,6 +80,8 @@ class Conditioning:
     """(T, D) the whole text side, template included, any float dtype."""
     seed: int
     """Of the starting noise."""
+    caption: str = ""
+    """That `text` encodes."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,7 @@ class ShardReader:
         for sample in self._between(start, stop, samples):
             seed = sample.metadata.get("seed")
             drawn = int(sample.metadata["id"], 16) % 2**63 if seed is None else int(seed)
-            yield Conditioning(_whole(sample.tensors["text"]), drawn)
+            yield Conditioning(_whole(sample.tensors["text"]), drawn, sample.caption)
 
     def _between(
         self, start: int, stop: int, samples: Callable[[Commit], Iterator[Sample]]

@@ -54,6 +54,12 @@ class FrozenTransformer:
         return device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = self._transformer.dtype
+        return dtype
+
+    @property
     def numbers(self) -> int:
         """C * h * w, of a latent picture."""
         return int(torch.Size(self._shape).numel())

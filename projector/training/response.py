@@ -7,31 +7,27 @@ little about pictures (docs/steering.md); this is the picture's own error.
 B batch, N pairs, K steps of sampling, C latent channels, h and w latent pixels, D hidden.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from projector.data.packed import Batch, Packed, Ragged, Rows, room_in_memory
-from projector.data.pairs import Conditioning, PairSource
-from projector.models.frozen_transformer import FrozenTransformer, padded_length
+from projector.data.packed import Batch
+from projector.data.pairs import PairSource
+from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.resolve import ModelSource, locate
+from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
 from projector.options import ModelPaths, TrainOptions
-from projector.training.pair_storage import RESIDENT_SHARE
+from projector.training.compose import EditedPairs
+from projector.training.trajectories import Trajectories
 from projector.training.worker import Trainer
 from projector.training.world import World
 from shards.errors import UsageError
 
-SAMPLED_TOGETHER = 32  # pictures
-SORTED_TOGETHER = 512  # pairs looked at to find some of one length
 JUDGED_AT = (0.9, 0.6)  # noise levels whose velocity error ranks projectors as their pictures do
 JUDGED_PAIRS = 256  # held-out pairs at most
 IMPORTED_SIDE, IMPORTED_STEPS = 512, 8  # for pictures that no pipeline made
-REPORT_SECONDS = 10.0
 
 
 class Conditioner(nn.Module):
@@ -44,83 +40,6 @@ class Conditioner(nn.Module):
     def forward(self, inputs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """See `ProjectorNetwork.conditioning`."""
         return self.network.conditioning(inputs, mask)
-
-
-class Trajectories:
-    """What the frozen model did for some pairs.
-
-    Args:
-        model: the frozen model.
-        conditionings: of the pairs, in their order.
-        count: how many.
-        label: what progress lines call them; "" for none.
-        folder: local folder for what does not fit into memory.
-    """
-
-    def __init__(
-        self,
-        model: FrozenTransformer,
-        conditionings: Iterator[Conditioning],
-        count: int,
-        *,
-        label: str = "",
-        folder: str | None = None,
-    ) -> None:
-        self._model, self._label, self._count = model, label, count
-        dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-        size = count * model.steps * model.numbers * torch.empty(0, dtype=dtype).element_size()
-        kept: list[Tensor] | Packed = []
-        if size > RESIDENT_SHARE * room_in_memory():
-            kept = Packed(model.numbers, dtype, folder)
-        self.seeds: list[int] = []
-        self._begun = self._said = time.monotonic()
-        while block := [item for item, _ in zip(conditionings, range(SORTED_TOGETHER), strict=False)]:
-            for velocities in self._sampled(block):
-                kept.append(velocities.to("cpu", dtype))
-            self.seeds += [item.seed for item in block]
-        self._rows: Rows = kept.closed() if isinstance(kept, Packed) else Ragged.of(kept, model.numbers)
-
-    def at(self, pairs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Where some pairs' pictures were before a step, and how they went on.
-
-        Args:
-            pairs: (B,) int64 places of pairs, on the CPU.
-            steps: (B,) int64 steps, from 0, on the CPU.
-
-        Returns:
-            (B, C, h, w) float32 states, and (B, C, h, w) float32 velocities.
-        """
-        noise = self._model.noise([self.seeds[pair] for pair in pairs.tolist()])
-        velocities, _ = self._rows.gather(pairs)
-        velocities = velocities.float().view(len(pairs), self._model.steps, *noise.shape[1:]).to(noise.device)
-        moved = steps.to(noise.device)
-        states = self._model.states(noise, velocities, moved)
-        return states, velocities[torch.arange(len(pairs), device=noise.device), moved]
-
-    def _sampled(self, block: Sequence[Conditioning]) -> list[Tensor]:
-        """(K, C * h * w) each; pictures of one padded length are sampled together."""
-        found: dict[int, Tensor] = {}
-        order = sorted(range(len(block)), key=lambda place: padded_length(len(block[place].text)))
-        for start in range(0, len(order), SAMPLED_TOGETHER):
-            part = order[start : start + SAMPLED_TOGETHER]
-            velocities = self._model.trajectory(
-                [block[place].text for place in part], [block[place].seed for place in part]
-            )
-            found |= {place: row.flatten(1) for place, row in zip(part, velocities, strict=True)}
-            self._report(len(self.seeds) + len(found))
-        return [found[place] for place in range(len(block))]
-
-    def _report(self, done: int) -> None:
-        now = time.monotonic()
-        if not self._label or now - self._said < REPORT_SECONDS:
-            return
-        self._said = now
-        rate = done / (now - self._begun)
-        left = (self._count - done) / rate
-        print(
-            f"{self._label}: {done} of {self._count} pictures, {rate:.1f} a second, {left:.0f} s left",
-            flush=True,
-        )
 
 
 class ResponseTrainer(Trainer):
@@ -140,8 +59,9 @@ class ResponseTrainer(Trainer):
             )
         picture = train_pairs.provenance.get("picture", {})
         side = options.response_size
+        self._folder = image_model(options, train_pairs)
         self.model = FrozenTransformer.from_pretrained(
-            image_model(options, train_pairs),
+            self._folder,
             device=world.device,
             height=side or picture.get("height") or IMPORTED_SIDE,
             width=side or picture.get("width") or IMPORTED_SIDE,
@@ -165,6 +85,27 @@ class ResponseTrainer(Trainer):
         self._val_paths = Trajectories(
             self.model, of_val(judged.start, judged.stop), len(judged), folder=self.options.cache
         )
+        self._train_edits = self._val_edits = None
+        if self.options.compose > 0:
+            encoder = TextEncoder.from_pretrained(
+                self._folder, device=str(self.world.device), dtype=self.model.dtype
+            )
+            self._train_edits, self._val_edits = (
+                EditedPairs(
+                    self.model,
+                    encoder,
+                    source(part.start, part.stop),
+                    first=part.start,
+                    count=len(part),
+                    seed=seed,
+                    label=told,
+                    folder=self.options.cache,
+                )
+                for source, part, seed, told in (
+                    (of_train, self.mine, self.options.seed, label and "image model, edits"),
+                    (of_val, judged, 0, ""),
+                )
+            )
         levels = self.model.sigmas[:-1]
         self._judged_steps = sorted({int((levels - level).abs().argmin()) for level in JUDGED_AT})
 
@@ -195,10 +136,47 @@ class ResponseTrainer(Trainer):
             self.model.steps, size=self.train_count
         )
         steps = torch.from_numpy(drawn)[pairs + self.mine.start]
-        states, wanted = self._train_paths.at(pairs, steps)
         rows, exists = self.wrapped(batch.inputs, batch.input_mask)
+        edited = self._composed(pairs, step)
+        error = self._errors(
+            self._train_paths, pairs[~edited], steps[~edited], rows[~edited], exists[~edited]
+        )
+        total = (error[0] * batch.weights[~edited]).sum()
+        if self._train_edits is not None:
+            error = self._edit_errors(
+                self._train_edits, pairs[edited], steps[edited], rows[edited], exists[edited]
+            )
+            total = total + (error[0] * batch.weights[edited]).sum()
+        return total
+
+    def _composed(self, pairs: Tensor, step: int) -> Tensor:
+        """(B,) bool: which pairs of a batch are learnt behind a prompt in this step."""
+        if self._train_edits is None:
+            return torch.zeros(len(pairs), dtype=torch.bool)
+        drawn = np.random.default_rng([self.options.seed, step, 1]).random(self.train_count)
+        chosen = torch.from_numpy(drawn)[pairs + self.mine.start] < self.options.compose
+        return chosen & (self._train_edits.places[pairs] >= 0)
+
+    def _errors(
+        self, paths: Trajectories, pairs: Tensor, steps: Tensor, rows: Tensor, exists: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) mean squared errors of velocities under conditionings, and (B,) mean squares of the right ones."""
+        if not len(pairs):
+            return rows.new_zeros(0), rows.new_zeros(0)
+        states, wanted = paths.at(pairs, steps)
         found = self.model.velocities(states, self.model.sigmas[steps], rows, exists)
-        return ((found - wanted).square().flatten(1).mean(1) * batch.weights).sum()
+        error, power = (x.square().flatten(1).mean(1) for x in (found - wanted, wanted))
+        return error, power
+
+    def _edit_errors(
+        self, edits: EditedPairs, pairs: Tensor, steps: Tensor, rows: Tensor, exists: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same for pairs with an edit, with its prompt before the references' rows."""
+        shape, places = self.network.shape, edits.places[pairs]
+        if not len(places):
+            return rows.new_zeros(0), rows.new_zeros(0)
+        composed = edits.behind_prompts(places, rows, exists, prefix=shape.prefix, suffix=shape.suffix)
+        return self._errors(edits.paths, places, steps, *composed)
 
     @torch.no_grad()
     def validate(self, network: ProjectorNetwork, *, restored: bool = False) -> float:
@@ -215,12 +193,16 @@ class ResponseTrainer(Trainer):
             rows, exists = network.conditioning(moved.inputs, moved.input_mask)
             for step in self._judged_steps:
                 steps = torch.full_like(part, step)
-                states, wanted = self._val_paths.at(part, steps)
-                found = self.model.velocities(states, self.model.sigmas[steps], rows, exists)
-                error, power = (
-                    x.square().flatten(1).mean(1) * moved.weights for x in (found - wanted, wanted)
-                )
-                total += torch.stack([error.sum(), power.sum()]).double().cpu()
+                sums = [self._errors(self._val_paths, part, steps, rows, exists)]
+                counts = [moved.weights]
+                if self._val_edits is not None:
+                    has = self._val_edits.places[part] >= 0
+                    sums.append(
+                        self._edit_errors(self._val_edits, part[has], steps[has], rows[has], exists[has])
+                    )
+                    counts.append(moved.weights[has])
+                for found, weights in zip(sums, counts, strict=True):
+                    total += torch.stack([(each * weights).sum() for each in found]).double().cpu()
         error_sum, power_sum = self.world.add(total).tolist()
         return float(error_sum / power_sum)
 

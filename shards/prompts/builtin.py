@@ -50,12 +50,12 @@ class PromptSpace(Sequence[Prompt]):
 
     def __init__(self, language: Language = "en") -> None:
         self._language = language
-        self._words = _vocabulary(language)
+        self.words = _vocabulary(language)
         pairs = [
             (content, style)
             for content in CONTENT_TYPES
             for style in STYLES
-            if style in self._words["media"][content]
+            if style in self.words["media"][content]
         ]
         cells = [
             _Cell(content, style, subject, look)
@@ -66,7 +66,7 @@ class PromptSpace(Sequence[Prompt]):
         self.cells = tuple(cells[index * stride % len(cells)] for index in range(len(cells)))
         self._pairs = len(pairs)
         self._groups = {
-            subject: tuple(map(_Group, groups.values())) for subject, groups in self._words["groups"].items()
+            subject: tuple(map(_Group, groups.values())) for subject, groups in self.words["groups"].items()
         }
         rounds = min(
             len(groups) * (min(group.cores for group in groups) // self._pairs)
@@ -97,7 +97,7 @@ class PromptSpace(Sequence[Prompt]):
         # and style once: so this number is a group's own, and with it the core.
         group = groups[(turn + cell.look) % len(groups)]
         core = group.core(turn // len(groups) * self._pairs + cell.look)
-        caption = _Composer(self._words, cell, group, _Draws(index)).compose(core)
+        caption = _Composer(self.words, cell, group, _Draws(index)).compose(core)
         return Prompt(caption, cell.content, cell.style, cell.subject)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,10 +15,15 @@ from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import resolve_models
 from projector.models.text_encoder import TextEncoder
 from projector.options import TrainOptions
+from projector.training.compose import EditedPairs, draw_edit
 from projector.training.loop import train
-from projector.training.response import Trajectories
+from projector.training.response import ResponseTrainer
+from projector.training.trajectories import Trajectories
+from projector.training.world import World
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from shards.scenes.captions import varied
+from shards.scenes.scene import sample_scene
 from training_support import curve, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -230,3 +236,66 @@ def test_a_prompt_and_a_picture_in_both_modes(tmp_path, sources, encodings):
     for wrong, said in (({"mode": "mix"}, "mode = 'mix'"), ({"mode": "blend", "alpha": 2.0}, "alpha = 2.0")):
         with pytest.raises(UsageError, match=said):
             projector.conditioning(vl, prompt.embeddings, **wrong)
+
+
+@pytest.fixture(scope="module")
+def scene_sources(sources):
+    """The same pairs with captions of scenes: what they are made from is encoded from those."""
+    generator = np.random.default_rng(1)
+    path = resolve_models("tiny").image.path
+    encoder = TextEncoder.from_pretrained(path, device="cpu", dtype=torch.float32)
+
+    def told(source):
+        captions = [varied(sample_scene(generator), generator) for _ in range(len(source))]
+        made_from = [
+            Conditioning(encoding.embeddings, 100 + number, caption)
+            for number, (encoding, caption) in enumerate(zip(encoder.encode(captions), captions, strict=True))
+        ]
+        return replace(source, conditionings=lambda start, stop: iter(made_from[start:stop]))
+
+    return told(sources[0]), told(sources[1])
+
+
+def test_prompts_stand_before_a_references_rows_as_concat_puts_them(model, scene_sources, tmp_path):
+    train(options(tmp_path, epochs=1, compose=0.0), *scene_sources)
+    projector = Projector.from_pretrained(str(tmp_path))
+    path = resolve_models("tiny").image.path
+    encoder = TextEncoder.from_pretrained(path, device="cpu", dtype=torch.float32)
+    edits = EditedPairs(model, encoder, scene_sources[0].conditionings(0, 6), first=0, count=6, seed=3)
+    has = torch.nonzero(edits.places >= 0)[:, 0].tolist()
+    assert len(has) >= 4
+    shape = projector.network.shape
+    for pair in has:
+        vl = list(scene_sources[0])[pair].vl.float()
+        caption = next(scene_sources[0].conditionings(pair, pair + 1)).caption
+        edit = draw_edit(caption, np.random.default_rng([3, pair]))
+        prompt, target = encoder.encode([edit.prompt, edit.caption])
+        rows, exists = projector.network.conditioning(vl[None])
+        found, there = edits.behind_prompts(
+            edits.places[pair][None], rows, exists, prefix=shape.prefix, suffix=shape.suffix
+        )
+        expected = projector.conditioning(vl, prompt.embeddings, prompt.kind)
+        assert there.all()
+        torch.testing.assert_close(found[0], expected)
+        own = model.trajectory([target.embeddings], [100 + pair])
+        states, velocities = edits.paths.at(edits.places[pair][None], torch.tensor([2]))
+        torch.testing.assert_close(velocities, own[:, 2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            states, model.states(model.noise([100 + pair]), own, torch.tensor([2])), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_learning_behind_prompts_lowers_the_error_behind_them(scene_sources, tmp_path):
+    runs = {}
+    for share in (0.0, 0.7):
+        train(options(tmp_path / f"{share}", epochs=6, learning_rate=3e-3, compose=share), *scene_sources)
+        runs[share] = Projector.from_pretrained(str(tmp_path / f"{share}"))
+    judge = ResponseTrainer(options(tmp_path / "judge", compose=0.5), World.join("cpu"), *scene_sources, None)
+    wholes = {share: judge.validate(run.network) for share, run in runs.items()}
+    assert wholes[0.7] < wholes[0.0]
+
+
+def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):
+    for share in (0.0, 0.5):
+        train(options(tmp_path / f"{share}", compose=share), *sources)
+    assert curve(tmp_path / "0.0") == curve(tmp_path / "0.5")

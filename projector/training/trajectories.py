@@ -1,0 +1,96 @@
+"""What the frozen image model did for some pairs: the velocities of each step from their own noise.
+
+B batch, N pairs, K steps of sampling, C latent channels, h and w latent pixels.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from projector.data.packed import Packed, Ragged, Rows, room_in_memory
+from projector.data.pairs import Conditioning
+from projector.models.frozen_transformer import FrozenTransformer, padded_length
+from projector.training.pair_storage import RESIDENT_SHARE
+
+SAMPLED_TOGETHER = 32  # pictures
+SORTED_TOGETHER = 512  # pairs looked at to find some of one length
+REPORT_SECONDS = 10.0
+
+
+class Trajectories:
+    """What the frozen model did for some pairs.
+
+    Args:
+        model: the frozen model.
+        conditionings: of the pairs, in their order.
+        count: how many.
+        label: what progress lines call them; "" for none.
+        folder: local folder for what does not fit into memory.
+    """
+
+    def __init__(
+        self,
+        model: FrozenTransformer,
+        conditionings: Iterator[Conditioning],
+        count: int,
+        *,
+        label: str = "",
+        folder: str | None = None,
+    ) -> None:
+        self._model, self._label, self._count = model, label, count
+        dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+        size = count * model.steps * model.numbers * torch.empty(0, dtype=dtype).element_size()
+        kept: list[Tensor] | Packed = []
+        if size > RESIDENT_SHARE * room_in_memory():
+            kept = Packed(model.numbers, dtype, folder)
+        self.seeds: list[int] = []
+        self._begun = self._said = time.monotonic()
+        while block := [item for item, _ in zip(conditionings, range(SORTED_TOGETHER), strict=False)]:
+            for velocities in self._sampled(block):
+                kept.append(velocities.to("cpu", dtype))
+            self.seeds += [item.seed for item in block]
+        self._rows: Rows = kept.closed() if isinstance(kept, Packed) else Ragged.of(kept, model.numbers)
+
+    def at(self, pairs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Where some pairs' pictures were before a step, and how they went on.
+
+        Args:
+            pairs: (B,) int64 places of pairs, on the CPU.
+            steps: (B,) int64 steps, from 0, on the CPU.
+
+        Returns:
+            (B, C, h, w) float32 states, and (B, C, h, w) float32 velocities.
+        """
+        noise = self._model.noise([self.seeds[pair] for pair in pairs.tolist()])
+        velocities, _ = self._rows.gather(pairs)
+        velocities = velocities.float().view(len(pairs), self._model.steps, *noise.shape[1:]).to(noise.device)
+        moved = steps.to(noise.device)
+        states = self._model.states(noise, velocities, moved)
+        return states, velocities[torch.arange(len(pairs), device=noise.device), moved]
+
+    def _sampled(self, block: Sequence[Conditioning]) -> list[Tensor]:
+        """(K, C * h * w) each; pictures of one padded length are sampled together."""
+        found: dict[int, Tensor] = {}
+        order = sorted(range(len(block)), key=lambda place: padded_length(len(block[place].text)))
+        for start in range(0, len(order), SAMPLED_TOGETHER):
+            part = order[start : start + SAMPLED_TOGETHER]
+            velocities = self._model.trajectory(
+                [block[place].text for place in part], [block[place].seed for place in part]
+            )
+            found |= {place: row.flatten(1) for place, row in zip(part, velocities, strict=True)}
+            self._report(len(self.seeds) + len(found))
+        return [found[place] for place in range(len(block))]
+
+    def _report(self, done: int) -> None:
+        now = time.monotonic()
+        if not self._label or now - self._said < REPORT_SECONDS:
+            return
+        self._said = now
+        rate = done / (now - self._begun)
+        left = (self._count - done) / rate
+        print(
+            f"{self._label}: {done} of {self._count} pictures, {rate:.1f} a second, {left:.0f} s left",
+            flush=True,
+        )
