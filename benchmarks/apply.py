@@ -32,7 +32,7 @@ WARM_UP = 3
 
 def projector_of(arch: Arch, width: int, device: torch.device) -> Projector:
     """An untrained projector of the default shape."""
-    options = TrainOptions(arch=arch)
+    options = TrainOptions(arch=arch, objective="embedding")
     residual = arch != "linear"
     shape = Shape(arch, width, options.hidden_size(width), options.length, residual=residual)
     return Projector(ProjectorNetwork(shape, random_start=True).to(device), {})

@@ -63,7 +63,9 @@ def main(words: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(Path(folder), Synthetic.realistic(options.width, seed), options.pairs, 100, 200)
             for name, changes in cases(options.networks).items():
-                given = TrainOptions(**{"seed": seed, "epochs": options.epochs} | changes)
+                given = TrainOptions(
+                    **{"objective": "embedding", "seed": seed, "epochs": options.epochs} | changes
+                )
                 projector, summary, _ = trained(bench, given)
                 for row, restore in ((name, 0.0), (f"{name}, variance restored", 1.0)):
                     figures = bench.measure({"": of_projector(projector, restore)})[""]

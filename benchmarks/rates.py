@@ -42,7 +42,10 @@ def main(words: list[str]) -> None:
     result: dict[str, Any] = {
         "hardware": hardware(),
         "options": {key: value for key, value in vars(options).items() if key != "output"},
-        "defaults": {arch: TrainOptions(arch=arch).peak_learning_rate(options.width) for arch in ARCHES},
+        "defaults": {
+            arch: TrainOptions(arch=arch, objective="embedding").peak_learning_rate(options.width)
+            for arch in ARCHES
+        },
         "sweep": [],
     }
     for arch in ARCHES:
@@ -64,7 +67,13 @@ def one(options: argparse.Namespace, arch: Any, start: Any, rate: float, seed: i
     with tempfile.TemporaryDirectory() as output:
         return train(
             TrainOptions(
-                arch=arch, start=start, learning_rate=rate, seed=seed, epochs=options.epochs, patience=None
+                objective="embedding",
+                arch=arch,
+                start=start,
+                learning_rate=rate,
+                seed=seed,
+                epochs=options.epochs,
+                patience=None,
             ),
             world.source(options.pairs),
             world.source(options.val, first=options.pairs),

@@ -247,7 +247,7 @@ def methods(chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {
         "statistics": {"arch": "linear", "align": "statistics"},
         "ridge": {"arch": "ridge"},
-        **{f"{arch} embedding": {"arch": arch, "length": 16} for arch in ARCHS},
+        **{f"{arch} embedding": {"arch": arch, "length": 16, "objective": "embedding"} for arch in ARCHS},
         **{
             f"{arch} response": {"arch": arch, "length": 16, "objective": "response", "compose": 0.0}
             for arch in ARCHS

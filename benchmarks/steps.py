@@ -32,7 +32,7 @@ def shares(pairs: PairSource) -> dict[str, Any]:
 
 def _share(pairs: PairSource, arch: Arch, align: Align) -> dict[str, float]:
     """Ours and bare epochs in turns over the same pairs; the first turn is not counted."""
-    options = TrainOptions(arch=arch, align=align, epochs=ROUNDS + 1)
+    options = TrainOptions(arch=arch, align=align, epochs=ROUNDS + 1, objective="embedding")
     run = Trainer(options, ALONE, pairs, in_memory(list(pairs.read(0, 8))), None)
     size = options.batch_size
     batches = [run.train_set.batch(part) for part in torch.split(torch.arange(len(pairs)), size)]
@@ -108,7 +108,7 @@ def ridge_against_linear(pairs: PairSource, count: int) -> dict[str, Any]:
         "ridge, pool": TrainOptions(arch="ridge", align="pool"),
         "two linear epochs, pool": TrainOptions(arch="linear", align="pool", epochs=2),
         "ridge, soft": TrainOptions(arch="ridge", align="soft"),
-        "two linear epochs, soft": TrainOptions(arch="linear", align="soft", epochs=2),
+        "two linear epochs, soft": TrainOptions(arch="linear", align="soft", epochs=2, objective="embedding"),
     }.items():
         timed(name, options)
     medians = {name: round(statistics.median(values), 2) for name, values in seconds.items()}

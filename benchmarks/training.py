@@ -70,7 +70,7 @@ def hardware() -> dict[str, Any]:
 def options_of(words: argparse.Namespace, arch: Arch, seed: int) -> TrainOptions:
     """The project's defaults; only `--epochs` and `--precision` are taken over."""
     changes = {name: getattr(words, name) for name in ("epochs", "precision") if getattr(words, name)}
-    return TrainOptions(arch=arch, seed=seed, **changes)
+    return TrainOptions(**{"objective": "embedding", "arch": arch, "seed": seed} | changes)
 
 
 def race(bench: Bench, words: argparse.Namespace, arch: Arch, seed: int) -> dict[str, Any]:

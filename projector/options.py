@@ -91,9 +91,10 @@ class TrainOptions(BaseModel):
     """Further datasets, and what one of their pairs weighs beside one of `data`, e.g. {s3://bucket/coco: 0.5}."""
     recipe: Literal["default", "guide"] = "default"
     """`guide`: the training section of the guide to the letter, as a baseline; what is given beside it still wins."""
-    objective: Objective = "embedding"
-    """What is learnt from: `embedding`, the text side itself, or `response`, what the frozen image model answers to it.
-    A projector steers pictures with `response` alone; it starts from ridge and needs the image model in memory."""
+    objective: Objective = "response"
+    """What is learnt from: `response`, what the frozen image model answers to the text, with that model in memory, or
+    `embedding`, the text itself, which does not steer pictures; absent: `embedding` where nothing else can be, that is
+    for arch ridge, recipe guide and align other than soft."""
     models: Models | None = None
     """With objective `response`, the models that made the dataset; absent: those it names, where they can be found."""
     response_size: Annotated[int, Field(gt=0, multiple_of=16)] | None = None
@@ -165,11 +166,13 @@ class TrainOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _defaults_belong_together(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("recipe") == "guide":
-            return {**GUIDE, **given}
-        if isinstance(given, dict) and given.get("objective") == "response":
-            return {**RESPONSE, **given}
-        return given
+        if not isinstance(given, dict):
+            return given
+        if given.get("recipe") == "guide":
+            return {"objective": "embedding", **GUIDE, **given}
+        through_the_model = given.get("arch") != "ridge" and given.get("align", "soft") == "soft"
+        objective = given.get("objective", "response" if through_the_model else "embedding")
+        return {"objective": objective, **(RESPONSE if objective == "response" else {}), **given}
 
     @model_validator(mode="after")
     def _statistics_train_nothing(self) -> Self:

@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory):
         for i in range(8)
     ]
     folder = tmp_path_factory.mktemp("projector")
-    options = TrainOptions(output=str(folder), arch="linear", epochs=1, batch_size=4)
+    options = TrainOptions(output=str(folder), objective="embedding", arch="linear", epochs=1, batch_size=4)
     train(options, in_memory(pairs), in_memory(pairs), device="cpu")
     return str(folder)
 

@@ -44,7 +44,9 @@ UNTRAINED = {
 
 
 def trained(tmp_path, **chosen):
-    options = TrainOptions(output=str(tmp_path), length=6, epochs=15, batch_size=8, align="pool", **chosen)
+    options = TrainOptions(
+        output=str(tmp_path), objective="embedding", length=6, epochs=15, batch_size=8, align="pool", **chosen
+    )
     train(options, TRAIN, VAL)
     return Projector.from_pretrained(str(tmp_path))
 

@@ -39,6 +39,7 @@ def a_projector(folder, *, width=64, tokens="image", text_mode="caption", layer=
     source = in_memory(only, layer=layer, text_mode=text_mode, tokens=tokens)
     options = TrainOptions(
         output=str(folder),
+        objective="embedding",
         arch="linear",
         epochs=1,
         tokens=tokens,

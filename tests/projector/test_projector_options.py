@@ -35,8 +35,23 @@ def test_defaults_that_depend_on_the_rest():
     assert TrainOptions(hidden=7).hidden_size(2560) == 7
     assert TrainOptions(learning_rate=5.0).peak_learning_rate(64) == 5.0
     assert TrainOptions().peak_learning_rate(64) > TrainOptions().peak_learning_rate(2560)
-    assert TrainOptions().warmup(100) == 5
-    assert TrainOptions().warmup(1_000_000) == 500
+    assert TrainOptions(objective="embedding").warmup(100) == 5
+    assert TrainOptions(objective="embedding").warmup(1_000_000) == 500
+    assert (TrainOptions().objective, TrainOptions().epochs, TrainOptions().warmup(1000)) == (
+        "response",
+        12,
+        20,
+    )
+
+
+@pytest.mark.parametrize("chosen", [{"arch": "ridge"}, {"recipe": "guide"}, {"align": "pool"}])
+def test_what_cannot_be_trained_through_the_model_learns_embeddings(chosen):
+    assert TrainOptions(**chosen).objective == "embedding"
+    with pytest.raises(ValidationError, match="objective response with"):
+        TrainOptions(**chosen, objective="response")
+
+
+def test_more_defaults_that_depend_on_the_rest():
     assert TrainOptions(warmup_steps=500).warmup(100) == 50
 
 

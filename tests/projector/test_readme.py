@@ -28,7 +28,9 @@ def folder(tmp_path, tiny, one_thread, monkeypatch):
         Pair(f"k{i}", torch.randn(6, 64, generator=random), kinds, torch.randn(4, 64, generator=random))
         for i in range(8)
     ]
-    options = TrainOptions(output=str(tmp_path / "runs" / "mlp"), epochs=1, batch_size=4)
+    options = TrainOptions(
+        output=str(tmp_path / "runs" / "mlp"), epochs=1, batch_size=4, objective="embedding"
+    )
     train(options, in_memory(pairs), in_memory(pairs), device="cpu")
     pixels = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "cat.jpg")

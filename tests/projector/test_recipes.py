@@ -24,7 +24,9 @@ NETWORKS = ("linear", "mlp", "attention")
 
 
 def options(output, **chosen):
-    return TrainOptions(output=str(output), **({"epochs": 3, "batch_size": 8, "length": 6} | chosen))
+    return TrainOptions(
+        output=str(output), **({"objective": "embedding", "epochs": 3, "batch_size": 8, "length": 6} | chosen)
+    )
 
 
 @pytest.mark.parametrize("arch", NETWORKS)

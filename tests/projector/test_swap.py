@@ -23,7 +23,9 @@ def standard_of(pairs):
 
 def put_to_the_test(tmp_path, world, text_mode, tokens, **options):
     train(
-        TrainOptions(output=str(tmp_path), length=24, epochs=1, batch_size=50, **options),
+        TrainOptions(
+            output=str(tmp_path), objective="embedding", length=24, epochs=1, batch_size=50, **options
+        ),
         world.source(150, text_mode=text_mode, tokens=tokens),
         world.source(30, first=5000, text_mode=text_mode, tokens=tokens),
     )

@@ -39,7 +39,9 @@ def logged(folder):
 
 def run(output, *, epochs=4, dies_before=None, dies_after=None, log=("tensorboard",)):
     """Train; the process dies before or after it logs an epoch."""
-    options = TrainOptions(output=str(output), arch="linear", epochs=epochs, batch_size=4, log=list(log))
+    options = TrainOptions(
+        output=str(output), objective="embedding", arch="linear", epochs=epochs, batch_size=4, log=list(log)
+    )
     with tracking.tracking(options) as log:
 
         def epoch(record):

@@ -22,7 +22,8 @@ ARCHITECTURES = ("linear", "mlp", "attention")
 
 def options(output, **chosen):
     return TrainOptions(
-        output=str(output), **({"epochs": 3, "batch_size": 8, "length": 6, "patience": None} | chosen)
+        output=str(output),
+        **({"objective": "embedding", "epochs": 3, "batch_size": 8, "length": 6, "patience": None} | chosen),
     )
 
 

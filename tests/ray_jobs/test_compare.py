@@ -41,7 +41,9 @@ SMALL = {"height": 64, "width": 64, "steps": 2, "samples": 2, "alphas": "0,0.5"}
 def checkpoint(undisturbed, tmp_path_factory):
     """A projector trained on the built dataset."""
     folder = tmp_path_factory.mktemp("run") / "linear"
-    options = TrainOptions(data=str(undisturbed), output=str(folder), arch="linear", epochs=1)
+    options = TrainOptions(
+        data=str(undisturbed), output=str(folder), arch="linear", epochs=1, objective="embedding"
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads on such small tensors mostly wait for one another
     train(options, training_pairs(options, "train"), training_pairs(options, "val"), device="cpu")

@@ -20,7 +20,7 @@ def trained(undisturbed, tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     for name, options in {
         "ridge": {"arch": "ridge"},
-        "linear": {"arch": "linear", "epochs": 2},
+        "linear": {"arch": "linear", "epochs": 2, "objective": "embedding"},
         "all": {"arch": "ridge", "tokens": "all"},
     }.items():
         chosen = TrainOptions(data=str(undisturbed), output=str(root / name), **options)

@@ -50,7 +50,12 @@ def make_run(folder, arch="linear"):
     }
     pairs.provenance.update(root=str(folder / "data"), fingerprint="f00d", models=models)
     options = TrainOptions(
-        data=str(folder / "data"), output=str(folder / "mlp"), arch=arch, epochs=1, batch_size=4
+        data=str(folder / "data"),
+        output=str(folder / "mlp"),
+        arch=arch,
+        epochs=1,
+        batch_size=4,
+        objective="embedding",
     )
     train(options, pairs, pairs, device="cpu")
     evaluation = {

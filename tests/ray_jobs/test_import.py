@@ -132,7 +132,12 @@ def test_pictures_captions_and_conditioning(imported, readers_alone):
 
 def test_it_trains_beside_a_generated_one(run_job, imported, undisturbed, tmp_path):
     done = run_job(
-        "train", data=undisturbed, also=json.dumps({str(imported): 0.5}), output=tmp_path / "run", epochs=2
+        "train",
+        data=undisturbed,
+        also=json.dumps({str(imported): 0.5}),
+        output=tmp_path / "run",
+        objective="embedding",
+        epochs=2,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     held = {split: opened(imported).commits() for split in ("train", "val")}

@@ -122,7 +122,11 @@ def checkout(tmp_path):
     folder = tmp_path / "checkout"
     for room in ("projector", "ray_jobs", "shards"):
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    run = {"build": PAIRS, "train": {"arch": "linear", "epochs": 2}, "ladder": {"samples": [24]}}
+    run = {
+        "build": PAIRS,
+        "train": {"arch": "linear", "epochs": 2, "objective": "embedding"},
+        "ladder": {"samples": [24]},
+    }
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     return folder
 

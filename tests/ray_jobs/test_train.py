@@ -19,7 +19,9 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="session")
 def trained(run_job, undisturbed, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "linear"
-    done = run_job("train", data=undisturbed, output=output, arch="linear", epochs=6, workers=2)
+    done = run_job(
+        "train", data=undisturbed, output=output, arch="linear", objective="embedding", epochs=6, workers=2
+    )
     assert done.returncode == 0, done.stderr
     assert "trained: 4,160 parameters" in done.stdout
     return output
@@ -44,7 +46,15 @@ def test_the_files_of_a_training(trained):
 
 
 def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, tmp_path):
-    done = run_job("train", data=undisturbed, output=tmp_path / "one", arch="linear", epochs=6, workers=1)
+    done = run_job(
+        "train",
+        data=undisturbed,
+        output=tmp_path / "one",
+        arch="linear",
+        objective="embedding",
+        epochs=6,
+        workers=1,
+    )
     assert done.returncode == 0, done.stderr
     for key in ("train_loss", "val_loss"):
         one, two = ([line[key] for line in lines(output)] for output in (tmp_path / "one", trained))
@@ -54,7 +64,13 @@ def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, t
 def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(
     run_job, undisturbed, environment, tmp_path
 ):
-    options = {"data": undisturbed, "arch": "mlp", "epochs": 40, "workers": "1-2"}
+    options = {
+        "data": undisturbed,
+        "arch": "mlp",
+        "objective": "embedding",
+        "epochs": 40,
+        "workers": "1-2",
+    }
     words = [sys.executable, "-m", "ray_jobs", "train", "--train.output", str(tmp_path / "killed")]
     for name, value in options.items():
         words += [f"--train.{name}", str(value)]
@@ -77,7 +93,9 @@ def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(
 
 
 def test_other_options_do_not_go_on_in_the_same_folder(run_job, undisturbed, trained):
-    done = run_job("train", data=undisturbed, output=trained, arch="linear", epochs=9, workers=2)
+    done = run_job(
+        "train", data=undisturbed, output=trained, arch="linear", objective="embedding", epochs=9, workers=2
+    )
     assert done.returncode == 2
     assert "train.epochs 6 there, 9 now" in done.stderr
 
