@@ -3,12 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from projector.data.align import Alignment
 from projector.data.pairs import PairSource, load_pairs
 from projector.evaluation.caption_swap import caption_swap
 from projector.evaluation.contest import Contest, Measured
+from projector.evaluation.velocity_error import conditioned_by, velocity_errors
+from projector.models.frozen_transformer import FrozenTransformer
+from projector.models.resolve import OWN_MODELS, ModelSource, locate
 from projector.network.projector import Projector
-from projector.options import Align, EvaluateOptions, TextMode, Tokens
+from projector.options import Align, EvaluateOptions, ModelPaths, TextMode, Tokens
+from projector.training.response import frozen_model
 from shards.errors import UsageError
 
 EVALUATION = "eval.json"
@@ -33,6 +39,7 @@ def evaluate(
     alignment: Alignment,
     swap_pairs: PairSource | None = None,
     measure: Measure = alone,
+    image_model: FrozenTransformer | None = None,
 ) -> dict[str, Any]:
     """Measure projectors and baselines.
 
@@ -44,6 +51,7 @@ def evaluate(
         alignment: which prediction answers for which target.
         swap_pairs: for the caption-swap test; None takes `val_pairs`.
         measure: how the pairs are gone through.
+        image_model: that made the pictures; with it each method gets its `velocity_error`.
 
     Returns:
         the content of eval.json.
@@ -53,6 +61,11 @@ def evaluate(
     """
     contest = Contest.between(projectors, train_pairs, options, alignment=alignment)
     measured = measure(contest, val_pairs)
+    result = measured.result()
+    if image_model is not None and val_pairs.conditionings is not None and val_pairs.template is not None:
+        conditioned = conditioned_by(contest.methods, projectors, val_pairs)
+        for name, error in velocity_errors(conditioned, val_pairs, image_model).items():
+            result["methods"][name]["velocity_error"] = error
     return {
         "pairs": len(val_pairs),
         "tokens": next(iter(measured.whole.values())).rows,
@@ -62,7 +75,7 @@ def evaluate(
         "align": alignment.kind,
         "train_pairs": len(train_pairs),
         "dataset": {key: value for key, value in val_pairs.provenance.items() if key != "models"},
-        **measured.result(),
+        **result,
         "caption_swap": caption_swap(
             projectors, val_pairs if swap_pairs is None else swap_pairs, contest.standard
         ),
@@ -122,16 +135,36 @@ def evaluate_checkpoint(
     """
     main = projectors[MAIN]
     config = main.config
+    pairs = held_out(options, main)
     alignment = Alignment(options.align or JUDGED.get(config["align"], config["align"]), config["length"])
     return evaluate(
         projectors,
         _load(options, main, "train", options.max_train_samples),
-        held_out(options, main),
+        pairs,
         options,
         alignment=alignment,
         swap_pairs=_swap_pairs(options, main),
         measure=measure,
+        image_model=_image_model(options, pairs),
     )
+
+
+def _image_model(options: EvaluateOptions, pairs: PairSource) -> FrozenTransformer | None:
+    """The model that made the pictures, where it is at hand and quick; None elsewhere."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    named = pairs.provenance.get("models", {}).get("image", {})
+    own = str(named.get("id", "")).partition("/")[0] in OWN_MODELS
+    if isinstance(options.models, ModelPaths):
+        folder = str(locate("evaluate.models.image", options.models.image)[1])
+    elif own or (device.type == "cuda" and named.get("revision")):
+        source = ModelSource(str(named["id"]), "", str(named.get("revision", "")), {})
+        found = source.here() if own else source.cached()
+        if found is None:
+            return None
+        folder = str(found)
+    else:
+        return None
+    return frozen_model(folder, pairs, device)
 
 
 def _load(

@@ -20,12 +20,11 @@ from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
 from projector.options import ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
-from projector.training.trajectories import Trajectories
+from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.worker import Trainer
 from projector.training.world import World
 from shards.errors import UsageError
 
-JUDGED_AT = (0.9, 0.6)  # noise levels whose velocity error ranks projectors as their pictures do
 JUDGED_PAIRS = 256  # held-out pairs at most
 IMPORTED_SIDE, IMPORTED_STEPS = 512, 8  # for pictures that no pipeline made
 
@@ -57,16 +56,8 @@ class ResponseTrainer(Trainer):
             raise UsageError(
                 "train.objective = response: these pairs do not say what their pictures were made from"
             )
-        picture = train_pairs.provenance.get("picture", {})
-        side = options.response_size
         self._folder = image_model(options, train_pairs)
-        self.model = FrozenTransformer.from_pretrained(
-            self._folder,
-            device=world.device,
-            height=side or picture.get("height") or IMPORTED_SIDE,
-            width=side or picture.get("width") or IMPORTED_SIDE,
-            steps=train_pairs.provenance.get("steps") or IMPORTED_STEPS,
-        )
+        self.model = frozen_model(self._folder, train_pairs, world.device, side=options.response_size)
         self._sources = train_pairs.conditionings, val_pairs.conditionings
         super().__init__(options, world, train_pairs, val_pairs, state)
 
@@ -106,8 +97,7 @@ class ResponseTrainer(Trainer):
                     (of_val, judged, 0, ""),
                 )
             )
-        levels = self.model.sigmas[:-1]
-        self._judged_steps = sorted({int((levels - level).abs().argmin()) for level in JUDGED_AT})
+        self._judged_steps = judged_steps(self.model.sigmas)
 
     def _judged_part(self) -> range:
         """The first of this worker's held-out pairs, its share of JUDGED_PAIRS."""
@@ -205,6 +195,27 @@ class ResponseTrainer(Trainer):
                     total += torch.stack([(each * weights).sum() for each in found]).double().cpu()
         error_sum, power_sum = self.world.add(total).tolist()
         return float(error_sum / power_sum)
+
+
+def frozen_model(
+    folder: str, pairs: PairSource, device: torch.device, *, side: int | None = None
+) -> FrozenTransformer:
+    """Load the image model of some pairs, to make pictures as theirs were made.
+
+    Args:
+        folder: of the pipeline.
+        pairs: whose provenance says size and steps.
+        device: to load to.
+        side: of pictures in pixels, instead of the pairs' own.
+    """
+    picture = pairs.provenance.get("picture", {})
+    return FrozenTransformer.from_pretrained(
+        folder,
+        device=device,
+        height=side or picture.get("height") or IMPORTED_SIDE,
+        width=side or picture.get("width") or IMPORTED_SIDE,
+        steps=pairs.provenance.get("steps") or IMPORTED_STEPS,
+    )
 
 
 def image_model(options: TrainOptions, pairs: PairSource) -> str:

@@ -48,6 +48,7 @@ def summarise(run: Trainer, stopped: str) -> dict[str, Any]:
     seconds = max(progress.seconds, 1e-9)
     return {
         "arch": options.arch,
+        "objective": options.objective,
         "parameters": run.network.parameter_count,
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,

@@ -17,6 +17,7 @@ from projector.training.pair_storage import RESIDENT_SHARE
 SAMPLED_TOGETHER = 32  # pictures
 SORTED_TOGETHER = 512  # pairs looked at to find some of one length
 REPORT_SECONDS = 10.0
+JUDGED_AT = (0.9, 0.6)  # noise levels whose velocity error ranks projectors as their pictures do
 
 
 class Trajectories:
@@ -94,3 +95,12 @@ class Trajectories:
             f"{self._label}: {done} of {self._count} pictures, {rate:.1f} a second, {left:.0f} s left",
             flush=True,
         )
+
+
+def judged_steps(sigmas: Tensor) -> list[int]:
+    """The steps of a sampling whose noise levels are nearest to JUDGED_AT.
+
+    Args:
+        sigmas: (K + 1,) noise levels, the last one 0.
+    """
+    return sorted({int((sigmas[:-1] - level).abs().argmin()) for level in JUDGED_AT})

@@ -76,9 +76,12 @@ def evaluate(options: EvaluateOptions) -> int:
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """What the job prints: a table, best first, the winner, and the caption-swap test."""
-    yield f"{'method':>14}" + "".join(f"{name:>22}" for name in COLUMNS)
+    judged = any("velocity_error" in figures for figures in result["methods"].values())
+    columns = ("velocity_error",) * judged + COLUMNS
+    yield f"{'method':>14}" + "".join(f"{name:>22}" for name in columns)
     for name in result["ranking"]:
-        yield f"{name:>14}" + "".join(f"{result['methods'][name][column]:>22.4f}" for column in COLUMNS)
+        figures = result["methods"][name]
+        yield f"{name:>14}" + "".join(f"{figures.get(column, float('nan')):>22.4f}" for column in columns)
     winner = result["methods"][result["winner"]]["mse_standardized"]
     yield f"{result['winner']} has the least standardised error, {winner:.4f}, on {result['pairs']} held-out pairs"
     yield from (swap["sentence"] for swap in result["caption_swap"].values())

@@ -159,6 +159,7 @@ def learning_curve(
                 "data": data,
                 "output": f"{root}/curve/{options.curve_arch}-{pairs}-{seed}",
                 "arch": options.curve_arch,
+                "objective": "embedding" if options.curve_arch == "ridge" else train.objective,
                 "max_samples": pairs,
                 "seed": seed,
             }
@@ -190,6 +191,7 @@ def layer_losses(root: str, train: TrainOptions, cluster: Cluster, dataset: Data
                 "data": f"{root}/data",
                 "output": f"{root}/layers/{layer}-{mode}",
                 "arch": "ridge",
+                "objective": "embedding",
                 "layer": layer,
                 "text_mode": mode,
             }

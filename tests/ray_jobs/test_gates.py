@@ -8,8 +8,8 @@ from ray_jobs.jobs.ladder_gates import judge, ladder_verdict
 IDENTITY = {"mse_standardized": 1.0, "outlier_dims": 30}
 
 
-def judged(arch="mlp", loss=0.20, ridge=0.22, **figures):
-    summary = {"best_val_loss": loss, "ridge_val_loss": ridge, "train_pairs": 950}
+def judged(arch="mlp", loss=0.20, ridge=0.22, objective="embedding", **figures):
+    summary = {"best_val_loss": loss, "ridge_val_loss": ridge, "train_pairs": 950, "objective": objective}
     ours = {"mse_standardized": 0.2, "outlier_dims": 2} | figures
     return judge(arch, summary, {"methods": {"projector": ours, "identity": IDENTITY}})
 
@@ -38,6 +38,18 @@ def judged(arch="mlp", loss=0.20, ridge=0.22, **figures):
             "16 dimensions are more than twice as wide as the target's, 30 before",
         ),
         ("mlp", {"mse_standardized": 1.0}, False, "no better than doing nothing"),
+        (
+            "linear",
+            {"objective": "response", "mse_standardized": 9.0, "outlier_dims": 99},
+            True,
+            "velocities are off by 0.2, under ridge by 0.22",
+        ),
+        (
+            "attention",
+            {"objective": "response", "loss": 0.22},
+            False,
+            "no gain over ridge: the image model's",
+        ),
     ],
 )
 def test_a_step_passes_or_says_what_to_change(arch, changes, passed, said):

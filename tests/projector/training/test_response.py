@@ -10,6 +10,8 @@ import torch
 from projector import Projector
 from projector.data.pairs import Conditioning, Pair, in_memory
 from projector.data.template import WholeSample, find_template
+from projector.evaluation.baselines import Method
+from projector.evaluation.velocity_error import conditioned_by, velocity_errors
 from projector.models.frozen_transformer import FrozenTransformer, padded_length
 from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import resolve_models
@@ -299,3 +301,12 @@ def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):
     for share in (0.0, 0.5):
         train(options(tmp_path / f"{share}", compose=share), *sources)
     assert curve(tmp_path / "0.0") == curve(tmp_path / "0.5")
+
+
+def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothing(model, sources, tmp_path):
+    summary = train(options(tmp_path, epochs=8, compose=0.0), *sources)
+    projector, held_out = Projector.from_pretrained(str(tmp_path)), sources[1]
+    methods = {"identity": Method(lambda vl: vl), "projector": Method(projector)}
+    errors = velocity_errors(conditioned_by(methods, {"projector": projector}, held_out), held_out, model)
+    assert errors["projector"] == pytest.approx(summary["best_val_loss"], rel=1e-3)
+    assert errors["projector"] < errors["identity"]
