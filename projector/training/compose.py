@@ -20,8 +20,8 @@ from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.text_encoder import TextEncoder, TextEncoding
 from projector.training.trajectories import Trajectories
 from shards.format.sample import KIND_CAPTION
-from shards.prompts.edits import Edit, draw_prompt_edit
-from shards.scenes.edits import draw_scene_edit
+from shards.prompts.prompt_edits import Edit, draw_prompt_edit
+from shards.scenes.scene_edits import draw_scene_edit
 
 ENCODED_TOGETHER = 256  # captions
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shards.prompts.builtin import builtin_prompts
-from shards.prompts.edits import draw_prompt_edit
+from shards.prompts.prompt_edits import draw_prompt_edit
 
 
 @pytest.mark.parametrize(("language", "share"), [("en", 0.9), ("zh", 0.3)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shards.prompts.edits import Edit
+from shards.prompts.prompt_edits import Edit
 from shards.scenes.captions import attributes_named, canonical, partial
 from shards.scenes.scene import ATTRIBUTES, THING_ATTRIBUTES, Scene, Thing, edit, numbered
 
