@@ -70,15 +70,29 @@ def patches_of(pictures: Tensor) -> Tensor:
 
 
 def train_reader(
-    output: Path, tokenizer: Any, data: SceneData, device: str, seconds: float, size: int
+    output: Path,
+    tokenizer: Any,
+    data: SceneData,
+    device: str,
+    seconds: float,
+    size: int,
+    start: Path | None = None,
 ) -> None:
-    """Train the model and save it as a Qwen3-VL folder."""
+    """Train the model, from earlier weights where there are some, and save it as a Qwen3-VL folder."""
     from diffusers import AutoencoderKL
-    from transformers import AutoModelForCausalLM, Qwen2VLImageProcessorPil
+    from transformers import (
+        AutoModelForCausalLM,
+        Qwen2VLImageProcessorPil,
+        Qwen3VLForConditionalGeneration,
+    )
 
     vae = AutoencoderKL.from_pretrained(output / "image" / "vae", torch_dtype=torch.float32).to(device)
     text = AutoModelForCausalLM.from_pretrained(output / "image" / "text_encoder", dtype=torch.float32)
-    model = make_reader(tokenizer, text).to(device)
+    model = make_reader(tokenizer, text)
+    if start is not None:
+        earlier = Qwen3VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+        model.load_state_dict(earlier.state_dict())
+    model.to(device)
     head = AttributeHead(text.config.hidden_size).to(device)
     draft = output / ".vl"
     save_reader_processors(draft, tokenizer, patch_size=PATCH, smallest=SIDE * SIDE)

@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--scenes", type=int, help="that are drawn and worded to train on")
     parser.add_argument(
-        "--start", type=Path, help="folder of earlier weights that the transformer goes on from"
+        "--start", type=Path, help="folder of earlier weights that transformer and reader go on from"
     )
     parser.add_argument("--only", choices=("text", "decoder", "transformer", "reader", "scores"))
     options = parser.parse_args(words)
@@ -309,7 +309,8 @@ def save(model: Any, folder: Path) -> None:
 def train_vl(options: argparse.Namespace, data: SceneData) -> None:
     """The vision-language model learns to say what a picture shows."""
     seconds, size = 60 * options.minutes * SHARES["reader"], BATCH[options.device]["reader"]
-    train_reader(options.output, tokenizer_of(options), data, options.device, seconds, size)
+    start = options.start / "vl" if options.start else None
+    train_reader(options.output, tokenizer_of(options), data, options.device, seconds, size, start)
 
 
 STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_transformer, "reader": train_vl}
