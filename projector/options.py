@@ -57,6 +57,7 @@ class ModelPaths(BaseModel):
     """The vision-language model: folder or hub id, e.g. Qwen/Qwen3-VL-4B-Instruct."""
 
 
+STARTS = ("ridge", "mean", "random")
 # Through the image model: the schedule that steers best in the miniature world (docs/steering.md).
 RESPONSE: dict[str, Any] = {"epochs": 12, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
 RESPONSE_RATE = 1e-4  # at the reference width
@@ -131,8 +132,9 @@ class TrainOptions(BaseModel):
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps of linear warm-up, at most half of all; absent: a twentieth of them, at most 500."""
-    start: Literal["ridge", "mean", "random"] = "ridge"
-    """Where networks start: at the closed-form `ridge` solution, at the `mean` of the targets, or at `random`."""
+    start: str = "ridge"
+    """Where networks start: at the closed-form `ridge` solution, at the `mean` of the targets, at `random`, or at the
+    projector in this folder, with a new optimizer."""
     loss: Loss = "mse"
     """`mse`, `huber` or `cosine` on standardised values, where every dimension counts alike, or `raw_mse`."""
     std_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -224,13 +226,19 @@ class TrainOptions(BaseModel):
         fewest, _, most = str(self.workers).partition("-")
         return int(fewest), int(most or fewest)
 
+    @property
+    def start_folder(self) -> str | None:
+        """The folder of the projector that training starts at; None where it starts elsewhere."""
+        return None if self.start in STARTS else self.start
+
     def peak_learning_rate(self, width: int) -> float:
         """The learning rate given, or that of start and architecture, which grows as the width shrinks."""
         if self.learning_rate is not None:
             return self.learning_rate
         if self.objective == "response":
             return min(HIGHEST_DEFAULT_RATE, RESPONSE_RATE * REFERENCE_WIDTH / width)
-        rate = RIDGE_START_RATE if self.start == "ridge" else LEARNING_RATES[self.arch]
+        trained = self.start == "ridge" or self.start_folder is not None
+        rate = RIDGE_START_RATE if trained else LEARNING_RATES[self.arch]
         return min(HIGHEST_DEFAULT_RATE, rate * REFERENCE_WIDTH / width)
 
     def warmup(self, total_steps: int) -> int:

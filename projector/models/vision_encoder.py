@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from projector.models.graft import graft_text_encoder
 from projector.models.int8 import Quantize, quantize_weights
 from projector.models.patches import PatchMaker
 from projector.models.text_encoder import SampleError, caption_kinds, special_token_in, template_around
@@ -118,13 +119,16 @@ class VisionLanguageEncoder:
         text_modes: Sequence[str],
         revision: str | None = None,
         quantize: Quantize = "none",
+        language: str | None = None,
     ) -> "VisionLanguageEncoder":
-        """Load from a Qwen3-VL folder or hub id."""
+        """Load from a Qwen3-VL folder or hub id; `language` is a pipeline whose text encoder is grafted in."""
         from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
         model = Qwen3VLForConditionalGeneration.from_pretrained(
             path, revision=revision, dtype=dtype, use_safetensors=True
         )
+        if language is not None:
+            graft_text_encoder(model, language)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
         encoder = cls(model, tokenizer, image_processor, layers=layers, text_modes=text_modes)

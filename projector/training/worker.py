@@ -20,7 +20,7 @@ from projector.data.align import Alignment
 from projector.data.packed import Batch, statistics_of
 from projector.data.pairs import PairSource
 from projector.network.architectures import ProjectorNetwork, Shape
-from projector.network.checkpoint import State, TrainingProgress
+from projector.network.checkpoint import CONFIG, State, TrainingProgress, get_json, get_network
 from projector.options import TrainOptions
 from projector.training.losses import dimension_weights
 from projector.training.objective import Objective
@@ -29,6 +29,7 @@ from projector.training.ridge import fit_ridge, ridge_like
 from projector.training.schedule import NOBODY, epoch_order, held, learning_rate
 from projector.training.world import World
 from shards.errors import UsageError
+from shards.stores.local import open_storage
 
 STEPS_BETWEEN_LOOKS = 50  # losses are summed, checked and reported this often: each look waits for the device
 
@@ -91,7 +92,7 @@ class Trainer:
         )
         self.progress = TrainingProgress()
         self.network.to(world.device)
-        if state is None:
+        if state is None and options.start_folder is None:
             self._set_constants(train_pairs)
         self.averaged = deepcopy(self.network) if options.ema else None
         self.optimizer = torch.optim.AdamW(
@@ -157,6 +158,7 @@ class Trainer:
             self.network.start_from(cast(nn.Linear, ridge.core))
             if self.averaged is not None:
                 self.averaged.load_state_dict(self.network.state_dict())
+        if options.start == "ridge" or options.start_folder is not None:
             progress.best_val_loss = self.validate(self.network)
 
     def _positions_of_all(self) -> Tensor:
@@ -374,9 +376,25 @@ def seeded_network(options: TrainOptions, pairs: PairSource) -> ProjectorNetwork
         prefix=0 if pairs.template is None else len(pairs.template.prefix),
         suffix=len(pairs.template.suffix) if pairs.template and options.objective == "response" else 0,
     )
+    if options.start_folder is not None:
+        return _network_of(options.start_folder, shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return ProjectorNetwork(shape, random_start=options.start == "random")
+
+
+def _network_of(folder: str, wanted: Shape) -> ProjectorNetwork:
+    """The network of a trained projector, to go on from."""
+    storage = open_storage(folder)
+    network = get_network(storage, get_json(storage, CONFIG))
+    found, needed = network.shape.as_json(), wanted.as_json() | {"residual": network.shape.residual}
+    if different := [name for name in needed if found[name] != needed[name]]:
+        name = different[0]
+        raise UsageError(
+            f"train.start = {folder!r}: its {name} is {found[name]!r}, this training's is {needed[name]!r}; start at a "
+            "projector of the same train.arch, sizes and train.objective, or at ridge"
+        )
+    return network
 
 
 def precision(options: TrainOptions, world: World) -> str:

@@ -30,6 +30,7 @@ from projector.training.loop import FINISHED, run_identity
 from projector.training.loop import train as run_training
 from projector.training.response import image_model
 from projector.training.trackers import check_trackers, tracking
+from projector.training.worker import seeded_network
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.signals import signals_exit
 from ray_jobs.cluster.connect import Cluster, connected, plain_error
@@ -67,6 +68,8 @@ def train(options: TrainOptions) -> int:
     )
     if options.objective == "response":
         image_model(options, train_pairs)
+    if options.start_folder is not None:
+        seeded_network(options, train_pairs)
     get_state(open_storage(options.output), run_identity(options, train_pairs, val_pairs))
     with connected() as cluster, signals_exit():
         check_workers(options, cluster, len(train_pairs))

@@ -289,3 +289,27 @@ def test_more_workers_than_a_batch_has_pairs(tmp_path, monkeypatch):
 
 class _CrowdedWorld:
     rank, size = 0, 9
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_training_starts_at_an_earlier_projector(tmp_path, arch):
+    train(options(tmp_path / "first", arch=arch), TRAIN, VAL)
+    before = weights(tmp_path / "first")
+    again = options(
+        tmp_path / "second", arch=arch, start=str(tmp_path / "first"), epochs=1, learning_rate=1e-12
+    )
+    summary = train(again, TRAIN, VAL)
+    after = weights(tmp_path / "second")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-5, atol=1e-7)
+    first = json.loads((tmp_path / "first" / "summary.json").read_text())
+    assert summary["best_val_loss"] == pytest.approx(first["best_val_loss"], rel=1e-4)
+
+
+def test_a_projector_of_another_kind_is_no_start(tmp_path):
+    train(options(tmp_path / "first", arch="mlp"), TRAIN, VAL)
+    with pytest.raises(UsageError, match="its arch is 'mlp', this training's is 'linear'"):
+        train(options(tmp_path / "second", start=str(tmp_path / "first")), TRAIN, VAL)
+    with pytest.raises(UsageError, match="nowhere"):
+        train(options(tmp_path / "third", start=str(tmp_path / "nowhere")), TRAIN, VAL)
