@@ -76,7 +76,7 @@ def _error(
     condition: Conditioned, tokens: list[Tensor], paths: Trajectories, model: FrozenTransformer
 ) -> float:
     sums = torch.zeros(2, dtype=torch.float64)
-    for part in torch.arange(len(tokens)).split(TOGETHER):
+    for part in torch.split(torch.arange(len(tokens)), TOGETHER):
         wholes = [condition(tokens[place]).float() for place in part.tolist()]
         rows = torch.nn.utils.rnn.pad_sequence(wholes, batch_first=True).to(model.device)
         lengths = torch.tensor([len(whole) for whole in wholes], device=model.device)
