@@ -32,6 +32,7 @@ from projector.models.text_encoder import TextEncoder, TextEncoding
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder
 from projector.network.projector import Projector
 from projector.options import TrainOptions
+from projector.steering.modes import DIALLED, Mode, ReferenceRows, conditionings, projected
 from projector.training.loop import train
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 from shards.scenes.captions import partial, varied
@@ -43,8 +44,11 @@ TOGETHER = 50
 RESAMPLES = 1000
 # What the prompt names: much of the layout, or two colours.
 TESTS = {"A": ("shape", "place", "size"), "B": ("colour", "background")}
-BLENDS = (0.3, 0.5, 0.7)
+DIALS = (0.3, 0.5, 0.7)
 ARCHS = ("linear", "mlp", "attention")
+
+# What a picture is drawn from; under guidance with a second conditioning.
+Given = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +81,18 @@ class World:
         """Conditionings of captions."""
         return [item for item in self.text.encode(list(captions)) if isinstance(item, TextEncoding)]
 
-    def draw(self, conditionings: Sequence[Tensor], seeds: Sequence[int]) -> list[Any]:
-        """Pictures."""
+    def draw(self, given: Sequence[Given], seeds: Sequence[int], weight: float = 1.0) -> list[Any]:
+        """Pictures; all of them or none with a second conditioning, whose weight is given."""
         found: list[Any] = []
         for start in range(0, len(seeds), TOGETHER):
             part = slice(start, start + TOGETHER)
-            found += self.images.generate(list(conditionings[part]), list(seeds[part]))
+            second = [other for _, other in given[part] if other is not None]
+            found += self.images.generate(
+                [one for one, _ in given[part]],
+                list(seeds[part]),
+                references=second or None,
+                weight=weight,
+            )
         return found
 
     def make(self, count: int, split: str, seed: int) -> list[Made]:
@@ -92,7 +102,7 @@ class World:
         captions = [varied(scene, generator) for scene in scenes]
         texts = self.encode(captions)
         seeds = [1000 * seed + number for number in range(count)]
-        pictures = self.draw([text.embeddings for text in texts], seeds)
+        pictures = self.draw([(text.embeddings, None) for text in texts], seeds)
         made = []
         for start in range(0, count, TOGETHER):
             part = slice(start, start + TOGETHER)
@@ -144,23 +154,22 @@ def template_of(made: Sequence[Made]) -> Template:
     )
 
 
-Condition = Callable[[Made], Tensor]
+Condition = Callable[[Made], Given]
 
 
 def alone(projector: Projector, template: Template) -> Condition:
     """The picture alone; networks that do not predict the template's end get its mean, which is more than nothing."""
+    return lambda item: conditionings(projected(projector, item.vl, template.suffix), "alone")
 
-    def condition(item: Made) -> Tensor:
-        vl = item.vl[token_rms(item.vl) <= template.vl_limit]
-        whole = projector.conditioning(vl)
-        return whole if projector.network.shape.suffix else torch.cat([whole, template.suffix])
+
+def identity_alone(template: Template) -> Condition:
+    """The picture's own tokens between the template's constant tokens and its mean end."""
+
+    def condition(item: Made) -> Given:
+        rows = ReferenceRows(template.prefix, item.vl, template.suffix, item.vl)
+        return conditionings(rows, "alone")
 
     return condition
-
-
-def rows_alone(rows: Tensor, template: Template) -> Tensor:
-    """Given rows between the template's constant tokens and its mean end."""
-    return torch.cat([template.prefix, rows, template.suffix])
 
 
 def share(found: Sequence[dict[str, str]], wanted: Sequence[dict[str, str]]) -> list[float]:
@@ -200,16 +209,18 @@ class Judge:
         return share(self.world.attributes_of(pictures), self.own)
 
     def with_prompts(
-        self, names: Sequence[str], conditioning: Callable[[Made, TextEncoding], Tensor], name: str = ""
+        self,
+        names: Sequence[str],
+        conditioning: Callable[[Made, TextEncoding], Given],
+        name: str = "",
+        weight: float = 1.0,
     ) -> tuple[list[float], list[float]]:
         """Adherence and fidelity, by reference, with prompts that name some attributes of another scene."""
         generator = np.random.default_rng(5)
         others = [*self.references[1:], self.references[0]]
         prompts = self.world.encode([partial(other.scene, names, generator) for other in others])
-        conditionings = [
-            conditioning(item, prompt) for item, prompt in zip(self.references, prompts, strict=True)
-        ]
-        pictures = self.world.draw(conditionings, self.seeds)
+        given = [conditioning(item, prompt) for item, prompt in zip(self.references, prompts, strict=True)]
+        pictures = self.world.draw(given, self.seeds, weight)
         if name:
             self._keep(name, pictures)
         seen = self.world.attributes_of(pictures)
@@ -301,9 +312,9 @@ def main() -> None:
         options.output.write_text(json.dumps(found, indent=1) + "\n")
 
     bare: dict[str, Callable[[Sequence[Made]], Condition]] = {
-        "own caption": lambda _: lambda item: item.text.embeddings,
-        "another's caption": lambda items: lambda item: items[items.index(item) - 1].text.embeddings,
-        "identity": lambda _: lambda item: rows_alone(item.vl, template),
+        "own caption": lambda _: lambda item: (item.text.embeddings, None),
+        "another's caption": lambda items: lambda item: (items[items.index(item) - 1].text.embeddings, None),
+        "identity": lambda _: identity_alone(template),
     }
     for name, condition in bare.items():
         note(
@@ -314,7 +325,7 @@ def main() -> None:
             },
         )
     for test, names in TESTS.items():
-        rows = judges["test"].with_prompts(names, lambda _item, prompt: prompt.embeddings)
+        rows = judges["test"].with_prompts(names, lambda _item, prompt: (prompt.embeddings, None))
         found["prompts"][f"{test} text only"] = dict(
             zip(("adherence", "fidelity"), ([figure([r]) for r in rows]), strict=True)
         )
@@ -341,30 +352,22 @@ def with_prompts(
 ) -> dict[str, dict[str, Any]]:
     """Adherence and fidelity of a method in every mode."""
 
-    def concat(projector: Projector, item: Made, prompt: TextEncoding) -> Tensor:
-        return projector.conditioning(item.vl, prompt.embeddings, prompt.kind, mode="concat")
+    def condition(projector: Projector, mode: Mode, value: float) -> Callable[[Made, TextEncoding], Given]:
+        def given(item: Made, prompt: TextEncoding) -> Given:
+            rows = projected(projector, item.vl, template.suffix)
+            return conditionings(rows, mode, prompt.embeddings, prompt.kind, value=value)
 
-    def blend(alpha: float) -> Callable[[Projector, Made, TextEncoding], Tensor]:
-        def mixed(projector: Projector, item: Made, prompt: TextEncoding) -> Tensor:
-            return projector.conditioning(item.vl, prompt.embeddings, prompt.kind, mode="blend", alpha=alpha)
+        return given
 
-        return mixed
-
-    modes: dict[str, Callable[[Projector, Made, TextEncoding], Tensor]] = {
-        "alone": lambda projector, item, _prompt: alone(projector, template)(item),
-        "concat": concat,
-        **{f"blend {alpha}": blend(alpha) for alpha in BLENDS},
-    }
+    modes: list[tuple[Mode, float]] = [("alone", 1.0), ("concat", 1.0)]
+    modes += [(mode, value) for mode in DIALLED for value in DIALS]
     table = {}
     for test, names in TESTS.items():
-        for mode, conditioning in modes.items():
+        for mode, value in modes:
+            called = f"{mode} {value}" if mode in DIALLED else mode
             pairs = [
                 judge.with_prompts(
-                    names,
-                    lambda item, prompt, projector=projector, conditioning=conditioning: conditioning(  # type: ignore[misc]
-                        projector, item, prompt
-                    ),
-                    f"{name} {test} {mode}",
+                    names, condition(projector, mode, value), f"{name} {test} {called}", weight=value
                 )
                 for projector in projectors
             ]
@@ -372,8 +375,8 @@ def with_prompts(
                 "adherence": figure([pair[0] for pair in pairs]),
                 "fidelity": figure([pair[1] for pair in pairs]),
             }
-            table[f"{test} {name} {mode}"] = row
-            print(test, name, mode, row["adherence"]["mean"], row["fidelity"]["mean"], flush=True)
+            table[f"{test} {name} {called}"] = row
+            print(test, name, called, row["adherence"]["mean"], row["fidelity"]["mean"], flush=True)
     return table
 
 

@@ -1,6 +1,7 @@
 """Conditioning tensors to pictures, through the real ZImagePipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -89,37 +90,87 @@ class ImageGenerator:
         return latents.float().cpu()  # waits for the device
 
     @torch.inference_mode()
-    def generate(self, embeddings: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[Image.Image]:
+    def generate(
+        self,
+        embeddings: Sequence[torch.Tensor],
+        seeds: Sequence[int],
+        *,
+        references: Sequence[torch.Tensor] | None = None,
+        weight: float = 1.0,
+    ) -> list[Image.Image]:
         """Make one picture per conditioning.
 
         Args:
             embeddings: (T, D) each, T may differ.
             seeds: of the starting noise, drawn on the CPU so that devices agree.
+            references: (R, D) each, a second conditioning for each picture: every step runs the transformer on both.
+            weight: w of v = v_text + w (v_reference - v_text): 0 is the text's picture, 1 the reference's.
 
         Returns:
             RGB pictures.
 
         Raises:
-            ValueError: a conditioning has more rows than the transformer has positions for.
+            ValueError: a conditioning has more rows than the transformer has positions for, or references are not as
+                many as pictures.
         """
         most = caption_rows(self.pipeline.transformer.config.axes_lens)
-        if (longest := max(map(len, embeddings))) > most:
+        if (longest := max(map(len, [*embeddings, *(references or ())]))) > most:
             raise ValueError(f"a conditioning has {longest} rows; the image model takes at most {most}")
-        conditioning = [embedding.to(self.pipeline.transformer.dtype) for embedding in embeddings]
+        if references is not None and len(references) != len(embeddings):
+            raise ValueError(
+                f"{len(references)} references for {len(embeddings)} conditionings; one for each"
+            )
+        transformer = self.pipeline.transformer
+        conditioning, second = (
+            [rows.to(transformer.device, transformer.dtype) for rows in side]
+            for side in (embeddings, references or ())
+        )
         negative = (
             [self.negative.to(conditioning[0])] * len(conditioning) if self.negative is not None else None
         )
-        decoded: torch.Tensor = self.pipeline(
-            prompt_embeds=conditioning,
-            negative_prompt_embeds=negative if self.guidance > 0 else None,
-            height=self.height,
-            width=self.width,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="pt",
-        ).images
+        with _towards(transformer, second, weight) if second else nullcontext():
+            decoded: torch.Tensor = self.pipeline(
+                prompt_embeds=conditioning,
+                negative_prompt_embeds=negative if self.guidance > 0 else None,
+                height=self.height,
+                width=self.width,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="pt",
+            ).images
         return as_pictures(decoded)
+
+
+@contextmanager
+def _towards(transformer: Any, references: Sequence[torch.Tensor], weight: float) -> Iterator[None]:
+    """Let the transformer see each picture with its reference, too, and move its velocity towards what that gives.
+
+    The pipeline's own guidance cannot: its scale counts from the prompt away from the second conditioning, and a
+    negative one, which would be towards it, switches it off. With both, what is guided away from the empty prompt is
+    the moved velocity.
+    """
+    count = len(references)
+
+    def with_references(_module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        latents, times, conditioning = inputs
+        return [*latents, *latents[:count]], torch.cat([times, times[:count]]), [*conditioning, *references]
+
+    def moved(_module: Any, _inputs: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+        velocities = output[0]
+        pairs = zip(velocities[:count], velocities[-count:], strict=True)
+        mixed = [torch.lerp(own.float(), reference.float(), weight) for own, reference in pairs]
+        return ([*mixed, *velocities[count:-count]],)
+
+    hooks = (
+        transformer.register_forward_pre_hook(with_references),
+        transformer.register_forward_hook(moved),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def as_pictures(decoded: torch.Tensor) -> list[Image.Image]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from projector.data.align import area_pool
 from projector.data.template import SINK_RATIO, token_rms
@@ -124,6 +125,46 @@ def blend_adain_per_dim(vl: Tensor, text: Tensor, alpha: float, kind: Tensor | N
     return blend_interpolate(_renormalised(vl, text[rows], (0,)), text, alpha, kind)
 
 
+def blend_as_the_guide(vl: Tensor, text: Tensor, alpha: float) -> Tensor:
+    """Mix as the training guide does: torch's linear interpolation to the text's length, template rows included.
+
+    It reads two tokens for each row, and what it puts into the template's rows the image model has never seen there.
+
+    Args:
+        vl: (S, D) projected VL embeddings.
+        text: (T, D) text embeddings.
+        alpha: 0 (text only) to 1 (VL only).
+
+    Returns:
+        (T, D) in the text's dtype and on its device.
+
+    Raises:
+        UsageError: alpha outside [0, 1], or shapes that do not fit.
+    """
+    _check(vl, text, alpha)
+    stretched = functional.interpolate(vl.float().T[None], size=len(text), mode="linear", align_corners=False)
+    return _mixed(stretched[0].T, text, alpha)
+
+
+def concatenated(vl: Tensor, text: Tensor, kind: Tensor) -> Tensor:
+    """Put rows behind a prompt's own, before the template's end.
+
+    Args:
+        vl: (S, D) projected VL embeddings.
+        text: (T, D) text embeddings.
+        kind: (T,) of each text row, as the text encoder gives it.
+
+    Returns:
+        (T + S, D) in the text's dtype and on its device.
+
+    Raises:
+        UsageError: shapes that do not fit, or no caption row.
+    """
+    _check(vl, text, 1.0)
+    last = int(torch.nonzero(_caption_rows(text, kind))[-1]) + 1
+    return torch.cat([text[:last], vl.to(text), text[last:]])
+
+
 BLENDS: Mapping[Blend, Callable[[Tensor, Tensor, float, Tensor | None], Tensor]] = {
     "interpolate": blend_interpolate,
     "linear": blend_linear,
@@ -134,6 +175,14 @@ BLENDS: Mapping[Blend, Callable[[Tensor, Tensor, float, Tensor | None], Tensor]]
 
 def _mixed_rows(vl: Tensor, text: Tensor, alpha: float, kind: Tensor | None) -> Tensor:
     """(T,) bool: the rows that a picture is mixed into, after the arguments were checked."""
+    _check(vl, text, alpha)
+    if kind is None:
+        strength = token_rms(text)
+        return strength <= SINK_RATIO * strength.median()
+    return _caption_rows(text, kind)
+
+
+def _check(vl: Tensor, text: Tensor, alpha: float) -> None:
     if not 0.0 <= alpha <= 1.0:  # NaN fails this, too
         raise UsageError(f"alpha = {alpha} is outside [0, 1]; 0 is text only, 1 is VL only")
     if (
@@ -147,9 +196,10 @@ def _mixed_rows(vl: Tensor, text: Tensor, alpha: float, kind: Tensor | None) -> 
             f"cannot blend vl {tuple(vl.shape)} with text {tuple(text.shape)}; "
             "both must be (sequence, D) with the same D and at least one token"
         )
-    if kind is None:
-        strength = token_rms(text)
-        return strength <= SINK_RATIO * strength.median()
+
+
+def _caption_rows(text: Tensor, kind: Tensor) -> Tensor:
+    """(T,) bool: the prompt's own rows."""
     if kind.shape != text.shape[:1]:
         raise UsageError(
             f"kind {tuple(kind.shape)} does not fit text {tuple(text.shape)}; give the kind of each of its rows"

@@ -14,7 +14,7 @@ from projector.data.align import evenly
 from projector.data.template import token_rms
 from projector.models.int8 import Quantize
 from projector.network.architectures import ProjectorNetwork
-from projector.network.blend import blend_interpolate
+from projector.network.blend import blend_interpolate, concatenated
 from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
 from projector.options import VL_TOKENS, TextMode, Tokens
 from shards.errors import UsageError
@@ -172,10 +172,10 @@ class Projector:
         rows = whole[before : len(whole) - behind]
         first, last = self._own_rows(prompt, kind)
         text = prompt.to(embeddings)
-        if mode == "concat":
-            return torch.cat([text[:last], rows, text[last:]])
         own = torch.full((len(text),), KIND_TEMPLATE)
         own[first:last] = KIND_CAPTION
+        if mode == "concat":
+            return concatenated(rows, text, own)
         return blend_interpolate(rows, text, alpha, kind=own)
 
     def _own_rows(self, prompt: Tensor, kind: Tensor | None) -> tuple[int, int]:

@@ -78,3 +78,41 @@ def test_nothing_is_printed(generator, conditioning, capfd):
     generator.generate(conditioning[:1], [1])
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_guidance_by_a_reference_goes_from_the_texts_picture_to_the_references(generator, conditioning):
+    texts, references, seeds = conditioning[:2], conditioning[1:], [3, 4]
+    text, reference = (pixels(generator.generate(side, seeds)) for side in (texts, references))
+    assert all(np.abs(a - b).max() > 20 for a, b in zip(text, reference, strict=True))
+    moved = {
+        weight: pixels(generator.generate(texts, seeds, references=references, weight=weight))
+        for weight in (0.0, 0.5, 1.0)
+    }
+    for found, expected in ((moved[0.0], text), (moved[1.0], reference)):
+        assert all(np.abs(a - b).max() <= 2 for a, b in zip(found, expected, strict=True))
+    for between, *ends in zip(moved[0.5], text, reference, strict=True):
+        assert min(np.abs(between - end).max() for end in ends) > 5
+    assert np.array_equal(pixels(generator.generate(texts, seeds))[0], text[0])  # nothing of it stays behind
+
+
+def test_guidance_by_a_reference_and_away_from_the_empty_prompt(tiny, conditioning):
+    empty, text, reference = conditioning
+    guided = ImageGenerator.from_pretrained(
+        str(tiny / "image"),
+        device="cpu",
+        dtype=torch.float32,
+        height=64,
+        width=64,
+        steps=3,
+        guidance=2.0,
+        negative=empty,
+    )
+    for weight, alone in ((0.0, text), (1.0, reference)):
+        found = guided.generate([text], [1], references=[reference], weight=weight)
+        expected = guided.generate([alone], [1])
+        assert np.abs(pixels(found)[0] - pixels(expected)[0]).max() <= 2
+
+
+def test_as_many_references_as_pictures(generator, conditioning):
+    with pytest.raises(ValueError, match="1 references for 2 conditionings"):
+        generator.generate(conditioning[:2], [1, 2], references=conditioning[:1])
