@@ -1,6 +1,6 @@
 """README's first picture, from a finished demo: what a reference does without a projector and with one.
 
-    python benchmarks/readme_picture.py runs/demo/linear/compare docs/steering.png
+python benchmarks/readme_picture.py runs/demo/linear/compare docs/steering.png
 """
 
 import json

@@ -60,6 +60,8 @@ class Made:
     text: TextEncoding
     vl: Tensor
     """(V, D) image tokens."""
+    graft: Tensor
+    """(V, D) image tokens as the text encoder reads them in Qwen3-VL's place."""
     seed: int
 
 
@@ -73,8 +75,16 @@ class World:
         self.images = ImageGenerator.from_pretrained(
             image, device="cpu", dtype=torch.float32, height=SIDE, width=SIDE, steps=STEPS, guidance=0.0
         )
-        self.reader = VisionLanguageEncoder.from_pretrained(
-            str(folder / "vl"), device="cpu", dtype=torch.float32, layers=[LAYER], text_modes=["none"]
+        self.reader, self.graft = (
+            VisionLanguageEncoder.from_pretrained(
+                str(folder / "vl"),
+                device="cpu",
+                dtype=torch.float32,
+                layers=[LAYER],
+                text_modes=["none"],
+                language=language,
+            )
+            for language in (None, image)
         )
 
     def encode(self, captions: Sequence[str]) -> list[TextEncoding]:
@@ -106,18 +116,23 @@ class World:
         made = []
         for start in range(0, count, TOGETHER):
             part = slice(start, start + TOGETHER)
-            read = self.reader.encode(pictures[part], [""] * len(pictures[part]))
-            for scene, caption, text, own, of in zip(
-                scenes[part], captions[part], texts[part], seeds[part], read, strict=True
-            ):
-                assert isinstance(of, VisionEncoding)
-                states, kind = of.states["none"][LAYER], of.kind["none"]
-                made.append(Made(scene, caption, text, states[kind == KIND_IMAGE], own))
+            read, grafted = (image_tokens(reader, pictures[part]) for reader in (self.reader, self.graft))
+            columns = (scenes[part], captions[part], texts[part], read, grafted, seeds[part])
+            made += [Made(*row) for row in zip(*columns, strict=True)]
         return made
 
     def attributes_of(self, pictures: Sequence[Any]) -> list[dict[str, str]]:
         """What pictures show."""
         return [attributes(read_scene(np.asarray(picture), self.objects)) for picture in pictures]
+
+
+def image_tokens(reader: VisionLanguageEncoder, pictures: Sequence[Any]) -> list[Tensor]:
+    """(V, D) of each picture."""
+    found = []
+    for encoding in reader.encode(pictures, [""] * len(pictures)):
+        assert isinstance(encoding, VisionEncoding)
+        found.append(encoding.states["none"][LAYER][encoding.kind["none"] == KIND_IMAGE])
+    return found
 
 
 def source_of(made: Sequence[Made], template: Template, image: Path) -> PairSource:
@@ -162,14 +177,14 @@ def alone(projector: Projector, template: Template) -> Condition:
     return lambda item: conditionings(projected(projector, item.vl, template.suffix), "alone")
 
 
-def identity_alone(template: Template) -> Condition:
-    """The picture's own tokens between the template's constant tokens and its mean end."""
+def unprojected(template: Template, reader: str) -> Condition:
+    """A reader's tokens as they are, between the template's constant tokens and its mean end."""
+    return lambda item: conditionings(as_rows(getattr(item, reader), template), "alone")
 
-    def condition(item: Made) -> Given:
-        rows = ReferenceRows(template.prefix, item.vl, template.suffix, item.vl)
-        return conditionings(rows, "alone")
 
-    return condition
+def as_rows(tokens: Tensor, template: Template) -> ReferenceRows:
+    """Tokens as they are, with the template around them."""
+    return ReferenceRows(template.prefix, tokens, template.suffix, tokens)
 
 
 def share(found: Sequence[dict[str, str]], wanted: Sequence[dict[str, str]]) -> list[float]:
@@ -314,7 +329,8 @@ def main() -> None:
     bare: dict[str, Callable[[Sequence[Made]], Condition]] = {
         "own caption": lambda _: lambda item: (item.text.embeddings, None),
         "another's caption": lambda items: lambda item: (items[items.index(item) - 1].text.embeddings, None),
-        "identity": lambda _: identity_alone(template),
+        "identity": lambda _: unprojected(template, "vl"),
+        "graft": lambda _: unprojected(template, "graft"),
     }
     for name, condition in bare.items():
         note(
@@ -327,6 +343,16 @@ def main() -> None:
     for test, names in TESTS.items():
         rows = judges["test"].with_prompts(names, lambda _item, prompt: (prompt.embeddings, None))
         found["prompts"][f"{test} text only"] = dict(
+            zip(("adherence", "fidelity"), ([figure([r]) for r in rows]), strict=True)
+        )
+        rows = judges["test"].with_prompts(
+            names,
+            lambda item, prompt: conditionings(
+                as_rows(item.graft, template), "concat", prompt.embeddings, prompt.kind
+            ),
+            f"graft {test}",
+        )
+        found["prompts"][f"{test} graft concat"] = dict(
             zip(("adherence", "fidelity"), ([figure([r]) for r in rows]), strict=True)
         )
     for name, how in methods(options.methods).items():
@@ -350,7 +376,7 @@ def main() -> None:
 def with_prompts(
     name: str, projectors: Sequence[Projector], judge: Judge, template: Template
 ) -> dict[str, dict[str, Any]]:
-    """Adherence and fidelity of a method in every mode."""
+    """Adherence and fidelity of a method in every mode; modes with a dial with the first seed's projector alone."""
 
     def condition(projector: Projector, mode: Mode, value: float) -> Callable[[Made, TextEncoding], Given]:
         def given(item: Made, prompt: TextEncoding) -> Given:
@@ -369,7 +395,7 @@ def with_prompts(
                 judge.with_prompts(
                     names, condition(projector, mode, value), f"{name} {test} {called}", weight=value
                 )
-                for projector in projectors
+                for projector in (projectors[:1] if mode in DIALLED else projectors)
             ]
             row = {
                 "adherence": figure([pair[0] for pair in pairs]),
