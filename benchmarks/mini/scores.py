@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from reader import BEFORE, IMAGE_TOKENS
 
 from projector.models.image_generator import ImageGenerator
+from projector.models.patches import PatchMaker
 from projector.models.text_encoder import TextEncoder, TextEncoding
-from shards.scenes.captions import canonical, varied
+from projector.models.vision_encoder import IMAGE_PAD
+from shards.scenes.captions import attributes_named, canonical, varied
 from shards.scenes.draw import draw_scene
 from shards.scenes.read_back import score
-from shards.scenes.scene import Scene, sample_scene
+from shards.scenes.scene import Scene, attributes, sample_scene
 
 STEPS = 8
 SCENES = 128
 TOGETHER = 32
+CAPTION_TOKENS = 60  # of a canonical caption of two things
 
 
 def scores(folder: Path, device: str, *, count: int = SCENES) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def scores(folder: Path, device: str, *, count: int = SCENES) -> dict[str, Any]:
         captions = [say(scene, generator) if say else canonical(scene) for scene in scenes]
         if say is varied:
             found[f"decoder, {title}"] = accuracy(reconstructed(images, scenes), scenes)
+            found[f"captions, {title}"] = named(written(folder / "vl", scenes, device), scenes)
         begun = time.perf_counter()
         made = pictures_of(text, images, captions)
         found[title] = accuracy(made, scenes) | {
@@ -71,6 +76,41 @@ def pictures_of(text: TextEncoder, images: ImageGenerator, captions: list[str]) 
         drawn = images.generate([item.embeddings for item in part], list(range(start, start + len(part))))
         made += [np.asarray(picture) for picture in drawn]
     return made
+
+
+@torch.no_grad()
+def written(vl: Path, scenes: list[Scene], device: str) -> list[str]:
+    """What the reader says of drawings."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration.from_pretrained(vl, dtype=torch.float32).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(vl)
+    patches, grid = PatchMaker(Qwen2VLImageProcessorPil.from_pretrained(vl))(
+        [Image.fromarray(draw_scene(scene)) for scene in scenes], device
+    )
+    question = BEFORE.format(pads=IMAGE_PAD * IMAGE_TOKENS)
+    ids = tokenizer([question] * len(scenes), return_tensors="pt").input_ids.to(device)
+    said = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=patches,
+        image_grid_thw=grid,
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        max_new_tokens=CAPTION_TOKENS,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    texts: list[str] = tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def named(captions: list[str], scenes: list[Scene]) -> float:
+    """Mean share of scenes' attributes that captions name."""
+    shares = []
+    for caption, scene in zip(captions, scenes, strict=True):
+        said = attributes_named(caption)
+        shares.append(mean(said.get(name) == value for name, value in attributes(scene).items()))
+    return round(mean(shares), 4)
 
 
 @torch.no_grad()
