@@ -30,7 +30,7 @@ from projector.training.loop import train
 from projector.training.ridge import fit_ridge
 from projector.training.worker import Tick
 from projector.training.world import World
-from shards.format.plan import is_held_out
+from shards.format.plan import split_of
 
 DIRECTIONS = 64
 VAL_FRACTION = 0.15
@@ -77,8 +77,7 @@ class Bench:
         splits: dict[str, list[int]] = {"train": [], "val": []}
         wanted, index = {"train": self.pairs, "val": self.val}, 0
         while any(len(splits[name]) < wanted[name] for name in splits):
-            held = is_held_out(f"synthetic pair {index:06d}", VAL_FRACTION)
-            splits["val" if held else "train"].append(index)
+            splits[split_of(f"synthetic pair {index:06d}", VAL_FRACTION, 0.0)].append(index)
             index += 1
         return splits
 

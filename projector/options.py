@@ -271,8 +271,10 @@ class EvaluateOptions(BaseModel):
     """Processes that share the pairs, one GPU each where there are any; the result does not depend on them."""
     align: Align | None = None
     """How predictions and targets are matched; absent: as the checkpoint was trained."""
+    split: Literal["test", "val"] = "test"
+    """Pairs that are measured on: `test`, which chose nothing, or `val`, which chose penalty and epoch."""
     max_samples: Annotated[int, Field(gt=0)] | None = None
-    """Held-out pairs to use, the first in plan order; absent: all."""
+    """Pairs of the split to use, the first in plan order; absent: all."""
     max_train_samples: Annotated[int, Field(gt=0)] | None = None
     """Training pairs that the baselines' statistics are taken from, the first in plan order; absent: all."""
     directions: Annotated[int, Field(gt=0)] = 128

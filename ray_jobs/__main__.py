@@ -99,7 +99,7 @@ JOBS = {
         ),
         Job(
             "evaluate",
-            "Measure projectors on held-out pairs against every baseline.",
+            "Measure projectors on test pairs against every baseline.",
             {"evaluate": EvaluateOptions},
             first=("data", "checkpoint", "output", "others", "models", "workers"),
         ),

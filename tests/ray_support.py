@@ -16,6 +16,7 @@ SMALL = {
     "samples": 24,
     "samples_per_shard": 4,
     "val_fraction": 0.25,
+    "test_fraction": 0.2,
     "height": 64,
     "width": 64,
     "steps": 2,

@@ -39,7 +39,12 @@ def a_plan(count: int = 20, per_shard: int = 4, segments: tuple[int, ...] | None
         Prompt(odd[i] if i < len(odd) else f"caption number {i}", content="photograph") for i in range(count)
     ]
     return make_plan(
-        prompts, seed=7, val_fraction=0.3, samples_per_shard=per_shard, segments=segments or (count,)
+        prompts,
+        seed=7,
+        val_fraction=0.3,
+        test_fraction=0.2,
+        samples_per_shard=per_shard,
+        segments=segments or (count,),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a comparison is made on: reference pictures, users' or held out, each with a prompt; checked and named."""
+"""What a comparison is made on: reference pictures, users' or of `test`, each with a prompt; checked and named."""
 
 import hashlib
 import io
@@ -98,17 +98,17 @@ def _opened(path: Path) -> Image.Image:
     return picture
 
 
-def held_out_pictures(dataset: Dataset, count: int) -> list[tuple[Image.Image, str]]:
-    """The first held-out samples of a dataset: RGB pictures with their captions.
+def reference_pictures(dataset: Dataset, count: int) -> list[tuple[Image.Image, str]]:
+    """The first test samples of a dataset: RGB pictures with their captions.
 
     Raises:
         UsageError: it has none.
     """
-    samples = islice(read_samples(dataset, split="val", tensors=()), count)
+    samples = islice(read_samples(dataset, split="test", tensors=()), count)
     found = [(picture_of(sample), sample.caption) for sample in samples]
     if not found:
         raise UsageError(
-            f"{dataset.storage.root}: holds no held-out samples; build some (build.val_fraction), "
+            f"{dataset.storage.root}: holds no test samples; build some (build.test_fraction), "
             "or give compare.images and compare.prompts"
         )
     return found

@@ -140,7 +140,7 @@ def load_pairs(
 
     Args:
         data: root of the dataset: local folder or s3://bucket/prefix.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`.
         layer: of Qwen3-VL, from the end.
         text_mode: text in the VL input; `mixed` draws one of the two for each sample.
         tokens: kinds of VL tokens to keep.
@@ -163,6 +163,7 @@ def load_pairs(
     if not count:
         raise UsageError(
             f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
+            + (" (build.test_fraction), or measure on evaluate.split val" if split == "test" else "")
         )
     reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight)
     reader.check(data_option)
@@ -185,7 +186,7 @@ def training_pairs(options: TrainOptions, split: str, limit: int | None = None) 
 
     Args:
         options: data, also, layer, text mode and tokens.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`.
         limit: use the first so many pairs of `data`; None for all.
 
     Raises:

@@ -91,20 +91,21 @@ class TrainStatistics:
         }
 
 
-def ridge_baseline(pairs: PairSource, alignment: Alignment) -> Method:
-    """Closed-form ridge on the training pairs; a tenth of them, never a measured one, chooses the penalty.
+def ridge_baseline(train_pairs: PairSource, val_pairs: PairSource, alignment: Alignment) -> Method:
+    """Closed-form ridge, as `train --train.arch ridge` fits it.
 
     Args:
-        pairs: of the training split.
+        train_pairs: it is fitted on.
+        val_pairs: they choose the penalty.
         alignment: of the two sides.
 
     Returns:
         the fitted method.
     """
-    width, cut = pairs.width, max(1, len(pairs) - max(1, len(pairs) // 10))
+    width = train_pairs.width
     fitted, chosen = (
-        Held.load(pairs.read(first, last), alignment, keeps_positions=True, width=width)
-        for first, last in ((0, cut), (cut if len(pairs) > 1 else 0, len(pairs)))
+        Held.load(iter(pairs), alignment, keeps_positions=True, width=width)
+        for pairs in (train_pairs, val_pairs)
     )
     network = ProjectorNetwork(Shape("ridge", width, hidden=0, queries=0))
     network.set_statistics(statistics_of(fitted.inputs, width), statistics_of(fitted.targets, width))

@@ -57,11 +57,12 @@ class Contest:
         cls,
         projectors: Mapping[str, Projector],
         train_pairs: PairSource,
+        val_pairs: PairSource,
         options: EvaluateOptions,
         *,
         alignment: Alignment,
     ) -> "Contest":
-        """Projectors against all baselines, whose statistics come from the training pairs.
+        """Projectors against all baselines, which get what projectors get: training pairs, and `val` to choose by.
 
         Raises:
             UsageError: a projector of another width than the pairs, or with a baseline's name.
@@ -73,7 +74,7 @@ class Contest:
                     "evaluate it on pairs of its models"
                 )
         reference = TrainStatistics.of(train_pairs)
-        methods = reference.baselines() | {"ridge": ridge_baseline(train_pairs, alignment)}
+        methods = reference.baselines() | {"ridge": ridge_baseline(train_pairs, val_pairs, alignment)}
         if taken := sorted(methods.keys() & projectors.keys()):
             raise UsageError(
                 f"a projector is called {taken[0]!r}, which is a baseline's name; give it another one"

@@ -34,6 +34,7 @@ def evaluate(
     projectors: Mapping[str, Projector],
     train_pairs: PairSource,
     val_pairs: PairSource,
+    pairs: PairSource,
     options: EvaluateOptions,
     *,
     alignment: Alignment,
@@ -46,10 +47,11 @@ def evaluate(
     Args:
         projectors: by the name they get in the result.
         train_pairs: where the baselines take their statistics from.
-        val_pairs: what is measured on.
+        val_pairs: those that choose ridge's penalty, as they do in a training.
+        pairs: what is measured on, of `options.split`.
         options: directions and seed of the Wasserstein distance.
         alignment: which prediction answers for which target.
-        swap_pairs: for the caption-swap test; None takes `val_pairs`.
+        swap_pairs: for the caption-swap test; None takes `pairs`.
         measure: how the pairs are gone through.
         image_model: that made the pictures; with it each method gets its `velocity_error`.
 
@@ -59,25 +61,27 @@ def evaluate(
     Raises:
         UsageError: a projector of another width than the pairs, or with a baseline's name.
     """
-    contest = Contest.between(projectors, train_pairs, options, alignment=alignment)
-    measured = measure(contest, val_pairs)
+    contest = Contest.between(projectors, train_pairs, val_pairs, options, alignment=alignment)
+    measured = measure(contest, pairs)
     result = measured.result()
-    if image_model is not None and val_pairs.conditionings is not None and val_pairs.template is not None:
-        conditioned = conditioned_by(contest.methods, projectors, val_pairs)
-        for name, error in velocity_errors(conditioned, val_pairs, image_model).items():
+    if image_model is not None and pairs.conditionings is not None and pairs.template is not None:
+        conditioned = conditioned_by(contest.methods, projectors, pairs)
+        for name, error in velocity_errors(conditioned, pairs, image_model).items():
             result["methods"][name]["velocity_error"] = error
     return {
-        "pairs": len(val_pairs),
+        "split": options.split,
+        "pairs": len(pairs),
         "tokens": next(iter(measured.whole.values())).rows,
-        "layer": val_pairs.layer,
-        "text_mode": val_pairs.text_mode,
-        "token_kinds": val_pairs.tokens,
+        "layer": pairs.layer,
+        "text_mode": pairs.text_mode,
+        "token_kinds": pairs.tokens,
         "align": alignment.kind,
         "train_pairs": len(train_pairs),
-        "dataset": {key: value for key, value in val_pairs.provenance.items() if key != "models"},
+        "val_pairs": len(val_pairs),
+        "dataset": {key: value for key, value in pairs.provenance.items() if key != "models"},
         **result,
         "caption_swap": caption_swap(
-            projectors, val_pairs if swap_pairs is None else swap_pairs, contest.standard
+            projectors, pairs if swap_pairs is None else swap_pairs, contest.standard
         ),
     }
 
@@ -112,15 +116,15 @@ def dataset_of(options: EvaluateOptions, projector: Projector) -> str:
     return data
 
 
-def held_out(options: EvaluateOptions, projector: Projector) -> PairSource:
+def measured_pairs(options: EvaluateOptions, projector: Projector) -> PairSource:
     """The pairs to measure on, read as the projector reads its inputs."""
-    return _load(options, projector, "val", options.max_samples)
+    return _load(options, projector, options.split, options.max_samples)
 
 
 def evaluate_checkpoint(
     options: EvaluateOptions, projectors: Mapping[str, Projector], *, measure: Measure = alone
 ) -> dict[str, Any]:
-    """Measure trained projectors on a dataset's held-out pairs.
+    """Measure trained projectors on the pairs of a dataset's split.
 
     Args:
         options: which data.
@@ -135,11 +139,12 @@ def evaluate_checkpoint(
     """
     main = projectors[MAIN]
     config = main.config
-    pairs = held_out(options, main)
+    pairs = measured_pairs(options, main)
     alignment = Alignment(options.align or JUDGED.get(config["align"], config["align"]), config["length"])
     return evaluate(
         projectors,
         _load(options, main, "train", options.max_train_samples),
+        _load(options, main, "val", None),
         pairs,
         options,
         alignment=alignment,
@@ -190,5 +195,5 @@ def _load(
 def _swap_pairs(options: EvaluateOptions, projector: Projector) -> PairSource:
     """Held-out pairs whose VL input holds a caption that can be swapped, where the projector reads captions."""
     if projector.tokens == "image":
-        return held_out(options, projector)
-    return _load(options, projector, "val", options.max_samples, text_mode="caption", tokens="all")
+        return measured_pairs(options, projector)
+    return _load(options, projector, options.split, options.max_samples, text_mode="caption", tokens="all")

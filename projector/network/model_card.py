@@ -82,7 +82,7 @@ def model_card(published: Published) -> str:
             "- It carries over what pictures and prompts of its training data share; other kinds were not tried.\n"
             "- Squared error shrinks what it cannot predict. `projector.restore = 1.0` stretches outputs to the real "
             f"tokens' spread, at a cost in error; it is saved as {published.restore:g}.\n"
-            "- Figures are of held-out pairs of the same kind as the training pairs, not of photographs.",
+            "- Figures are of pairs of the same kind as the training pairs, not of photographs.",
         ),
     )
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
@@ -177,7 +177,10 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
         )
         for name in sorted(known, key=error)
     ]
-    counts = f"{_number((evaluation or {}).get('pairs'))} held-out pairs, smallest error first."
+    told = evaluation or {}
+    counts = (
+        f"{_number(told.get('pairs'))} {inline(told.get('split', 'held-out'))} pairs, smallest error first."
+    )
     return f"{counts}\n\n{table(('method', *columns.values()), rows)}"
 
 
@@ -190,9 +193,7 @@ def _pictures(pictures: Sequence[CardPicture]) -> str:
 
 def _training(config: Mapping[str, Any]) -> str:
     dataset = config.get("dataset", {})
-    pairs = (
-        f"{_number(config.get('train_pairs'))} training pairs, {_number(config.get('val_pairs'))} held out"
-    )
+    pairs = f"{_number(config.get('train_pairs'))} training pairs, {_number(config.get('val_pairs'))} to choose by"
     fingerprint = inline(dataset.get("fingerprint") or "unknown")
     options = config.get("options")
     told = options.items() if isinstance(options, Mapping) else ()

@@ -99,6 +99,7 @@ class Account:
             self._run = replace(self._run, ended=ended)
             run = self._run
         try:
+            self._dataset.require_present()
             put_run(self._dataset.storage, run)
         except StorageError as error:
             tell("record", f"the run's record could not be written: {error}")

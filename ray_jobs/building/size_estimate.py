@@ -1,7 +1,7 @@
 """How much a build makes: counts from its plan, bytes from its settings."""
 
 from ray_jobs.cli.run_options import BuildOptions
-from shards.format.plan import Plan
+from shards.format.plan import SPLITS, Plan
 from shards.stores.s3 import requests_to_put
 
 VL_PIXELS_PER_TOKEN = 32 * 32  # Qwen3-VL: patch 16, 2 x 2 patches merged into one token
@@ -39,14 +39,15 @@ def estimated(made: Plan, build: BuildOptions) -> dict[str, int]:
         build: its settings.
 
     Returns:
-        samples, train and val samples, shards, bytes (estimated for the 4B models), requests to put it all into S3.
+        samples, of those in each split, shards, bytes (estimated for the 4B models), requests to put it all into S3.
     """
     per_sample = bytes_per_sample(build)
-    held_out = sum(len(shard.samples) for shard in made.shards if shard.split == "val")
+    of_split = {
+        split: sum(len(shard.samples) for shard in made.shards if shard.split == split) for split in SPLITS
+    }
     return {
         "samples": len(made),
-        "train_samples": len(made) - held_out,
-        "val_samples": held_out,
+        **{f"{split}_samples": count for split, count in of_split.items()},
         "shards": len(made.shards),
         "bytes": per_sample * len(made),
         "bytes_per_full_shard": per_sample * build.samples_per_shard,

@@ -1,11 +1,11 @@
 """The options of `import`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from projector.options import Models
-from ray_jobs.cli.run_options import ReadingOptions
+from ray_jobs.cli.run_options import ReadingOptions, check_fractions
 from shards.sources.filters import Rules
 
 
@@ -61,7 +61,9 @@ class ImportOptions(ReadingOptions):
     samples_per_shard: int = Field(128, gt=0, le=9999)
     """Samples in a full shard; with two layers and both text modes one of a 1024² picture takes 23 MB."""
     val_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    """Share of the pictures held out, chosen by hash of the picture's name."""
+    """Share of the pictures that choose a training's settings, by hash of the picture's name; 32 samples at least."""
+    test_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of the pictures that figures are reported on, chosen likewise."""
     seed: int = 0
     """Run seed; each sample's own seed is a hash of it and the sample id, for pictures made from it later."""
     max_tokens: int = Field(512, gt=0)
@@ -70,6 +72,11 @@ class ImportOptions(ReadingOptions):
     """Runs in which a failed sample is tried, the first one counted; broken pictures are tried once."""
     append: bool = False
     """Grow an existing dataset to `samples`."""
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> Self:
+        check_fractions(self.val_fraction, self.test_fraction)
+        return self
 
     @property
     def rules(self) -> Rules:
@@ -87,4 +94,5 @@ class ImportOptions(ReadingOptions):
             min_similarity=self.min_similarity,
             similarity_column=self.similarity_column,
             val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
         )

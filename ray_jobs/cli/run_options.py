@@ -1,8 +1,8 @@
 """The options of the cluster jobs, one pydantic model per section; `projector.options` holds training's own."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from projector.options import VL_TOKENS, Arch, Models
 
@@ -45,6 +45,14 @@ def _from_the_end(layers: list[int]) -> list[int]:
     return layers
 
 
+def check_fractions(val: float, test: float) -> None:
+    """Raise ValueError where nothing is left to train on."""
+    if val + test >= 1:
+        raise ValueError(
+            f"val_fraction {val} + test_fraction {test} leave nothing to train on; their sum must be below 1"
+        )
+
+
 Layers = Annotated[list[int], AfterValidator(_distinct), AfterValidator(_from_the_end)]
 TextModes = Annotated[list[Literal["caption", "none"]], AfterValidator(_distinct)]
 
@@ -70,7 +78,7 @@ class BuildOptions(WatchedOptions):
     output: str = ""
     """Root of the dataset: a local folder or s3://bucket/prefix."""
     samples: int = Field(1000, gt=0)
-    """Planned samples in all, both splits together."""
+    """Planned samples in all, all splits together."""
     prompts: str | None = None
     """Prompt file (.txt .tsv .csv .json .jsonl .parquet); absent means the built-in prompt space."""
     prompt_column: str | None = None
@@ -86,7 +94,9 @@ class BuildOptions(WatchedOptions):
     samples_per_shard: int = Field(64, gt=0, le=9999)
     """Samples in a full shard; aim at 5 to 15 device minutes."""
     val_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    """Share of the captions held out, chosen by hash of the caption."""
+    """Share of the captions that choose a training's settings, by hash of the caption; 32 samples at least."""
+    test_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of the captions that figures are reported on, chosen likewise."""
     seed: int = 0
     """Run seed; each sample's own seed is a hash of it and the sample id."""
     height: Pixels = 1024
@@ -138,6 +148,11 @@ class BuildOptions(WatchedOptions):
     spool: str | None = None
     """Local folder for shards under construction; absent: the system's temporary folder."""
 
+    @model_validator(mode="after")
+    def _train_is_left(self) -> Self:
+        check_fractions(self.val_fraction, self.test_fraction)
+        return self
+
 
 class ReadingOptions(WatchedOptions):
     """How pictures that are there already are read; `extract` and `import` share it."""
@@ -188,15 +203,15 @@ class CompareOptions(Section):
     models: Models = "tiny"
     """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
     images: Annotated[list[str], BeforeValidator(_listed)] | None = None
-    """Reference pictures: image files, or folders of them; absent: held-out samples of the dataset."""
+    """Reference pictures: image files, or folders of them; absent: test samples of the dataset."""
     prompts: str | None = None
-    """Prompt file as for `build`, one prompt for each picture or one for all; absent: the held-out samples' own."""
+    """Prompt file as for `build`, one prompt for each picture or one for all; absent: the test samples' own."""
     prompt_column: str | None = None
     """Column of the prompts in a .tsv .csv .json .jsonl or .parquet prompt file."""
     data: str = ""
-    """Root of the dataset of held-out samples and of the baselines' statistics; absent: the checkpoint's own."""
+    """Root of the dataset of test samples and of the baselines' statistics; absent: the checkpoint's own."""
     samples: int = Field(4, gt=0)
-    """Held-out samples to use, the first in plan order, where no images are given."""
+    """Test samples to use, the first in plan order, where no images are given."""
     alphas: Annotated[list[Fraction], AfterValidator(_distinct), AfterValidator(sorted)] = Field(
         [0.0, 0.3, 0.5, 0.7, 1.0], min_length=1
     )

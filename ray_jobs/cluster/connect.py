@@ -21,6 +21,8 @@ from ray_jobs.cli.signals import handling
 from shards.errors import CorruptShardError, StorageError, UsageError
 
 HEAD_SECONDS = 45.0  # without a head; Ray waits for one that is being restarted for 60
+SOCKET_PATH = 107  # bytes, on Linux
+LONGEST_SOCKET = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")  # below Ray's folder
 ANSWER_SECONDS = 10.0  # time for a head that has just been started
 
 
@@ -177,18 +179,24 @@ def _join_or_start() -> None:
     # Ray warns of a coming default about hidden accelerators on every start; "0" is that default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     where = _cluster_to_join()
-    if where is not None:
+    if where is None:
+        _require_short_folder()
+    else:
         _require_answer(where)
     with _native_stderr_closed():
         try:
             # Without an address, Ray joins what the environment or `ray start` names and else starts a cluster of
             # this job's own; "auto" would also join the local cluster of another job, and die with it.
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
+        except Exception as error:  # what keeps a node from starting has no class of its own
+            reason = " ".join(str(error).split())[:500]
             if where is None:
-                raise
+                raise StorageError(
+                    f"Ray did not start on this machine: {reason or type(error).__name__}; see its logs in "
+                    f"{_ray_folder()}/session_latest/logs, free memory and CPUs, and run it again"
+                ) from None
             raise UsageError(
-                f"the Ray cluster at {where} cannot be joined: {' '.join(str(error).split())}; "
+                f"the Ray cluster at {where} cannot be joined: {reason}; "
                 "give the address of a head (host:6379), and RAY_AUTH_MODE=token where it wants a token"
             ) from None
 
@@ -218,14 +226,32 @@ def _cluster_to_join() -> _Address | None:
         return None
     if named:
         return _Address(named, "from RAY_ADDRESS", "unset RAY_ADDRESS to use a local one")
-    # Ray's own rule for where `ray start` writes the address of the cluster it started.
-    folder = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))  # noqa: S108
-    record = Path(folder, "ray", "ray_current_cluster")
+    record = _ray_folder() / "ray_current_cluster"
     try:
         address = record.read_text().strip()
     except OSError:
         return None
     return _Address(address, f"from {record}", f"remove {record} to use a local one")
+
+
+def _ray_folder() -> Path:
+    """Where a Ray that starts here keeps its sessions, and the address of one that `ray start` started."""
+    return Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")), "ray")  # noqa: S108
+
+
+def _require_short_folder() -> None:
+    """Make sure that Ray's sockets have paths that the system takes.
+
+    Raises:
+        UsageError: the folder for temporary files is too long a name.
+    """
+    folder = _ray_folder().parent
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    if (excess := len(os.fsencode(_ray_folder())) + LONGEST_SOCKET - SOCKET_PATH) > 0:
+        raise UsageError(
+            f"{name} = {str(folder)!r}: Ray keeps sockets below it, whose paths may have {SOCKET_PATH} bytes, "
+            f"{excess} fewer than there; set RAY_TMPDIR to a folder with a shorter name, such as /tmp"
+        )
 
 
 def _require_answer(where: _Address) -> None:

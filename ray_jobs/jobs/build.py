@@ -29,7 +29,7 @@ from ray_jobs.cluster.node_probe import recorded_packages
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
-from shards.format.plan import Plan, Segment, make_plan
+from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
 from shards.format.sample import Expected
 from shards.prompts.builtin import builtin_prompts
 from shards.prompts.files import read_prompts, without_near_duplicates
@@ -141,6 +141,8 @@ def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Seg
         prompts.prompts,
         seed=options.seed,
         val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        least_held_out=LEAST_HELD_OUT,
         samples_per_shard=options.samples_per_shard,
         segments=segments,
     )
@@ -220,6 +222,8 @@ def dataset_settings(
         "max_tokens": options.max_tokens,
         "samples_per_shard": options.samples_per_shard,
         "val_fraction": options.val_fraction,
+        "test_fraction": options.test_fraction,
+        "least_held_out": LEAST_HELD_OUT,
         "seed": options.seed,
         "seed_scheme": "sha256(run seed:sample id)",
         "prompts": {

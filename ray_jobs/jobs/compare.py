@@ -276,6 +276,7 @@ def comparison(
         "checkpoint": spec.checkpoint,
         "settings": asdict(spec.settings) | {"seed": options.seed, "models": spec.models.to_json()},
         "scorer": spec.siglip.id if spec.siglip else "none",
+        "split": "" if options.images else "test",
         "interval": "95%, Student's t over references",
         "references": references,
         "methods": methods,

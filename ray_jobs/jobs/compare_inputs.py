@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from projector.comparison.cases import Case, held_out_pictures, name_of, paired, user_pictures
+from projector.comparison.cases import Case, name_of, paired, reference_pictures, user_pictures
 from projector.comparison.comparer import PROJECTED, UNTRAINED
 from projector.comparison.scores import DEFAULT_SCORER, TINY_SCORER, resolve_scorer
 from projector.data.pairs import load_pairs
@@ -41,7 +41,7 @@ def scorer_of(options: CompareOptions) -> ModelSource | None:
 
 
 def data_of(options: CompareOptions, projector: Projector) -> str:
-    """Root of the dataset behind held-out samples and baselines."""
+    """Root of the dataset behind test samples and baselines."""
     data = options.data or projector.config.get("dataset", {}).get("root", "")
     if not data:
         raise UsageError(
@@ -52,15 +52,15 @@ def data_of(options: CompareOptions, projector: Projector) -> str:
 
 
 def pictures_of(options: CompareOptions, projector: Projector) -> list[tuple[Image.Image, str]]:
-    """Reference pictures with their prompts: a user's, held-out ones, or held-out pictures with a user's prompts."""
+    """Reference pictures with their prompts: a user's, those of `test`, or pictures of `test` with a user's prompts."""
     prompts: list[str] = []
     if options.prompts:
         source = read_prompts(Path(options.prompts), options.prompt_column, "compare.prompts")
         prompts = [prompt.caption for prompt in source.prompts]
     if options.images is None:
         dataset = Dataset.open(open_storage(data_of(options, projector)))
-        held_out = held_out_pictures(dataset, options.samples)
-        return paired([picture for picture, _ in held_out], prompts) if prompts else held_out
+        found = reference_pictures(dataset, options.samples)
+        return paired([picture for picture, _ in found], prompts) if prompts else found
     if not prompts:
         raise UsageError(
             "compare.images without compare.prompts: say what the pictures should show; give a prompt file with "

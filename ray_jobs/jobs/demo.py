@@ -43,6 +43,7 @@ def demo(options: DemoOptions) -> int:
                 models="tiny",
                 samples_per_shard=16,
                 val_fraction=0.2,
+                test_fraction=0.2,
                 height=SIZE,
                 width=SIZE,
                 layers=[-8, -6],

@@ -1,4 +1,4 @@
-"""`evaluate`: projectors and every baseline on the held-out pairs, one table, the winner plain."""
+"""`evaluate`: projectors and every baseline on the test pairs, one table, the winner plain."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,8 +16,8 @@ from projector.evaluation.evaluator import (
     MAIN,
     dataset_of,
     evaluate_checkpoint,
-    held_out,
     load_projectors,
+    measured_pairs,
 )
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import put_json
@@ -83,7 +83,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         figures = result["methods"][name]
         yield f"{name:>14}" + "".join(f"{figures.get(column, float('nan')):>22.4f}" for column in columns)
     winner = result["methods"][result["winner"]]["mse_standardized"]
-    yield f"{result['winner']} has the least standardised error, {winner:.4f}, on {result['pairs']} held-out pairs"
+    pairs = f"{result['pairs']} {result['split']} pairs"
+    yield f"{result['winner']} has the least standardised error, {winner:.4f}, on {pairs}"
     yield from (swap["sentence"] for swap in result["caption_swap"].values())
 
 
@@ -146,14 +147,14 @@ class EvaluateWorker:
 
     def __init__(self, contest: Contest, options: EvaluateOptions, models: ModelSources | None) -> None:
         projector = load_projectors(options)[MAIN]
-        self._contest, self._pairs = contest, held_out(options, projector)
+        self._contest, self._pairs = contest, measured_pairs(options, projector)
         self._by_key: dict[str, ByKey] = {}
         if models is not None:
             on_gpu = torch.cuda.is_available()
             self._by_key[CONTROL] = WrittenCaptions.from_pretrained(
                 models,
                 Dataset.open(open_storage(dataset_of(options, projector))),
-                "val",
+                options.split,
                 device="cuda" if on_gpu else "cpu",
                 dtype=torch.bfloat16 if on_gpu else torch.float32,
             )

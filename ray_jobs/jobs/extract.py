@@ -134,7 +134,7 @@ def reread_settings(options: ExtractOptions, source: Dataset, *, on_gpu: bool) -
 def extracted_settings(source: Dataset, vl: VisionSource, settings: RereadSettings) -> dict[str, Any]:
     """Everything that decides the new dataset's bytes: the source's settings, what is new, and which source."""
     return {
-        **source.settings,
+        **{name: value for name, value in source.settings.items() if name not in ("readers", "latents")},
         "models": {**source.settings.get("models", {}), "vl": vl.model.to_json()},
         "layers": settings.layers,
         "text_modes": settings.text_modes,

@@ -27,7 +27,7 @@ from ray_jobs.jobs.build import arithmetic
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
-from shards.format.plan import Plan, Segment, make_plan
+from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
 from shards.sources.source import Kind, SourceSpec
 from shards.sources.survey import survey
@@ -150,6 +150,8 @@ def plan_of(options: ImportOptions, catalogue: Catalogue, segments: Sequence[Seg
         catalogue.items(total),
         seed=options.seed,
         val_fraction=options.val_fraction,
+        test_fraction=options.test_fraction,
+        least_held_out=LEAST_HELD_OUT,
         samples_per_shard=options.samples_per_shard,
         segments=segments,
     )
@@ -181,6 +183,8 @@ def imported_settings(
         "max_tokens": options.max_tokens,
         "samples_per_shard": options.samples_per_shard,
         "val_fraction": options.val_fraction,
+        "test_fraction": options.test_fraction,
+        "least_held_out": LEAST_HELD_OUT,
         "seed": options.seed,
         "seed_scheme": "sha256(run seed:sample id)",
         "import": {

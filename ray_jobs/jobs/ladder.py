@@ -64,14 +64,18 @@ def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> 
     record = record_of(storage, options, build, train)
     with connected() as cluster:
         steps: list[dict[str, Any]] = []
+        tested: int | None = (
+            None  # test pairs: those of the first step, so that all steps are measured on the same
+        )
         for arch, samples in zip(STEPS, options.samples, strict=False):
             if not is_done(storage, arch):
-                code = climb(root, arch, samples, build, train)
+                code = climb(root, arch, samples, build, train, tested)
                 if code:
                     return code
             summary, evaluation = (
                 read_json_object(storage, f"{arch}/{name}") for name in (SUMMARY, EVALUATION)
             )
+            tested = tested or int(evaluation["pairs"])
             gate = judge(arch, summary, evaluation)
             steps.append({"arch": arch, "samples": samples, **gate.as_json()})
             put_json(storage, LADDER, record | {"steps": steps})
@@ -134,12 +138,14 @@ def is_done(storage: Storage, arch: Arch) -> bool:
     return read_json_object(storage, summary).get("stopped") == FINISHED
 
 
-def climb(root: str, arch: Arch, samples: int, build: BuildOptions, train: TrainOptions) -> int:
-    """One step: more pairs, a projector, its evaluation."""
+def climb(
+    root: str, arch: Arch, samples: int, build: BuildOptions, train: TrainOptions, tested: int | None
+) -> int:
+    """One step: more pairs, a projector, its evaluation on the first `tested` test pairs."""
     data, place = f"{root}/data", f"{root}/{arch}"
     code = run_build(build.model_copy(update={"output": data, "samples": samples, "append": True}))
     code = code or run_train(train.model_copy(update={"data": data, "output": place, "arch": arch}))
-    return code or evaluate(EvaluateOptions(data=data, checkpoint=place, output=place))
+    return code or evaluate(EvaluateOptions(data=data, checkpoint=place, output=place, max_samples=tested))
 
 
 def learning_curve(

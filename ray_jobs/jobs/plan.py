@@ -13,9 +13,9 @@ from ray_jobs.building.size_estimate import estimated
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.jobs.build import plan_of, prompts_of
 from ray_jobs.jobs.calibrate import calibrate
-from shards.format.plan import Plan, PlannedSample
+from shards.format.plan import SPLITS, Plan, PlannedSample
 from shards.prompts.prompt import PromptSource
-from shards.prompts.variety import PromptFigures, prompt_figures
+from shards.prompts.variety import PromptFigures, plan_figures
 
 LONGEST_SHOWN = 160  # characters of a prompt
 SCHEMA = pa.schema(
@@ -38,7 +38,7 @@ def plan(options: PlanOptions, build: BuildOptions) -> int:
     """
     prompts = prompts_of(build)
     made = plan_of(build, prompts, segments=(build.samples,))
-    figures = prompt_figures(made)
+    figures = plan_figures(made)
     estimate: dict[str, Any] = {**estimated(made, build), "prompts": figures.to_json()}
     print(_as_text(build, estimate, figures), flush=True)
     print(_first_prompts(prompts), flush=True)
@@ -65,7 +65,9 @@ def _write_parquet(made: Plan, path: Path) -> None:
 
 def _as_text(build: BuildOptions, estimate: dict[str, Any], figures: PromptFigures) -> str:
     lines = [
-        f"samples        {estimate['samples']} ({estimate['train_samples']} train, {estimate['val_samples']} val)",
+        f"samples        {estimate['samples']} ("
+        + ", ".join(f"{estimate[f'{split}_samples']} {split}" for split in SPLITS)
+        + ")",
         f"shards         {estimate['shards']} of up to {build.samples_per_shard} samples",
         f"bytes          about {estimate['bytes'] / 1e9:,.1f} GB with the 4B models, "
         f"{estimate['bytes_per_full_shard'] / 1e6:,.0f} MB a full shard",

@@ -10,6 +10,7 @@ from ray_jobs.report.charts import bar_chart, heat_map
 from ray_jobs.report.run_files import UNREADABLE, reason
 from ray_jobs.report.tables import Table, failures_table
 from shards.dataset.dataset import Dataset
+from shards.format.plan import SPLITS
 from shards.prompts.variety import BIN, PromptFigures
 from shards.tools.info import causes_of, prompts
 
@@ -66,7 +67,10 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
     return Built(
         {
             "pairs": f"{samples:,}",
-            "held out": f"{sum(commit.samples for commit in commits if commit.split == 'val'):,}",
+            **{
+                f"in {split}": f"{sum(commit.samples for commit in commits if commit.split == split):,}"
+                for split in SPLITS
+            },
             "failed": f"{sum(commit.failed for commit in commits):,}",
             "shards": f"{len(commits):,}",
             "MB": f"{sum(commit.bytes for commit in commits) / 1e6:,.1f}",
@@ -87,7 +91,7 @@ def varied(figures: PromptFigures) -> tuple[Markup, Sequence[str]]:
     title = f"number of captions by words; {max(figures.lengths.values(), default=0):,} at most"
     return bar_chart(lengths, x_label="words", y_label="captions", title=title), (
         f"{figures.near_duplicates:,} of {figures.prompts:,} captions are nearly the same as another, "
-        f"{figures.across_splits:,} of them as one in the other split{figures.among}.",
+        f"{figures.across_splits:,} of them as one in another split{figures.among}.",
         f"Different: {figures.variety}{figures.among}.",
     )
 

@@ -146,7 +146,7 @@ def _evaluation(name: str, evaluation: Evaluation) -> PageSection:
     known = (evaluation.layer, evaluation.text_mode, evaluation.align)
     section = PageSection(
         f"Evaluation: {name}",
-        lead=f"{evaluation.pairs:,} held-out pairs, {evaluation.tokens:,} tokens, "
+        lead=f"{evaluation.pairs:,} {evaluation.split} pairs, {evaluation.tokens:,} tokens, "
         + ", ".join(part for part, value in zip(parts, known, strict=True) if value)
         + "; in small type the 95% interval over the pairs, where one was measured.",
         charts=_profiles(name, evaluation),
@@ -225,6 +225,7 @@ def _comparisons(run: Run, notes: list[str]) -> list[PageSection]:
         name = folder or run.name
         table = scores_table(name, comparison)
         told = (
+            f"references from {comparison.split}" if comparison.split else "",
             f"blended by {comparison.blend}" if comparison.blend else "",
             f"scored by {comparison.scorer}" if comparison.scorer else "",
         )

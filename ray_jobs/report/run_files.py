@@ -12,6 +12,7 @@ from projector.network.checkpoint import CONFIG, METRICS, SUMMARY
 from ray_jobs.report.run_schema import Comparison, Epoch, Evaluation, Ladder, Summary
 from shards.dataset.dataset import DATASET, Dataset
 from shards.errors import CorruptShardError, StorageError, UsageError
+from shards.format.plan import SPLITS
 from shards.stores.local import open_storage
 from shards.stores.store import MAX_RECORD, Storage, read_json_object
 
@@ -19,7 +20,7 @@ COMPARISON = "compare.json"
 CARD = "README.md"  # of what `export` writes
 LADDER = "ladder.json"
 DEPTH = 2  # levels below the root in which files are looked for: deeper are checkpoints and pictures
-OF_DATASETS = ("_commit", "_plan", "failed", "train", "val")  # may hold as many objects as there are shards
+OF_DATASETS = ("_commit", "_plan", "failed", *SPLITS)  # may hold as many objects as there are shards
 OF_LADDERS = ("curve", "layers")  # trainings that are points of a curve and rows of a table
 UNREADABLE = (UsageError, StorageError, CorruptShardError)
 

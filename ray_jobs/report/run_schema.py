@@ -99,6 +99,7 @@ class CaptionSwap(Record):
 class Evaluation(Record):
     """eval.json."""
 
+    split: str = "held-out"  # what files of earlier versions were measured on
     pairs: Count = 0
     tokens: Count = 0
     layer: int | None = None
@@ -139,6 +140,7 @@ class Comparison(Record):
     """compare.json."""
 
     blend: str = ""
+    split: str = ""
     scorer: str = ""
     references: tuple[Reference, ...] = ()
     methods: Mapping[str, Mapping[str, Mapping[str, Score]]] = Field(default_factory=dict)

@@ -225,12 +225,13 @@ def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
         "parameters",
         "pairs",
         "validation loss",
-        "ridge's",
+        "ridge's validation loss",
         "best epoch",
         "seconds",
         "device",
     ]
-    return Table("Trainings, smallest validation loss first", columns, rows, marked=0) if rows else None
+    title = "Trainings, smallest validation loss first (on val pairs, which chose penalty and epoch)"
+    return Table(title, columns, rows, marked=0) if rows else None
 
 
 def restoration_table(trainings: Mapping[str, Training]) -> Table | None:
@@ -253,7 +254,7 @@ def restoration_table(trainings: Mapping[str, Training]) -> Table | None:
         "std ratio, min to max",
         "dims outside 0.5x to 2x",
     ]
-    return Table("Error against spread", columns, rows) if rows else None
+    return Table("Error against spread, on val pairs", columns, rows) if rows else None
 
 
 def failures_table(causes: Iterable[tuple[str, str, int]]) -> Table | None:

@@ -94,7 +94,7 @@ def _standing(evaluations: Mapping[str, Evaluation]) -> Line:
         if method not in trained and figures.mse_standardized is not None
     }
     called = _called(place, name)
-    said = f"{_told(ours)} on {evaluation.pairs:,} held-out pairs"
+    said = f"{_told(ours)} on {evaluation.pairs:,} {evaluation.split} pairs"
     if "identity" in baselines and ours.mse_standardized is not None:
         said += f"; doing nothing (identity) has {_told(evaluation.methods['identity'])}"
     if not baselines:

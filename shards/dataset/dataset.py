@@ -20,6 +20,7 @@ from shards.errors import (
     CorruptShardError,
     DatasetMismatchError,
     NotFoundError,
+    StorageError,
     UsageError,
 )
 from shards.format.commit import COMMIT_NAME, COMMITS, Commit, commit_key
@@ -27,10 +28,12 @@ from shards.format.plan import Plan, PlannedShard, Segment
 from shards.format.statistics import RunningStatistics
 from shards.stores.store import MAX_WHOLE, Entry, Storage, json_object, read_json_object
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)  # version 1 has no `test`
 DATASET = "dataset.json"
 MANIFEST = "manifest.json"
 GROWTH = "_plan/"
+BESIDE = ("_lease.json", "_probe/", "_run/")  # what is no part of a dataset
 READERS = 8  # requests under way at once: a store answers many, and one after the other each waits for its round trip
 Seen = Mapping[str, tuple[str, Commit]]  # commits by shard name, each with the tag of its file
 GROWTH_NAME = re.compile(r"_plan/[0-9]{6}\.json")
@@ -50,10 +53,8 @@ def is_new(storage: Storage) -> bool:
     """
     if storage.stat(DATASET) is not None:
         return False
-    # A writer's lease and probe may stand in a root before the dataset does.
-    foreign = next(
-        (entry for entry in storage.list() if not entry.key.startswith(("_lease.json", "_probe/"))), None
-    )
+    # A writer's lease and probe may stand in a root before the dataset does, a run's record after it was removed.
+    foreign = next((entry for entry in storage.list() if not entry.key.startswith(BESIDE)), None)
     if foreign is not None:
         raise UsageError(
             f"{storage.root}: holds something that is no dataset ({foreign.key}, no {DATASET}); "
@@ -71,6 +72,7 @@ class Dataset:
         self.packages: Mapping[str, str] = description["packages"]
         self.fingerprint: str = description["fingerprint"]
         self.created: str = description["created"]
+        self.version: int = description["format_version"]
 
     @classmethod
     def open(cls, storage: Storage) -> "Dataset":
@@ -85,10 +87,10 @@ class Dataset:
             raise UsageError(
                 f"{storage.root}: no dataset there ({DATASET} is missing); check the path, or build one first"
             ) from None
-        if description.get("format_version") != FORMAT_VERSION:
+        if description.get("format_version") not in READ_VERSIONS:
             raise UsageError(
                 f"{storage.root}: format version {description.get('format_version')!r}, this program reads "
-                f"{FORMAT_VERSION}; use the version that wrote it"
+                f"{' and '.join(map(str, READ_VERSIONS))}; use the version that wrote it"
             )
         if absent := {"fingerprint", "settings", "packages", "created"} - description.keys():
             raise CorruptShardError(f"{storage.root}/{DATASET} lacks {', '.join(sorted(absent))}")
@@ -109,7 +111,7 @@ class Dataset:
 
         Raises:
             DatasetMismatchError: it was made with other settings; names each key with both values.
-            UsageError: the root holds something else.
+            UsageError: the root holds something else, or a dataset of an earlier format.
         """
         settings = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists
         if is_new(storage):
@@ -124,12 +126,29 @@ class Dataset:
             with suppress(AlreadyExistsError):
                 storage.put_bytes(DATASET, json_object(description), create_only=True)
         dataset = cls.open(storage)
+        dataset.require_writable()
         if dataset.fingerprint != fingerprint_of(settings):
             differences = "; ".join(setting_differences(dataset.settings, settings))
             raise DatasetMismatchError(
                 f"{storage.root} was made with other settings: {differences}. Use those, or another root"
             )
         return dataset
+
+    def require_writable(self) -> None:
+        """Raise UsageError for a dataset of an earlier format: it is read, and never changed."""
+        if self.version != FORMAT_VERSION:
+            raise UsageError(
+                f"{self.storage.root}: format version {self.version} is only read, this program writes "
+                f"{FORMAT_VERSION}; build or import into a new root"
+            )
+
+    def require_present(self) -> None:
+        """Raise StorageError where the dataset was removed since it was opened: shards without it are of no use."""
+        if self.storage.stat(DATASET) is None:
+            raise StorageError(
+                f"{self.storage.url(DATASET)} is gone: the dataset was removed while it was written to, and nothing "
+                "more is put there; see that nothing removes it, and run it again to begin anew"
+            )
 
     def grow(self, samples: int, *, append: bool, job: str = "build") -> tuple[Segment, ...]:
         """Record how many samples are planned.
@@ -264,6 +283,7 @@ class Dataset:
 
     def write_manifest(self) -> None:
         """Rewrite the manifest from the commits; a shard committed meanwhile waits for the next one."""
+        self.require_present()
         shards = [{**asdict(commit), "commit_tag": tag} for _, (tag, commit) in sorted(self.look().items())]
         content = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint, "shards": shards}
         self.storage.put_bytes(MANIFEST, json_object(content))

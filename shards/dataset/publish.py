@@ -60,9 +60,11 @@ def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -
 
     Raises:
         CorruptShardError: a commit of that name stands for other samples.
-        StorageError: the store failed for good, or another builder put a tar of other content just now.
+        StorageError: the store failed for good, the dataset was removed, or another builder put a tar of other content
+            just now.
     """
     name, storage = built.name, dataset.storage
+    dataset.require_present()
     if dataset.is_committed(name):
         # Its bytes may be others: another kind of device rounds otherwise. It is there, whole, and stays.
         return _other_commit(dataset, built.record, ("slice_hash",))

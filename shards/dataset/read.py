@@ -26,7 +26,7 @@ def read_samples(
 
     Args:
         dataset: opened dataset.
-        split: `train` or `val`; None for both.
+        split: `train`, `val` or `test`; None for all.
         image: whether samples carry their picture.
         tensors: names to decode; None for all, () for none.
 

@@ -7,13 +7,15 @@ from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from shards.format.plan import SPLITS
+
 COMMITS = "_commit/"
 MOST = 1e15  # of a count or of seconds: no dataset comes near
-COMMIT_NAME = re.compile(r"_commit/((?:train|val)-[0-9]{6})\.json")
+COMMIT_NAME = re.compile(rf"_commit/((?:{'|'.join(SPLITS)})-[0-9]{{6}})\.json")
 MARK = 12  # hex digits
 SHARD_FILE = re.compile(
-    r"(?P<split>train|val)/pairs-(?P<number>[0-9]{6})(\.tar|(\.[0-9a-f]{12})?\.parquet)"
-    r"|failed/(?P<of>train|val)-(?P<place>[0-9]{6})(\.[0-9a-f]{12})?\.parquet"
+    rf"(?P<split>{'|'.join(SPLITS)})/pairs-(?P<number>[0-9]{{6}})(\.tar|(\.[0-9a-f]{{12}})?\.parquet)"
+    rf"|failed/(?P<of>{'|'.join(SPLITS)})-(?P<place>[0-9]{{6}})(\.[0-9a-f]{{12}})?\.parquet"
 )
 
 

@@ -1,7 +1,7 @@
 """The plan: which sample goes where, decided before anything runs and never changed by growth.
 
 Everything here is pure, and a sample is put together only when it is asked for, so that a plan of a million takes
-some megabytes. Prompts are taken in order; a caption's split is a hash of its normalised text; each split
+some megabytes. Prompts are taken in order; a sample's split is by hash of its group; each split
 fills its shards one after the other. A plan is grown in segments: at the end of each one the last, partial shard of
 every split is closed, so that shards which may be committed already keep their samples.
 """
@@ -10,15 +10,17 @@ import hashlib
 import json
 import unicodedata
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Protocol, overload
 
 from shards.errors import UsageError
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
+LEAST_HELD_OUT = 32  # samples that figures with an interval need, of `val` and of `test`
+LARGEST_FLOOR = 5  # that floor takes at most a fifth of what is planned, so that a small dataset still trains
 MAX_SHARDS = 1_000_000  # six digits in a shard's name
 MAX_PER_SHARD = 10_000  # four digits in a key
 # The end of a segment lies in small shards, so that no builder works on alone for the length of a large one.
@@ -65,7 +67,7 @@ class PlannedSample:
         caption: as the user gave it.
         content, style, subject: categories, empty where unknown.
         seed: of the image's noise, 63 bits, a hash of run seed and id.
-        split: `train` or `val`.
+        split: `train`, `val` or `test`.
         shard: number of its shard within the split.
         position: its place within the shard.
     """
@@ -154,6 +156,11 @@ class _Samples(Sequence[PlannedSample]):
         return hash(tuple(self))
 
 
+def _indices(samples: Sequence[PlannedSample]) -> Iterable[int]:
+    """Places in the plan."""
+    return samples.indices if isinstance(samples, _Samples) else (sample.index for sample in samples)
+
+
 @dataclass(frozen=True)
 class Plan:
     """All shards, train first; `len` counts samples.
@@ -172,6 +179,13 @@ class Plan:
     def __iter__(self) -> Iterator[PlannedSample]:
         """All samples, shard by shard."""
         return (sample for shard in self.shards for sample in shard.samples)
+
+    def first(self, count: int) -> Iterator[PlannedSample]:
+        """The first samples in plan order, shard by shard; only these are put together."""
+        for shard in self.shards:
+            for place, index in enumerate(_indices(shard.samples)):
+                if index < count:
+                    yield shard.samples[place]
 
     @property
     def samples(self) -> list[PlannedSample]:
@@ -199,6 +213,8 @@ class Plan:
 
 def normalise_caption(caption: str) -> str:
     """What makes two captions the same: NFKC, case folded, runs of white space as one space, ends stripped."""
+    if caption.isascii():  # which NFKC leaves as it is
+        return " ".join(caption.lower().split())
     return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
 
 
@@ -213,10 +229,17 @@ def sample_seed(run_seed: int, identity: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def is_held_out(group: str, val_fraction: float) -> bool:
-    """Whether a group, a prompt's normalised caption, belongs to `val`: decided by its text alone."""
-    digest = hashlib.sha256(b"split:" + group.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
+def group_rank(group: str) -> int:
+    """64 bits of SHA-256 over a group: `val` takes the lowest ranks, `test` the highest."""
+    return int.from_bytes(hashlib.sha256(b"split:" + group.encode()).digest()[:8], "big")
+
+
+def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a group, decided by its text alone; a larger fraction keeps what a smaller one held out."""
+    rank = group_rank(group)
+    if rank < val_fraction * 2**64:
+        return "val"
+    return "test" if rank >= (1 - test_fraction) * 2**64 else "train"
 
 
 def make_plan(
@@ -226,16 +249,21 @@ def make_plan(
     val_fraction: float,
     samples_per_shard: int,
     segments: Sequence[Segment],
+    test_fraction: float = 0.0,
+    least_held_out: int = 0,
 ) -> Plan:
     """Lay samples out in shards.
 
     Args:
         prompts: in the order in which they are taken.
         seed: of the run.
-        val_fraction: share of captions held out.
+        val_fraction: share of the groups that choose (penalty, epoch and so on).
         samples_per_shard: in a full shard.
         segments: how the plan came about: (1000,), or, grown once, (1000, 1500), or, with two failed samples
             tried again in between, (1000, ("id", "id"), 1500).
+        test_fraction: share of the groups that are reported on.
+        least_held_out: samples that `val` and `test` get at least, unless its fraction is 0; never more than a fifth
+            of what is planned.
 
     Returns:
         the plan; a longer one from the same arguments begins with it, shard for shard.
@@ -245,7 +273,10 @@ def make_plan(
     """
     total = _checked_total(prompts, samples_per_shard, segments)
     retried = frozenset(chain.from_iterable(segment for segment in segments if not isinstance(segment, int)))
-    held_out, place_of = _one_pass(prompts, total, val_fraction, retried)
+    ends = [segment for segment in segments if isinstance(segment, int)]
+    laid_out = _Splitter(prompts, {"val": val_fraction, "test": test_fraction}, least_held_out)
+    splits = laid_out.splits(ends)
+    place_of = _places(prompts, total, retried)
     shards: dict[str, list[_Samples]] = {split: [] for split in SPLITS}
     done = 0
     for segment in segments:
@@ -257,10 +288,10 @@ def make_plan(
         # In new shards: those of earlier segments may be committed.
         of_split = {split: array("I") for split in SPLITS}
         for index in indices:
-            of_split["val" if held_out[index] else "train"].append(index)
+            of_split[SPLITS[splits[index]]].append(index)
         for split, members in of_split.items():
-            ends = [0, *accumulate(shard_sizes(len(members), samples_per_shard))]
-            for start, end in pairwise(ends):
+            cuts = [0, *accumulate(shard_sizes(len(members), samples_per_shard))]
+            for start, end in pairwise(cuts):
                 shards[split].append(_Samples(prompts, members[start:end], seed, split, len(shards[split])))
     if any(len(filled) > MAX_SHARDS for filled in shards.values()):
         raise UsageError(
@@ -291,17 +322,85 @@ def _checked_total(prompts: Sequence[Captioned], samples_per_shard: int, segment
     return totals[-1]
 
 
-def _one_pass(
-    prompts: Sequence[Captioned], count: int, val_fraction: float, wanted: Collection[str]
-) -> tuple[bytearray, dict[str, int]]:
-    """Which of the first prompts are held out, and the places of the wanted ids."""
-    held_out, place_of = bytearray(count), {}
-    for index in range(count):
-        prompt = prompts[index]
-        held_out[index] = is_held_out(prompt.group, val_fraction)
-        if wanted and prompt.identity in wanted:
-            place_of[prompt.identity] = index
-    return held_out, place_of
+@dataclass
+class _Splitter:
+    """Gives every sample its split, segment by segment.
+
+    By the rank of its group, but where a split would be short of its least: then the groups of the new segment that are
+    next in rank join it. What an earlier segment decided stays, so growth moves no sample.
+
+    Attributes:
+        prompts: in the order in which they are taken.
+        fractions: of `val` and `test`.
+        least: samples of either, at least.
+        moved: the split of groups, and of their captions, that joined one beyond its fraction.
+    """
+
+    prompts: Sequence[Captioned]
+    fractions: Mapping[str, float]
+    least: int
+    moved: dict[str, str] = field(default_factory=dict)
+
+    def splits(self, ends: Sequence[int]) -> bytearray:
+        """The place in SPLITS of each sample.
+
+        Args:
+            ends: totals at which the segments end.
+        """
+        splits = bytearray(ends[-1])
+        for start, end in pairwise((0, *ends)):
+            for index in range(start, end):
+                splits[index] = SPLITS.index(self._split(index, splits))
+            for split, fraction in self.fractions.items():
+                wanted = min(self.least, end // LARGEST_FLOOR) if fraction else 0
+                if (short := wanted - splits[:end].count(SPLITS.index(split))) > 0:
+                    self._fill(splits, start, end, split, short)
+        return splits
+
+    def _split(self, index: int, splits: bytearray) -> str:
+        prompt = self.prompts[index]
+        if self.moved and prompt.group in self.moved:
+            return self.moved[prompt.group]
+        split = split_of(prompt.group, self.fractions["val"], self.fractions["test"])
+        if not self.moved or (beside := self.moved.get(normalise_caption(prompt.caption), split)) == split:
+            return split
+        # Another picture with the caption of one that was moved goes with it, unless its own group is placed already.
+        placed = (SPLITS[splits[at]] for at in range(index) if self.prompts[at].group == prompt.group)
+        self.moved[prompt.group] = next(placed, beside)
+        return self.moved[prompt.group]
+
+    def _fill(self, splits: bytearray, start: int, end: int, split: str, short: int) -> None:
+        """Move the groups next in rank from `train` until a split is no longer short, or none is left to move."""
+        members: dict[str, list[int]] = {}
+        owners: dict[str, str] = {}  # group of each normalised caption; empty where several groups share it
+        for index in range(end):
+            prompt = self.prompts[index]
+            members.setdefault(prompt.group, []).append(index)
+            caption = normalise_caption(prompt.caption)
+            owners[caption] = prompt.group if owners.get(caption, prompt.group) == prompt.group else ""
+        for group in sorted(members, key=group_rank, reverse=split == "test"):
+            captions = {normalise_caption(self.prompts[index].caption) for index in members[group]}
+            if (
+                splits[members[group][0]] != SPLITS.index("train")
+                or members[group][0] < start  # its first samples may be committed to `train`
+                or not all(owners[caption] for caption in captions)
+            ):
+                continue
+            for index in members[group]:
+                splits[index] = SPLITS.index(split)
+            self.moved.update(dict.fromkeys((group, *captions), split))
+            short -= len(members[group])
+            if short <= 0:
+                return
+
+
+def _places(prompts: Sequence[Captioned], count: int, wanted: Collection[str]) -> dict[str, int]:
+    """The places of the wanted ids among the first prompts."""
+    found = {}
+    for index in range(count if wanted else 0):
+        if (identity := prompts[index].identity) in wanted:
+            found[identity] = index
+    return found
 
 
 def shard_sizes(samples: int, full: int) -> list[int]:

@@ -32,6 +32,11 @@ logger = logging.getLogger("shards.format.sample")
 KIND_TEMPLATE, KIND_IMAGE, KIND_CAPTION, KIND_MARKER = range(4)
 KIND_NAMES = ("template", "image", "caption", "marker")
 
+LATENTS = "latents"  # of a generated picture, as the VAE got them
+READERS = ("vl", "graft")  # what reads the pictures: the vision-language model, or the grafted text encoder
+_INPUT = re.compile(rf"(?:{'|'.join(READERS)})\.\w+\.-\d+")
+_INPUT_KIND = re.compile(rf"(?:{'|'.join(READERS)})\.\w+\.kind")
+
 MAX_PIXELS = 8192 * 8192  # larger headers are a decompression bomb, not a picture of this dataset
 _NUMPY = {"BF16": np.dtype(ml_dtypes.bfloat16), "U8": np.dtype(np.uint8), "F32": np.dtype(np.float32)}
 
@@ -46,7 +51,8 @@ class Sample:
         metadata: the `.json` member.
         image: encoded picture; empty when it was not asked for.
         image_format: of `image`; in an imported dataset the one name of all its pictures, `jpg`.
-        tensors: by name: `text` (T, D), `text.kind` (T,), `vl.MODE.LAYER` (V, D), `vl.MODE.kind` (V,);
+        tensors: by name: `text` (T, D), `text.kind` (T,), `vl.MODE.LAYER` (V, D), `vl.MODE.kind` (V,), the same two
+            under `graft.` where that reader was used too, and `latents` (C, h, w) where they were kept;
             bfloat16 (ml_dtypes) and uint8.
     """
 
@@ -91,10 +97,12 @@ class Expected:
     """What every sample of a dataset must hold.
 
     Attributes:
-        text_modes: of the VL tensors.
-        layers: of the VL tensors.
+        text_modes: of each reader's tensors.
+        layers: of each reader's tensors.
         width, height: of the image in pixels; 0 for any.
         imported: whether a sample's id is that of its picture's name in a source and its caption, not of its caption.
+        readers: prefixes of the input tensors, some of READERS.
+        latents: whether the final latents of the picture are kept.
     """
 
     text_modes: tuple[str, ...]
@@ -102,6 +110,13 @@ class Expected:
     width: int = 0
     height: int = 0
     imported: bool = False
+    readers: tuple[str, ...] = ("vl",)
+    latents: bool = False
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What a reader saw in the picture: `vl.caption`, `graft.none` and so on."""
+        return tuple(f"{reader}.{mode}" for reader in self.readers for mode in self.text_modes)
 
 
 def make_sample(
@@ -126,9 +141,10 @@ def make_sample(
     """
     with Image.open(io.BytesIO(image)) as picture:
         width, height = picture.size
-    modes = sorted({name.split(".")[1] for name in tensors if name.startswith("vl.")})
-    layers = sorted({int(name.split(".")[2]) for name in tensors if re.fullmatch(r"vl\.\w+\.-\d+", name)})
-    spans = {mode: _span(tensors[f"vl.{mode}.kind"], KIND_IMAGE) for mode in modes}
+    inputs = sorted(name.removesuffix(".kind") for name in tensors if _INPUT_KIND.fullmatch(name))
+    modes = sorted({name.split(".")[1] for name in inputs})
+    layers = sorted({int(name.split(".")[2]) for name in tensors if _INPUT.fullmatch(name)})
+    spans = {name.split(".")[1]: _span(tensors[f"{name}.kind"], KIND_IMAGE) for name in reversed(inputs)}
     metadata = {
         "id": planned.id,
         "caption": planned.caption,
@@ -138,7 +154,7 @@ def make_sample(
         "height": height,
         "tokens": {
             "text": len(tensors["text.kind"]),
-            **{f"vl.{mode}": len(tensors[f"vl.{mode}.kind"]) for mode in modes},
+            **{name: len(tensors[f"{name}.kind"]) for name in inputs},
         },
         "layers": layers,
         "text_modes": modes,
@@ -186,34 +202,39 @@ def check_sample(sample: Sample, planned: PlannedSample, expected: Expected) -> 
 
 def check_tensors(tensors: Mapping[str, Array], expected: Expected) -> int:
     """Refuse embeddings that are missing, misshapen, empty or not finite; returns D."""
-    names = {"text", "text.kind"} | {f"vl.{mode}.kind" for mode in expected.text_modes}
-    names |= {f"vl.{mode}.{layer}" for mode in expected.text_modes for layer in expected.layers}
+    names = {"text", "text.kind"} | {f"{name}.kind" for name in expected.inputs}
+    names |= {f"{name}.{layer}" for name in expected.inputs for layer in expected.layers}
+    names |= {LATENTS} if expected.latents else set()
     if set(tensors) != names:
         raise ValueError(f"tensors {sorted(tensors)} instead of {sorted(names)}")
     size = tensors["text"].shape[-1] if tensors["text"].ndim == 2 else 0
     for name, tensor in tensors.items():
         if name.endswith(".kind"):
-            if tensor.dtype != np.uint8 or tensor.ndim != 1 or len(tensor) == 0:
-                raise ValueError(
-                    f"{name}: {tensor.dtype} {tensor.shape}, expected uint8 (tokens,) with a token"
-                )
-            if tensor.max() > KIND_MARKER:
-                raise ValueError(f"{name}: kind {tensor.max()} does not exist")
+            _check_kinds(name, tensor)
             continue
-        kinds = tensors[name.rpartition(".")[0] + ".kind" if name != "text" else "text.kind"]
-        if tensor.dtype != ml_dtypes.bfloat16 or tensor.shape != (len(kinds), size) or size == 0:
-            raise ValueError(
-                f"{name}: {tensor.dtype} {tensor.shape}, expected bfloat16 ({len(kinds)}, {size})"
-            )
+        if name == LATENTS:
+            fits, shape = tensor.ndim == 3 and tensor.size > 0, "(channels, height, width)"
+        else:
+            kinds = tensors[name.rpartition(".")[0] + ".kind" if name != "text" else "text.kind"]
+            fits, shape = tensor.shape == (len(kinds), size) and size > 0, f"({len(kinds)}, {size})"
+        if tensor.dtype != ml_dtypes.bfloat16 or not fits:
+            raise ValueError(f"{name}: {tensor.dtype} {tensor.shape}, expected bfloat16 {shape}")
         # bfloat16 keeps NaN and infinity in the all-ones exponent; comparing bits is much faster than isfinite.
         if ((tensor.view(np.uint16) & 0x7F80) == 0x7F80).any():
             raise ValueError(f"{name}: NaN or infinite values")
-    for mode in expected.text_modes:
-        if KIND_IMAGE not in tensors[f"vl.{mode}.kind"]:
-            raise ValueError(f"vl.{mode}: no image tokens")
+    for name in expected.inputs:
+        if KIND_IMAGE not in tensors[f"{name}.kind"]:
+            raise ValueError(f"{name}: no image tokens")
     if KIND_CAPTION not in tensors["text.kind"]:
         raise ValueError("text: no caption tokens")
     return size
+
+
+def _check_kinds(name: str, kinds: Array) -> None:
+    if kinds.dtype != np.uint8 or kinds.ndim != 1 or len(kinds) == 0:
+        raise ValueError(f"{name}: {kinds.dtype} {kinds.shape}, expected uint8 (tokens,) with a token")
+    if kinds.max() > KIND_MARKER:
+        raise ValueError(f"{name}: kind {kinds.max()} does not exist")
 
 
 def check_image(data: bytes, expected: Expected) -> None:

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from shards.format.plan import PlannedSample, PlannedShard
-from shards.format.sample import KIND_NAMES, Array, Expected, Failure, Sample, check_sample, encode_tensors
+from shards.format.sample import (
+    KIND_NAMES,
+    LATENTS,
+    Array,
+    Expected,
+    Failure,
+    Sample,
+    check_sample,
+    encode_tensors,
+)
 from shards.format.side_files import Row, failure_row, sample_row, write_table
 from shards.format.statistics import RunningStatistics
 from shards.stores.local import writing
@@ -152,7 +161,7 @@ class ShardWriter:
     def _count(self, tensors: Mapping[str, Array]) -> None:
         """Running statistics per tensor and token kind."""
         for name, tensor in tensors.items():
-            if name.endswith(".kind"):
+            if name.endswith(".kind") or name == LATENTS:
                 continue
             kinds = tensors["text.kind" if name == "text" else f"{name.rpartition('.')[0]}.kind"]
             for kind in np.unique(kinds):

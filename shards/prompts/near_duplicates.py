@@ -8,6 +8,7 @@ Those that do are compared exactly, so nothing is called alike that is not.
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -18,6 +19,7 @@ from shards.format.plan import normalise_caption
 ALIKE = 0.8  # Jaccard similarity of word triples: one word changed in thirty, or a few words added to a long prompt
 BANDS, ROWS = 16, 4
 RUN = 3  # words
+CHUNK = 250  # captions hashed at once: 64 hashes of each run of them take some megabytes
 # A word, or one character of a script that is written without spaces.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
@@ -33,17 +35,37 @@ def words_of(caption: str) -> list[str]:
     return WORD.findall(normalise_caption(caption))
 
 
-def runs(words: Sequence[str], length: int) -> Hashes:
-    """A hash of each run of so many words; ValueError where there are fewer."""
-    hashes = np.array([crc32(word.encode()) for word in words], dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(hashes, length)
-    return _mixed((windows * _PLACES[:length]).sum(1))
+@lru_cache(maxsize=1 << 16)
+def _hash_of(word: str) -> int:
+    return crc32(word.encode())
+
+
+def runs(captions: Sequence[Sequence[str]], length: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """Hashes of all runs of so many words, of many captions at once.
+
+    Args:
+        captions: each as its words.
+        length: of a run.
+
+    Returns:
+        the hashes, caption by caption, and how many of them each caption has: none where it has fewer words.
+    """
+    sizes = np.fromiter(map(len, captions), dtype=np.int64, count=len(captions))
+    words = np.fromiter((_hash_of(word) for caption in captions for word in caption), np.uint64, sizes.sum())
+    counts = np.maximum(sizes - length + 1, 0)
+    # The first place of each caption's runs among all words, once for each run, and which run of the caption it is.
+    starts = np.repeat(np.cumsum(sizes) - sizes, counts)
+    places = starts + np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts)
+    sums = np.zeros(len(places), dtype=np.uint64)
+    for step in range(length):
+        sums += words[places + step] * _PLACES[step]
+    return _mixed(sums), counts
 
 
 def triples(caption: str) -> Hashes:
     """Hashes of a caption's runs of three words, each once; of a shorter caption, one of the whole."""
     words = words_of(caption) or [normalise_caption(caption)]
-    return np.unique(runs(words, min(RUN, len(words))))
+    return np.unique(runs([words], min(RUN, len(words)))[0])
 
 
 def similarity(one: Hashes, other: Hashes) -> float:
@@ -61,8 +83,11 @@ def near_duplicates(captions: Sequence[str]) -> dict[int, int]:
     Returns:
         the place of each such caption, and that of the first it is like.
     """
-    keys = (
-        np.stack([_band_keys(triples(caption)) for caption in captions]) if captions else np.empty((0, BANDS))
+    keys = np.concatenate(
+        [
+            np.empty((0, BANDS), np.uint64),
+            *(_band_keys(captions[start : start + CHUNK]) for start in range(0, len(captions), CHUNK)),
+        ]
     )
     met: list[set[int]] = []  # per band, the keys that more than one caption has; most captions have none
     for band in range(keys.shape[1]):
@@ -84,9 +109,18 @@ def near_duplicates(captions: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def _band_keys(hashes: Hashes) -> Hashes:
-    minima = (_mixed(hashes * _FACTORS + _OFFSETS)).min(axis=1).reshape(BANDS, ROWS)
-    keys: Hashes = _mixed((minima * _PLACES[:ROWS]).sum(1))
+def _band_keys(captions: Sequence[str]) -> Hashes:
+    """(captions, BANDS) hashes of the minima in each band."""
+    words = [words_of(caption) or [normalise_caption(caption)] for caption in captions]
+    keys = np.empty((len(captions), BANDS), np.uint64)
+    # A caption of fewer words than a run has one run, of all its words.
+    lengths = np.array([min(RUN, len(each)) for each in words])
+    for length in np.unique(lengths):
+        which = np.flatnonzero(lengths == length)
+        hashes, counts = runs([words[place] for place in which], int(length))
+        minima = np.minimum.reduceat(_mixed(hashes * _FACTORS + _OFFSETS), np.cumsum(counts) - counts, axis=1)
+        bands = minima.reshape(BANDS, ROWS, len(which))
+        keys[which] = _mixed((bands * _PLACES[None, :ROWS, None]).sum(1)).T
     return keys
 
 

@@ -22,7 +22,7 @@ class Prompt:
 
     @property
     def group(self) -> str:
-        """The same words never stand in both splits."""
+        """The same words never stand in two splits."""
         return normalise_caption(self.caption)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from shards.format.plan import PlannedSample
+from shards.format.plan import Plan, PlannedSample
 from shards.prompts.near_duplicates import Hashes, near_duplicates, runs, words_of
 
 RUNS = (1, 2, 3)
 BIN = 10  # words
-COMPARED = 200_000  # captions; as many are held in memory, at about 2 kB each, and take about a minute
-CHUNK = 20_000
+COMPARED = 20_000  # captions; as many are held in memory, and take some seconds
+CHUNK = 2_000
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class PromptFigures:
 
     Attributes:
         prompts: how many.
-        cells: of them, by content, style and subject.
-        lengths: prompts by number of words, in bins of ten that are named by their first.
+        cells: of those looked at, by content, style and subject.
+        lengths: those by number of words, in bins of ten that are named by their first.
         distinct: different runs of one, two and three words, and all runs, by their length.
         near_duplicates: prompts like an earlier one.
-        across_splits: of those, how many the first such one of which stands in the other split.
+        across_splits: of those, how many the first such one of which stands in another split.
         compared: prompts that distinct runs and near-duplicates were looked for among: the first ones in plan order.
+        looked_at: prompts that cells and lengths were counted of.
     """
 
     prompts: int
@@ -37,6 +38,7 @@ class PromptFigures:
     near_duplicates: int
     across_splits: int
     compared: int
+    looked_at: int
 
     @property
     def variety(self) -> str:
@@ -47,7 +49,10 @@ class PromptFigures:
     @property
     def among(self) -> str:
         """Which prompts were compared, where not all were."""
-        return "" if self.compared == self.prompts else f" among the first {self.compared:,}"
+        return self._of_first(self.compared)
+
+    def _of_first(self, count: int) -> str:
+        return "" if count == self.prompts else f" among the first {count:,}"
 
     def to_json(self) -> dict[str, Any]:
         """For result files: cells as a list of records."""
@@ -61,18 +66,27 @@ class PromptFigures:
         """For people, a line each."""
         return [
             f"cells          {len(self.cells)} of content, style and subject, "
-            f"{min(self.cells.values(), default=0)} to {max(self.cells.values(), default=0)} prompts each",
+            f"{min(self.cells.values(), default=0)} to {max(self.cells.values(), default=0)} prompts each"
+            f"{self._of_first(self.looked_at)}",
             f"near-duplicates {self.near_duplicates}, {self.across_splits} of them across the splits{self.among}",
             f"different      {self.variety}{self.among}",
-            "words          " + ", ".join(f"{start}+: {count}" for start, count in self.lengths.items()),
+            "words          "
+            + ", ".join(f"{start}+: {count}" for start, count in self.lengths.items())
+            + self._of_first(self.looked_at),
         ]
 
 
-def prompt_figures(samples: Iterable[PlannedSample]) -> PromptFigures:
-    """Measure the prompts of a plan.
+def plan_figures(plan: Plan) -> PromptFigures:
+    """Measure the first prompts of a plan, at most COMPARED: a plan of a million takes no longer."""
+    return prompt_figures(plan.first(COMPARED), len(plan))
+
+
+def prompt_figures(samples: Iterable[PlannedSample], prompts: int | None = None) -> PromptFigures:
+    """Measure prompts.
 
     Args:
         samples: in any order; looked at once, one after the other.
+        prompts: how many there are, where these are only the first.
 
     Returns:
         the figures.
@@ -89,23 +103,27 @@ def prompt_figures(samples: Iterable[PlannedSample]) -> PromptFigures:
     captions = [caption for _, caption, _ in compared]
     alike = near_duplicates(captions)
     return PromptFigures(
-        prompts=cells.total(),
+        prompts=cells.total() if prompts is None else prompts,
         cells=dict(sorted(cells.items())),
         lengths=dict(sorted(lengths.items())),
         distinct=_distinct_runs(captions),
         near_duplicates=len(alike),
         across_splits=sum(compared[place][2] != compared[first][2] for place, first in alike.items()),
         compared=len(captions),
+        looked_at=cells.total(),
     )
 
 
 def _distinct_runs(captions: list[str]) -> dict[int, tuple[int, int]]:
-    different: dict[int, Hashes] = {run: np.empty(0, dtype=np.uint64) for run in RUNS}
+    different: dict[int, list[Hashes]] = {run: [] for run in RUNS}
     totals = dict.fromkeys(RUNS, 0)
     for start in range(0, len(captions), CHUNK):
         words = [words_of(caption) for caption in captions[start : start + CHUNK]]
         for run in RUNS:
-            found = [runs(of_one, run) for of_one in words if len(of_one) >= run]
-            totals[run] += sum(map(len, found))
-            different[run] = np.union1d(different[run], np.concatenate(found) if found else different[run])
-    return {run: (len(different[run]), totals[run]) for run in RUNS}
+            found, _ = runs(words, run)
+            totals[run] += len(found)
+            different[run].append(np.unique(found))
+    return {
+        run: (len(np.unique(np.concatenate(parts))) if parts else 0, totals[run])
+        for run, parts in different.items()
+    }

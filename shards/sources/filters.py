@@ -25,6 +25,7 @@ class Rules:
     min_similarity: float | None = None
     similarity_column: str | None = None
     val_fraction: float = 0.05
+    test_fraction: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import UsageError
 from shards.sources.item import Place, storable
+from shards.sources.selection import LONGEST_CAPTION
 from shards.sources.source import (
     CAPTION_COLUMNS,
     HASH_COLUMNS,
@@ -31,8 +33,11 @@ IMAGE_COLUMNS = (
     "image", "jpg", "png", "webp", "image_bytes", "bytes", "image_path", "path", "file_name", "filename",
 )  # fmt: skip
 STATUS = "status"  # of a download, as img2dataset writes it
-ROWS = 1000  # read at a time
+ROWS = 1000  # read at a time, at most
 FEW_ROWS = 16  # with their pictures
+BATCH_BYTES = 64 << 20  # that the rows read at once may have by the file's own account
+LONGEST_TEXT = 4 * (LONGEST_CAPTION + 1)  # bytes of a value that is looked at: of more, the beginning
+MOST_CAPTIONS = 1000  # of a picture; further ones are not looked at
 
 
 class ParquetSource:
@@ -48,7 +53,7 @@ class ParquetSource:
     def __init__(self, spec: SourceSpec) -> None:
         self._storage, self._files = files_of(spec)
         with self._opened(self._files[0].key) as first:
-            self._schema: pa.Schema = first.schema_arrow
+            self._schema: pa.Schema = first.schema.to_arrow_schema()
         self._captions, self._field = caption_column(self._schema, spec.caption_column)
         self._image = image_column(self._schema, spec.image_column)
         self._pictures: PictureFiles | None = None
@@ -91,8 +96,9 @@ class ParquetSource:
                 for group in range(file.num_row_groups):
                     empty = self._without_bytes(file, group)
                     first = row
-                    for batch in file.iter_batches(ROWS, row_groups=[group], columns=sorted(names)):
-                        for facts in batch.to_pylist():
+                    rows = rows_at_once(file, group, names)
+                    for batch in file.iter_batches(rows, row_groups=[group], columns=sorted(names)):
+                        for facts in _bounded(batch).to_pylist():
                             problem = _why_empty(facts) if row - first in empty else ""
                             yield from self._of_row(entry.key, row, facts, hashes, problem)
                             row += 1
@@ -112,7 +118,8 @@ class ParquetSource:
         name, _, inner = self._bytes.partition(".")
         empty: set[int] = set()
         row = 0
-        for batch in file.iter_batches(FEW_ROWS, row_groups=[group], columns=[self._bytes]):
+        rows = rows_at_once(file, group, [name], FEW_ROWS)
+        for batch in file.iter_batches(rows, row_groups=[group], columns=[self._bytes]):
             column = batch.column(name)
             for there in (column.field(inner) if inner else column).is_valid().to_pylist():
                 if not there:
@@ -138,13 +145,79 @@ class ParquetSource:
     @contextmanager
     def _opened(self, key: str) -> Iterator[pq.ParquetFile]:
         try:
-            with open_seekable(self._storage, key) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+            with open_seekable(self._storage, key) as raw, opened(raw) as file:
                 yield file
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise UsageError(
                 f"import.source: {self._storage.url(key)} cannot be read as parquet: {' '.join(str(error).split())}; "
                 "download it again, or name the others only"
             ) from None
+
+
+def opened(raw: Any, buffer_size: int = 0) -> pq.ParquetFile:
+    """A parquet file of which a value that many rows share is in memory once, as it is in the file.
+
+    Not so in lists and structs, for which Arrow has no such reading; `rows_at_once` bounds those.
+    """
+    with pq.ParquetFile(raw, pre_buffer=False) as file:
+        leaves = [file.schema.column(place) for place in range(len(file.schema))]
+    return pq.ParquetFile(
+        raw,
+        pre_buffer=False,
+        buffer_size=buffer_size,
+        read_dictionary=[
+            leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and not _is_nested(leaf.path)
+        ],
+    )
+
+
+def _is_nested(path: str) -> bool:
+    return "." in path
+
+
+def rows_at_once(file: pq.ParquetFile, group: int, names: Collection[str], most: int = ROWS) -> int:
+    """How many rows of a group are read together, so that they take about BATCH_BYTES at most.
+
+    Args:
+        file: opened.
+        group: number of the row group.
+        names: of the columns that are read.
+        most: rows in any case.
+
+    Returns:
+        by what the columns take unpacked, of lists and structs as if all rows shared one value of that size.
+    """
+    facts = file.metadata.row_group(group)
+    rows = most
+    for column in map(facts.column, range(facts.num_columns)):
+        path, unpacked = column.path_in_schema, max(1, column.total_uncompressed_size)
+        if path.partition(".")[0] in names:
+            share = BATCH_BYTES if _is_nested(path) else BATCH_BYTES * facts.num_rows
+            rows = min(rows, share // unpacked)
+    return max(1, rows)
+
+
+def _bounded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows in which texts and bytes are cut at LONGEST_TEXT, which is more than a caption or path may have."""
+    return pa.RecordBatch.from_arrays([_cut(column) for column in batch.columns], names=batch.schema.names)
+
+
+def _cut(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _cut(column.dictionary))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        few = pc.list_slice(column, 0, MOST_CAPTIONS, return_fixed_size_list=False)
+        of_kind = pa.LargeListArray if pa.types.is_large_list(kind) else pa.ListArray
+        return of_kind.from_arrays(few.offsets, _cut(few.values), mask=few.is_null())
+    if pa.types.is_struct(kind):
+        inner = [_cut(each) for each in column.flatten()]
+        return pa.StructArray.from_arrays(inner, names=[each.name for each in kind], mask=column.is_null())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pc.utf8_slice_codeunits(column, 0, LONGEST_TEXT)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pc.binary_slice(column, 0, LONGEST_TEXT)
+    return column
 
 
 def _why_empty(facts: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -12,12 +13,12 @@ import pyarrow.parquet as pq
 
 from shards.errors import StorageError
 from shards.sources.item import Place
-from shards.sources.parquet import bytes_column, image_column
-from shards.sources.picture import ImageError
+from shards.sources.parquet import bytes_column, image_column, opened, rows_at_once
+from shards.sources.picture import MAX_BYTES, ImageError
 from shards.stores.random_access import open_seekable
 from shards.stores.store import Storage
 
-ROWS = 16  # decoded at a time
+ROWS = 16  # decoded at a time, at most
 PASSED_OVER = 256  # rows that are read on to reach one; farther ahead a stream is begun anew
 
 
@@ -46,6 +47,8 @@ class ParquetRows:
                 f"{self._storage.url(place.file)}, row {place.row}: cannot be read as parquet: "
                 f"{' '.join(str(error).split()) or 'it ends early'}"
             ) from None
+        if isinstance(value, _Oversize):
+            raise ImageError(f"{place}: picture has {value.bytes:,} bytes; at most {MAX_BYTES:,}")
         if not isinstance(value, bytes):
             raise ImageError(f"{place}: there are no bytes in it")
         return value
@@ -70,14 +73,14 @@ class ParquetRows:
         self._open.close()
         raw = self._open.enter_context(open_seekable(self._storage, place.file))
         # Without pre_buffer and with a buffer the group comes in pieces, not at once.
-        file = self._open.enter_context(pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20))
+        file = self._open.enter_context(opened(raw, buffer_size=1 << 20))
         ends = list(
             accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
         )
         group = bisect_right(ends, place.row)
         if group == len(ends):
             raise IndexError(f"it has {file.metadata.num_rows} rows")
-        schema = file.schema_arrow
+        schema = file.schema.to_arrow_schema()
         path = bytes_column(schema, image_column(schema, self._column))
         self._stream = _values(file, range(group, len(ends)), path)
         return ends[group - 1] if group else 0
@@ -86,7 +89,24 @@ class ParquetRows:
 def _values(file: pq.ParquetFile, groups: range, path: str) -> Iterator[Any]:
     """What stands in a column, or in a field of a struct, row by row from some row groups on."""
     name, _, inner = path.partition(".")
-    for batch in file.iter_batches(ROWS, row_groups=list(groups), columns=[path]):
-        for row in batch.to_pylist():
-            value = row[name]
-            yield value.get(inner) if inner and isinstance(value, dict) else value
+    for group in groups:
+        rows = rows_at_once(file, group, [name], ROWS)
+        for batch in file.iter_batches(rows, row_groups=[group], columns=[path]):
+            column = batch.column(name)
+            for value in column.field(inner) if inner else column:
+                # One at a time, its size known: rows may share a value that is in memory once.
+                yield _Oversize(size) if (size := _size(value)) > MAX_BYTES else value.as_py()
+
+
+@dataclass(frozen=True)
+class _Oversize:
+    """What is there instead of a picture of more bytes than one may have."""
+
+    bytes: int
+
+
+def _size(value: pa.Scalar) -> int:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    buffer = value.as_buffer() if value is not None and value.is_valid else None
+    return buffer.size if buffer is not None else 0

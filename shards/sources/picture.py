@@ -5,6 +5,9 @@ The original bytes are kept where stock readers see in them what this module doe
 
 import io
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -43,7 +46,9 @@ NOT_READ = (
 # A GIF's first frame and a TIFF's first page are taken; those who animate the others mean a film.
 STILL_OF_MANY = ("MPO", "GIF", "TIFF")  # a camera's MPO is a JPEG with a preview behind it
 MAX_BYTES = 256 << 20  # of an encoded picture; 8192² pixels of noise as PNG have 200 MB
+AT_ONCE = MAX_PIXELS  # pixels decoded at the same time in a process: a picture of 8192² alone, or 64 of 1024²
 MOST_OBLONG = 100  # long side over short side; Qwen3-VL's processor refuses 200, which shrinking could reach
+STRIP = 256  # rows
 SAME_COLOUR = 3  # of 255: profiles of sRGB by different makers differ by so much
 ORIENTATION = 0x0112  # EXIF tag
 # What makes each of its values upright, as in Pillow's ImageOps.exif_transpose, which also writes EXIF anew and fails
@@ -130,6 +135,11 @@ def kept(data: bytes, max_side: int) -> Kept:
     Raises:
         ImageError: it is empty, no picture, cut off, moving, too large to be true, too narrow, or of one colour.
     """
+    with _room_for(data):
+        return _kept(data, max_side)
+
+
+def _kept(data: bytes, max_side: int) -> Kept:
     picture, as_it_came = _opened(data)
     size = picture.size
     verbatim = (
@@ -159,7 +169,8 @@ def open_picture(data: bytes) -> Image.Image:
     Raises:
         ImageError: it is empty, no picture, cut off, moving, too large to be true, or too narrow.
     """
-    return as_rgb(_opened(data)[0])
+    with _room_for(data):
+        return as_rgb(_opened(data)[0])
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
@@ -185,13 +196,56 @@ def as_rgb(picture: Image.Image) -> Image.Image:
         if to_srgb is not None:
             seen = _converted(seen, to_srgb)
         if seen.mode == "RGBA":
-            seen = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+            seen = _over_white(seen)
     except ValueError as error:
         raise ImageError(
             f"image has pixels of mode {picture.mode}: {error}; save it with 8 or 16 bits a channel"
         ) from None
     seen = seen.convert("RGB")
     return seen if turn is None else seen.transpose(turn)
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    """An RGBA picture laid over white, a strip at a time: whole layers would take three times its memory."""
+    seen = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, STRIP):
+        strip = picture.crop((0, top, picture.width, min(top + STRIP, picture.height)))
+        white = Image.new("RGBA", strip.size, "white")
+        seen.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return seen
+
+
+class _Room:
+    """How many pixels may be decoded at the same time; who comes later waits."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until so many fit beside those of other threads; more than fit at all go alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= AT_ONCE)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_room = _Room()
+
+
+def _room_for(data: bytes) -> AbstractContextManager[None]:
+    """Room for a picture by the size that its header claims; what claims none will not be decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+            return _room.taken(min(picture.width * picture.height, MAX_PIXELS))
+    except Exception:  # what is wrong with it is said where it is opened
+        return _room.taken(0)
 
 
 def _opened(data: bytes) -> tuple[Image.Image, bool]:

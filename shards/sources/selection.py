@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from shards.format.plan import is_held_out, normalise_caption
+from shards.format.plan import normalise_caption, split_of
 from shards.sources.filters import Filter, Rules
 from shards.sources.item import Item
 from shards.sources.source import Found
@@ -52,10 +52,10 @@ def taken(
         examples: gets, by reason, the first names of it.
 
     Yields:
-        items: no picture with a caption twice, no picture in both splits, no normalised caption in both.
+        items: no picture with a caption twice, no picture in two splits, no normalised caption in two.
     """
     done: set[int] = set()  # pictures, or pictures with their captions, as short hashes
-    split_of: dict[int, bool] = {}  # whether a normalised caption is held out
+    splits: dict[int, str] = {}  # of normalised captions
 
     def leave_out(each: Found, reason: str) -> None:
         left_out[reason] += 1
@@ -73,9 +73,9 @@ def taken(
         if once in done:
             leave_out(each, FURTHER if rules.captions == "first" else "duplicate")
             continue
-        held_out = is_held_out(each.picture, rules.val_fraction)
-        if split_of.setdefault(_short(caption), held_out) != held_out:
-            leave_out(each, "caption in the other split")
+        split = split_of(each.picture, rules.val_fraction, rules.test_fraction)
+        if splits.setdefault(_short(caption), split) != split:
+            leave_out(each, "caption in another split")
             continue
         done.add(once)
         yield Item(each.picture, each.caption, each.place)

@@ -69,8 +69,9 @@ def put_card(dataset: Dataset, license_id: str | None) -> str:
         where it lies.
 
     Raises:
-        UsageError: there is one already, which may hold what somebody wrote.
+        UsageError: there is one already, which may hold what somebody wrote; or the dataset is of an earlier format.
     """
+    dataset.require_writable()
     storage = dataset.storage
     if storage.stat(CARD) is not None:
         raise UsageError(
@@ -113,6 +114,8 @@ def dataset_card(
             ("split", "samples", "shards"),
             [(name, split["samples"], split["shards"]) for name, split in facts["splits"].items()],
         ),
+        "\n`val` is there to choose by (penalty, epoch and so on), `test` to report on; a caption, or a picture, is in "
+        "one split only.\n",
         f"\n## Coverage\n\n{_coverage(facts['coverage'])}\n",
         f"## Models\n\n{_models(settings.get('models', {}))}\n",
         "## Settings\n",

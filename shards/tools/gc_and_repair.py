@@ -52,10 +52,11 @@ def collect_garbage(dataset: Dataset, *, dry_run: bool, spared: float = SPARED) 
 
     Raises:
         UsageError: a run is at work, whose next shard has no commit yet; or there are leftovers and not one commit,
-            so that all there is would go.
+            so that all there is would go; or the dataset is of an earlier format.
     """
     storage, now = dataset.storage, time.time()
     if not dry_run:
+        dataset.require_writable()
         _refuse_while_at_work(dataset, now)
     hidden = storage.abandoned()
     written = {entry.key: entry.written for entry in (*storage.list(), *hidden)}
@@ -108,9 +109,10 @@ def repair(root: str, *, workers: int = 1) -> list[str]:
         names of the shards taken out.
 
     Raises:
-        UsageError: there is no dataset.
+        UsageError: there is no dataset, or one of an earlier format, whose shards could not be made again.
     """
     dataset = Dataset.open(open_storage(root))
+    dataset.require_writable()
     committed = dataset.committed()
     suspects = {problem.shard for problem in verify(root, workers=workers).problems} & committed.keys()
     # Removal is for good, so it takes two readings that agree: one bad read is not a bad shard.

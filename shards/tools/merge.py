@@ -48,9 +48,10 @@ def merge(storage: Storage, source: Dataset, spool: Spool) -> Merged:
 
     Raises:
         UsageError: the fingerprints differ, the two grew differently, so that their shards hold other samples, or
-            the source tries a sample again that the root has made.
+            the source tries a sample again that the root has made; or either is of an earlier format.
         CorruptShardError: a shard of the source is not sound; everything before it is taken over.
     """
+    source.require_writable()  # what is taken over goes into a root of this format
     target = Dataset.create_or_open(storage, source.settings, source.packages)
     _follow(target, source)
     commits = source.commits()

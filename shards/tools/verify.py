@@ -72,7 +72,7 @@ def verify(root: str, *, workers: int = 1) -> Findings:
             split, other = seen_captions.setdefault(caption, (commit.split, key))
             if split != commit.split:
                 findings.problems.append(
-                    Problem(commit.name, key, f"its caption stands in both splits, in {other} too")
+                    Problem(commit.name, key, f"its caption stands in two splits, in {other} too")
                 )
     catalogue, problems = _catalogue(dataset)
     findings.problems += [*problems, *_foreign(dataset, commits, catalogue)]
@@ -90,6 +90,8 @@ def expected_of(dataset: Dataset) -> Expected:
         width=settings.get("width", 0),
         height=settings.get("height", 0),
         imported="import" in settings,
+        readers=tuple(settings.get("readers", ("vl",))),
+        latents=bool(settings.get("latents", False)),
     )
 
 

@@ -51,8 +51,8 @@ def trained(tmp_path, **chosen):
     return Projector.from_pretrained(str(tmp_path))
 
 
-def run(projectors, train_pairs=TRAIN, val_pairs=VAL, kind="pool"):
-    return evaluate(projectors, train_pairs, val_pairs, EvaluateOptions(), alignment=Alignment(kind, 6))
+def run(projectors, train_pairs=TRAIN, pairs=VAL, kind="pool"):
+    return evaluate(projectors, train_pairs, VAL, pairs, EvaluateOptions(), alignment=Alignment(kind, 6))
 
 
 @pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
@@ -155,8 +155,23 @@ def test_ridge_stands_among_the_baselines(kind):
     assert methods["ridge"]["per_dim_correlation"] > 0.3
 
 
+@pytest.mark.parametrize("align", ["soft", "pool"])
+def test_the_ridge_of_an_evaluation_is_the_ridge_of_a_training(tmp_path, align):
+    """One ridge: fitted on train, its penalty chosen on val, reported on pairs that chose nothing."""
+    train(TrainOptions(output=str(tmp_path), arch="ridge", align=align, length=6), TRAIN, VAL)
+    test = WORLD.source(25, first=2000)
+    result = run({"projector": Projector.from_pretrained(str(tmp_path))}, pairs=test, kind=align)
+    ours, baseline = (result["methods"][name] for name in ("projector", "ridge"))
+    assert result["split"] == "test"
+    assert (result["pairs"], result["train_pairs"], result["val_pairs"]) == (25, 60, 25)
+    for figure in ("mse_standardized", "per_dim_correlation", "r2"):
+        assert baseline[figure] == pytest.approx(ours[figure], rel=1e-5)
+    low, high = ours["differences"]["ridge"]["interval"]
+    assert max(abs(low), abs(high)) < 1e-6 * ours["mse_standardized"]
+
+
 def test_differences_are_those_of_the_same_resamples():
-    contest = Contest.between({}, TRAIN, EvaluateOptions(), alignment=Alignment("soft", 6))
+    contest = Contest.between({}, TRAIN, VAL, EvaluateOptions(), alignment=Alignment("soft", 6))
     measured = contest.measure(VAL, range(25))
     methods = measured.result()["methods"]
     one, other = (measured.whole[name].errors() for name in ("ridge", "no_input"))
@@ -172,7 +187,7 @@ def test_differences_are_those_of_the_same_resamples():
 
 
 def test_workers_that_share_the_pairs_find_what_one_finds():
-    contest = Contest.between({}, TRAIN, EvaluateOptions(), alignment=Alignment("soft", 6))
+    contest = Contest.between({}, TRAIN, VAL, EvaluateOptions(), alignment=Alignment("soft", 6))
     whole = contest.measure(VAL, range(25)).result()
     shared = contest.measure(VAL, range(10))
     shared.merge(contest.measure(VAL, range(10, 25)))
@@ -185,7 +200,7 @@ def test_workers_that_share_the_pairs_find_what_one_finds():
 
 
 def test_a_method_of_the_samples_key_stands_among_the_others():
-    contest = Contest.between({}, TRAIN, EvaluateOptions(), alignment=Alignment("soft", 6))
+    contest = Contest.between({}, TRAIN, VAL, EvaluateOptions(), alignment=Alignment("soft", 6))
     texts = {pair.key: pair.text for pair in VAL}
     result = contest.measure(VAL, range(25), by_key={"told": lambda key: texts[key]}).result()
     assert result["winner"] == "told"
@@ -202,7 +217,9 @@ def test_another_width(tmp_path):
     projector = trained(tmp_path)
     other = Synthetic(width=16, image_tokens=12).source(3)
     with pytest.raises(UsageError, match="has width 32, the pairs have 16"):
-        evaluate({"projector": projector}, other, other, EvaluateOptions(), alignment=Alignment("pool", 6))
+        evaluate(
+            {"projector": projector}, other, other, other, EvaluateOptions(), alignment=Alignment("pool", 6)
+        )
 
 
 def test_overall_std_is_that_of_all_numbers():

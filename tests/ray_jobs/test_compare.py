@@ -104,8 +104,9 @@ def test_a_comparison(compared, undisturbed, checkpoint):
     assert {name: list(found) for name, found in result["methods"].items()} == {
         name: [str(float(alpha))] for name, alpha in columns
     }
-    held_out = read_samples(Dataset.open(open_storage(str(undisturbed))), split="val", tensors=())
-    for found, sample in zip(result["references"], held_out, strict=False):
+    assert result["split"] == "test"
+    tested = read_samples(Dataset.open(open_storage(str(undisturbed))), split="test", tensors=())
+    for found, sample in zip(result["references"], tested, strict=False):
         assert found["prompt"] == sample.caption
         kept = open_image((before / found["reference"]).read_bytes()).convert("RGB")
         assert kept.tobytes() == open_image(sample.image).convert("RGB").tobytes()

@@ -53,6 +53,10 @@ def test_workers_and_the_control(head, trained, tmp_path):
     )  # fmt: skip
     assert shared.returncode == 0, shared.stderr
     one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "shared"))
+    assert one["split"] == two["split"] == "test"
+    # The baseline is the ridge of the training: one penalty, chosen on val, one figure, of test.
+    figures = (one["methods"][name]["mse_standardized"] for name in ("ridge", "projector"))
+    assert next(figures) == pytest.approx(next(figures), rel=1e-5)
     assert set(two["methods"]) == set(one["methods"]) | {"vl_caption"}
     assert set(one["caption_swap"]) == {"projector", "linear"}
     for name, expected in one["methods"].items():

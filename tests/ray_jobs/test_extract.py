@@ -230,7 +230,7 @@ def test_a_source_of_another_format(refusal, undisturbed, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(undisturbed, source)
     description = json.loads((source / "dataset.json").read_text())
-    (source / "dataset.json").write_text(json.dumps({**description, "format_version": 2}))
+    (source / "dataset.json").write_text(json.dumps({**description, "format_version": 3}))
     assert "format version 2, this program reads 1" in refusal(source, tmp_path / "new")
 
 

@@ -140,13 +140,16 @@ def test_it_trains_beside_a_generated_one(run_job, imported, undisturbed, tmp_pa
         epochs=2,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    held = {split: opened(imported).commits() for split in ("train", "val")}
-    pairs = sum(commit.samples for commit in held["train"] if commit.split == "train")
+    pairs, chosen, tested = (
+        sum(commit.samples for commit in opened(imported).commits() if commit.split == split)
+        for split in ("train", "val", "test")
+    )
+    assert pairs + chosen + tested == PICTURES
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert f'"pairs": {pairs}' in json.dumps(config)
     done = run_job("evaluate", checkpoint=tmp_path / "run", data=imported, output=tmp_path / "eval")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["pairs"] == PICTURES - pairs
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["pairs"] == tested
 
 
 def test_killed_in_the_middle_it_ends_in_the_same_bytes(

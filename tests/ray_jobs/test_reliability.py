@@ -12,7 +12,7 @@ from fault_proxy import FaultProxy
 from ray_support import ROOT, build_command, bytes_of, with_workers
 from s3_support import running_moto, running_rclone, use
 from shards.dataset.dataset import Dataset
-from shards.format.plan import make_plan
+from shards.format.plan import LEAST_HELD_OUT, make_plan
 from shards.prompts.builtin import builtin_prompts
 from shards.stores.local import open_storage
 from shards.tools.gc_and_repair import uncommit
@@ -40,7 +40,13 @@ def assert_same(root, undisturbed):
 def a_planned_id():
     """Id of a sample in the middle of a shard of the small build."""
     plan = make_plan(
-        builtin_prompts().prompts, seed=0, val_fraction=0.25, samples_per_shard=4, segments=(24,)
+        builtin_prompts().prompts,
+        seed=0,
+        val_fraction=0.25,
+        test_fraction=0.2,
+        least_held_out=LEAST_HELD_OUT,
+        samples_per_shard=4,
+        segments=(24,),
     )
     return plan.shard("train-000001").samples[2].id
 

@@ -101,16 +101,16 @@ def test_other_options_do_not_go_on_in_the_same_folder(run_job, undisturbed, tra
 
 
 def test_evaluation_and_report(run_job, undisturbed, trained):
-    held_out = [c for c in Dataset.open(open_storage(str(undisturbed))).commits() if c.split == "val"]
+    tested = [c for c in Dataset.open(open_storage(str(undisturbed))).commits() if c.split == "test"]
     done = run_job("evaluate", checkpoint=trained, output=trained)
     assert done.returncode == 0, done.stderr
     result = json.loads((trained / "eval.json").read_text())
-    assert result["pairs"] == sum(commit.samples for commit in held_out)
+    assert result["pairs"] == sum(commit.samples for commit in tested)
     assert {"no_input", "identity", "global_scale", "per_dim_norm", "projector"} <= set(result["methods"])
     done = run_job("report", run=trained.parent)
     assert done.returncode == 0, done.stderr
     page = (trained.parent / "report.html").read_text()
-    for part in ("<svg", "data:image/webp;base64,", "linear", "identity", "held-out pairs"):
+    for part in ("<svg", "data:image/webp;base64,", "linear", "identity", f"{result['pairs']} test pairs"):
         assert part in page
     inside = page.replace("http://www.w3.org/", "")  # names of XML vocabularies, which nothing fetches
     for part in ("http://", "https://", "<script src", "<link"):

@@ -89,7 +89,7 @@ def test_the_cards_head_names_the_shards_of_each_split(make_dataset, tmp_path):
         )
         for entry in config["data_files"]
     }
-    tars = {"train": [], "validation": []}
+    tars = {"train": [], "validation": [], "test": []}
     for commit in dataset.commits():
         tars[{"val": "validation"}.get(commit.split, commit.split)].append(commit.tar)
     assert found == {split: sorted(names) for split, names in tars.items() if names}
@@ -104,7 +104,7 @@ def test_stock_readers_take_shards_and_pictures_not_the_parquet_beside_them(
     dataset, _ = make_dataset()
     main(["card", str(tmp_path / "data")])
     found = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    counts = {"train": 0, "validation": 0}
+    counts = {"train": 0, "validation": 0, "test": 0}
     for commit in dataset.commits():
         counts[{"val": "validation"}.get(commit.split, commit.split)] += commit.samples
     assert {name: len(split) for name, split in found.items()} == {name: n for name, n in counts.items() if n}

@@ -12,9 +12,9 @@ from projector.comparison import cases
 from projector.comparison.cases import (
     Case,
     as_webp,
-    held_out_pictures,
     name_of,
     paired,
+    reference_pictures,
     user_pictures,
 )
 from shards.errors import UsageError
@@ -123,16 +123,16 @@ def test_a_reference_is_kept_without_loss():
     assert open_image(as_webp(picture)).convert("RGB").tobytes() == picture.tobytes()
 
 
-def test_held_out_pictures_are_the_first_of_the_plan(make_dataset):
+def test_reference_pictures_are_the_first_of_the_plan(make_dataset):
     dataset, plan = make_dataset()
-    held_out = [sample for shard in plan.shards if shard.split == "val" for sample in shard.samples]
-    found = held_out_pictures(dataset, 3)
-    assert [caption for _, caption in found] == [sample.caption for sample in held_out[:3]]
+    tested = [sample for shard in plan.shards if shard.split == "test" for sample in shard.samples]
+    found = reference_pictures(dataset, 3)
+    assert [caption for _, caption in found] == [sample.caption for sample in tested[:3]]
     assert {picture.mode for picture, _ in found} == {"RGB"}
-    assert len(held_out_pictures(dataset, 1000)) == len(held_out)
+    assert len(reference_pictures(dataset, 1000)) == len(tested)
 
 
-def test_a_dataset_without_held_out_samples(make_dataset):
+def test_a_dataset_without_test_samples(make_dataset):
     dataset, _ = make_dataset(shards=[])
-    with pytest.raises(UsageError, match="holds no held-out samples"):
-        held_out_pictures(dataset, 3)
+    with pytest.raises(UsageError, match="holds no test samples"):
+        reference_pictures(dataset, 3)

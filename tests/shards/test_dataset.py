@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from shards.__main__ import main
 from shards.dataset import publish as publishing
 from shards.dataset.dataset import Dataset, fingerprint_of
 from shards.dataset.failed_samples import failures
 from shards.dataset.publish import Circumstances, adopt, publish
-from shards.errors import CorruptShardError, DatasetMismatchError, UsageError
+from shards.dataset.read import read_samples
+from shards.errors import CorruptShardError, DatasetMismatchError, StorageError, UsageError
 from shards.format.commit import Commit
 from shards.stores.local import open_storage
 from shards.tools.gc_and_repair import collect_garbage
@@ -62,7 +65,7 @@ def test_nothing_there_is_a_usage_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"format_version": 2}, UsageError, "format version 2"),
+        ({"format_version": 3}, UsageError, "format version 3, this program reads 1 and 2"),
         ({"settings": {}}, CorruptShardError, "the fingerprint is not that of its settings"),
     ],
 )
@@ -72,6 +75,59 @@ def test_a_description_that_does_not_fit_is_refused(make_dataset, change, error,
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(error, match=message):
         Dataset.open(dataset.storage)
+
+
+def test_nothing_is_put_where_a_dataset_was_removed_meanwhile(make_dataset, tmp_path):
+    """Shards alone would make a root of which no build can make anything."""
+    plan = a_plan()
+    dataset, _ = make_dataset(shards=plan.shards[:1])
+    built = write_shard(dataset, plan.shards[1], tmp_path / "late")
+    shutil.rmtree(dataset.storage.root)
+    for late in (
+        lambda: publish(dataset, built, Circumstances("late")),
+        dataset.write_manifest,
+    ):
+        with pytest.raises(StorageError, match=r"dataset.json is gone: .*run it again to begin anew"):
+            late()
+    assert not Path(dataset.storage.root).exists()
+    again, _ = make_dataset()
+    assert verify(again.storage.root).complete
+
+
+def test_what_a_removed_dataset_may_leave_beside_it_is_in_nobodys_way(tmp_path):
+    for name in ("_lease.json", "_probe/x", "_run/0123.json"):
+        open_storage(str(tmp_path)).put_bytes(name, b"{}")
+    Dataset.create_or_open(open_storage(str(tmp_path)), SETTINGS, {})
+
+
+def as_version_1(dataset):
+    """Make a dataset look as if an earlier version had written it."""
+    path = Path(dataset.storage.root) / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
+    return Dataset.open(dataset.storage)
+
+
+def test_a_dataset_of_version_1_is_read_and_never_written(make_dataset, tmp_path, capsys):
+    dataset, plan = make_dataset()
+    old = as_version_1(dataset)
+    before = {entry.key: entry.tag for entry in old.storage.list()}
+    assert len(list(read_samples(old))) == len(plan)
+    assert main(["info", old.storage.root]) == main(["verify", old.storage.root]) == 0
+    capsys.readouterr()
+    said = "format version 1 is only read, this program writes 2; build or import into a new root"
+    with pytest.raises(UsageError, match=said):
+        Dataset.create_or_open(old.storage, SETTINGS, {})
+    for words in (
+        ["gc", old.storage.root],
+        ["repair", old.storage.root],
+        ["card", old.storage.root],
+        ["merge", old.storage.root, old.storage.root],
+        ["merge", str(tmp_path / "new"), old.storage.root],
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err == f"error: {old.storage.root}: {said}\n"
+    assert {entry.key: entry.tag for entry in old.storage.list()} == before
+    assert not (tmp_path / "new" / "dataset.json").exists()
 
 
 def test_a_dataset_only_grows_and_only_when_told(make_dataset):

@@ -36,7 +36,7 @@ def contents(storage):
 def test_two_halves_are_the_whole(part, spool):
     first, second, whole = part("first", slice(0, 3)), part("second", slice(2, None)), part("whole")
     merged = merge(first.storage, second, spool)
-    assert merged.taken == tuple(shard.name for shard in a_plan().shards[3:])
+    assert merged.taken == tuple(sorted(shard.name for shard in a_plan().shards[3:]))
     assert merged.there == 1
     assert contents(first.storage) == contents(whole.storage)
     findings = verify(first.storage.root)
@@ -118,7 +118,7 @@ def test_a_broken_shard_is_not_taken_over(part, spool, suffix):
     path.write_bytes(data)
     with pytest.raises(CorruptShardError, match=r"source .*: train-000001"):
         merge(target.storage, source, spool)
-    assert set(target.committed()) == {"train-000000"}
+    assert set(target.committed()) == {"test-000000", "train-000000"}  # those before it, by name
     assert verify(target.storage.root).problems == []
 
 

@@ -2,7 +2,11 @@
 
 import io
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 from import_support import encoded
 from shards.format.sample import open_image
 from shards.sources import picture
-from shards.sources.picture import ImageError, kept, open_picture
+from shards.sources.picture import ImageError, as_rgb, kept, open_picture
 
 
 def by_hand(data, max_side=1024):
@@ -278,3 +282,59 @@ def test_too_many_bytes(monkeypatch):
     monkeypatch.setattr(picture, "MAX_BYTES", 100)
     with pytest.raises(ImageError, match="at most 100"):
         kept(encoded(1), 1024)
+
+
+SEEN = """
+import resource, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shards.sources import picture
+
+data = Path(sys.argv[1]).read_bytes()
+picture.AT_ONCE = 4096 * 4096  # as 8192 * 8192 is to a picture of that size, and four times as fast
+picture.kept(Path(sys.argv[2]).read_bytes(), 1024)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(8) as pool:
+    sizes = {kept.pixels.size for kept in pool.map(lambda _: picture.kept(data, 1024), range(8))}
+assert sizes == {(1024, 1024)}
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_eight_fetchers_of_a_huge_picture_take_the_memory_of_one(tmp_path):
+    huge = Image.new("RGBA", (4096, 4096), (200, 30, 40, 90))
+    huge.paste((10, 200, 40, 255), (0, 0, 2000, 1000))
+    huge.save(tmp_path / "huge.png")
+    huge.resize((64, 64)).save(tmp_path / "small.png")
+    paths = [str(tmp_path / name) for name in ("huge.png", "small.png")]
+    run = subprocess.run([sys.executable, "-c", SEEN, *paths], capture_output=True, text=True, check=True)
+    layer = 4096 * 4096 * 4 / 2**20
+    assert (
+        float(run.stdout) < 3.5 * layer
+    )  # one RGBA, its RGB, what shrinking needs; each alone would be eight times that
+
+
+def test_pictures_wait_for_room_and_one_that_never_fits_goes_alone(monkeypatch):
+    monkeypatch.setattr(picture, "AT_ONCE", 100)
+    room, together, most = picture._Room(), [], []
+
+    def go(pixels):
+        with room.taken(pixels):
+            together.append(pixels)
+            most.append(sum(together))
+            time.sleep(0.005)
+            together.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(go, [40, 60, 30, 70, 50, 50, 20, 90] * 3))
+        assert max(most) <= 100
+        list(pool.map(go, [150, 10, 150, 20, 30]))
+    assert all(sum_ <= 100 or sum_ == 150 for sum_ in most)
+    assert 150 in most
+
+
+def test_strips_over_white_are_the_whole_over_white():
+    rng = np.random.default_rng(0)
+    layers = Image.fromarray(rng.integers(0, 256, (600, 50, 4), dtype=np.uint8), "RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    assert as_rgb(layers).tobytes() == whole.tobytes()

@@ -123,6 +123,51 @@ def test_unsound_embeddings_are_refused(changes, message):
         check_sample(a_sample(PLANNED, **changes), PLANNED, EXPECTED)
 
 
+BOTH = replace(EXPECTED, readers=("vl", "graft"), latents=True)
+LATENTS = np.ones((16, 4, 4), ml_dtypes.bfloat16)
+
+
+def with_both(**changes):
+    """A sample with what both readers saw, and its latents."""
+    plain = a_sample(PLANNED)
+    grafted = {
+        name.replace("vl.", "graft."): tensor for name, tensor in plain.tensors.items() if "vl." in name
+    }
+    return a_sample(PLANNED, **{**grafted, "latents": LATENTS, **changes})
+
+
+def test_the_grafted_reader_and_the_latents_are_part_of_the_format_where_settings_say_so():
+    sample = with_both()
+    assert check_sample(sample, PLANNED, BOTH) == 8
+    told = sample.metadata
+    assert told["tokens"] == {"text": 5, "vl.caption": 11, "vl.none": 8, "graft.caption": 11, "graft.none": 8}
+    assert (told["layers"], told["text_modes"]) == ([-8, -6], ["caption", "none"])
+    assert told["image_span"] == {"caption": [2, 6], "none": [2, 6]}
+    with pytest.raises(ValueError, match="instead of"):
+        check_sample(sample, PLANNED, EXPECTED)
+    with pytest.raises(ValueError, match="instead of"):
+        check_sample(a_sample(PLANNED), PLANNED, BOTH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latents": np.ones((16, 4), ml_dtypes.bfloat16)}, r"expected bfloat16 \(channels, height, width\)"),
+        ({"latents": np.ones((16, 4, 4), np.float32)}, "latents: float32"),
+        ({"latents": np.ones((16, 0, 4), ml_dtypes.bfloat16)}, r"latents: bfloat16 \(16, 0, 4\)"),
+        ({"latents": np.full((16, 4, 4), np.nan, ml_dtypes.bfloat16)}, "latents: NaN or infinite"),
+        ({"graft.none.kind": np.zeros(8, np.uint8)}, "graft.none: no image tokens"),
+        (
+            {"graft.none.-8": np.zeros((7, 8), ml_dtypes.bfloat16)},
+            r"graft.none.-8: .*expected bfloat16 \(8, 8\)",
+        ),
+    ],
+)
+def test_unsound_optional_tensors_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_sample(with_both(**changes), PLANNED, BOTH)
+
+
 def test_zero_tokens_are_refused():
     empty = {"text": np.zeros((0, 8), ml_dtypes.bfloat16), "text.kind": np.zeros(0, np.uint8)}
     with pytest.raises(ValueError, match="with a token"):

@@ -1,4 +1,4 @@
-"""What is taken: nothing twice, nothing in both splits, and nothing that later finds would change."""
+"""What is taken: nothing twice, nothing in two splits, and nothing that later finds would change."""
 
 from collections import Counter
 
@@ -66,7 +66,7 @@ def test_the_first_occurrence_of_a_caption_keeps_its_split():
     plan = make_plan(items, seed=0, val_fraction=0.5, samples_per_shard=9, segments=(len(items),))
     assert len({sample.split for sample in plan.samples}) == 1
     assert items[0].picture == "0.jpg"
-    assert left_out == {"caption in the other split": 40 - len(items)}
+    assert left_out == {"caption in another split": 40 - len(items)}
     assert 5 < len(items) < 35
 
 

@@ -1,6 +1,9 @@
 """What each kind of source says of itself: every caption with where its picture lies, and nothing outside of it."""
 
 import importlib
+import json
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -636,6 +639,68 @@ def test_failed_downloads_are_left_out_and_counted(tmp_path, as_struct):
     assert [item.caption for item in found] == [f"picture {n}" for n in range(9) if n % 3]
     assert left_out == {"failed download": 2, "no picture in the row": 1}
     assert read_all(spec, found) == [encoded(n) for n in range(9) if n % 3]
+
+
+PEAK = """
+import json, resource, sys
+from collections import Counter
+from shards.sources.catalogue import open_source
+from shards.sources.filters import Rules
+from shards.sources.parquet_rows import ParquetRows
+from shards.sources.item import Place
+from shards.sources.selection import taken
+from shards.sources.source import SourceSpec
+from shards.stores.local import open_storage
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+spec = SourceSpec("parquet", sys.argv[1])
+list(taken(open_source(spec).found(()), Rules(val_fraction=0.0, test_fraction=0.0), (), Counter()))
+before = peak()
+left_out, examples = Counter(), {}
+big = SourceSpec("parquet", sys.argv[2])
+items = list(taken(open_source(big).found(()), Rules(val_fraction=0.0, test_fraction=0.0), (), left_out, examples))
+for row in range(0, 300, 20):
+    ParquetRows(open_storage(sys.argv[2]), None).read(Place("a.parquet", row=row))
+print(json.dumps([len(items), left_out, examples, peak() - before]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("column", "shape"),
+    [("caption", "plain"), ("caption", "list"), ("caption", "struct"), ("image", "plain")],
+)
+def test_what_many_rows_share_is_in_memory_once(tmp_path, column, shape):
+    """300 rows of one text or picture of 10 MB are 14 kB on disk, and would be 3 GB if each had its own."""
+    count = 300
+    large = pa.array([b"\x89PNG" + bytes(10_000_000) if column == "image" else "x" * 10_000_000])
+    shared = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), large)
+    if shape == "list":
+        shared = pa.ListArray.from_arrays(pa.array(range(count + 1), pa.int32()), shared)
+    if shape == "struct":
+        shared = pa.StructArray.from_arrays([shared], names=["caption"])
+    told = {
+        "image": pa.array([encoded(1)] * count),
+        "caption": pa.array([f"words {row}" for row in range(count)]),
+    }
+    for name, columns in (("small", told), ("big", {**told, column: shared})):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / name / "a.parquet")
+    assert (tmp_path / "big" / "a.parquet").stat().st_size < 1_000_000
+    run = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "big")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    taken, left_out, examples, grown = json.loads(run.stdout)
+    assert grown < 200  # MiB
+    if column == "image":
+        assert (taken, left_out) == (count, {})
+    else:
+        assert (taken, left_out) == (0, {"caption too long": count})
+        assert examples == {"caption too long": [f"a.parquet:{row}" for row in range(3)]}
 
 
 def test_parquet_without_what_it_needs(tmp_path):
