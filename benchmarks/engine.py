@@ -152,7 +152,7 @@ def maker_of(
     residence = Residence()
     return FusedMaker(
         PictureMaker(text, images, options.batch_size, residence),
-        PictureReader(vision, "all", options.batch_size, residence),
+        PictureReader({"vl": vision}, "all", options.batch_size, residence),
     )
 
 
@@ -168,8 +168,8 @@ def ours(
     expected = Expected(tuple(modes), tuple(layers), options.side, options.side)
     inside = (
         (maker.pictures._text, "encode", "text"),
-        (maker.pictures._images, "generate", "image"),
-        (maker.reader._vision, "encode", "vl"),
+        (maker.pictures._images, "generate_with_latents", "image"),
+        (maker.reader._visions["vl"], "encode", "vl"),
     )
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -73,7 +73,7 @@ def _placed(setting: Setting, placement: str) -> FusedMaker:
     residence = Residence(one_at_a_time=placement == "offload")
     return FusedMaker(
         PictureMaker(text, images, setting.batch_size, residence),
-        PictureReader(vision, "all", setting.batch_size, residence),
+        PictureReader({"vl": vision}, "all", setting.batch_size, residence),
         in_turn=placement == "offload",
     )
 

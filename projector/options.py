@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Arch = Literal["ridge", "linear", "mlp", "attention"]
+Reader = Literal["vl", "graft"]
 TextMode = Literal["caption", "none", "mixed"]
 Tokens = Literal["image", "all", "text"]
 Align = Literal["pool", "mean", "per_token", "soft", "statistics", "guide"]
@@ -107,6 +108,8 @@ class TrainOptions(BaseModel):
     """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M)."""
     layer: Annotated[int, Field(lt=0)] = -8
     """Qwen3-VL layer to read, counted from the end; must be one the dataset holds."""
+    reader: Reader = "vl"
+    """What read the pictures: `vl`, Qwen3-VL, or `graft`, where the dataset holds it."""
     text_mode: TextMode = "caption"
     """Text that stood in the VL input: the sample's `caption`, `none`, or `mixed`, drawn for each sample."""
     tokens: Tokens = "image"

@@ -144,6 +144,7 @@ class Comparer:
             self.spec.checkpoint,
             device=self._residence.loading_device,
             dtype=self._dtype,
+            language=self.spec.models.image.here() if self._projector.reader == "graft" else None,
         )
 
     @cached_property

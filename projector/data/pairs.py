@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from projector.data.template import LOOKED_AT, Template, WholeSample, find_template, token_rms
-from projector.options import TextMode, Tokens, TrainOptions
+from projector.options import Reader, TextMode, Tokens, TrainOptions
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
 from shards.errors import UsageError
@@ -134,6 +134,7 @@ def load_pairs(
     limit: int | None = None,
     whole: bool = False,
     weight: float = 1.0,
+    reader: Reader = "vl",
     data_option: str = "",
 ) -> PairSource:
     """The pairs of a dataset's split, read from its committed shards when asked for.
@@ -147,6 +148,7 @@ def load_pairs(
         limit: use the first so many pairs; None for all.
         whole: keep template tokens and attention sinks, as the guide does.
         weight: what each pair counts.
+        reader: that read the pictures, `vl` or `graft`.
         data_option: the option that named the data, where a trained projector settles layer, mode and tokens; empty:
             they are options of a training.
 
@@ -165,7 +167,7 @@ def load_pairs(
             f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
             + (" (build.test_fraction), or measure on evaluate.split val" if split == "test" else "")
         )
-    reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight)
+    reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight, reader)
     reader.check(data_option)
     if not whole:
         reader = replace(reader, template=find_template(islice(reader.wholes(), LOOKED_AT)))
@@ -203,6 +205,7 @@ def training_pairs(options: TrainOptions, split: str, limit: int | None = None) 
             limit=most,
             whole=options.align == "guide",
             weight=weight,
+            reader=options.reader,
         )
 
     main = load(options.data, 1.0, limit)
@@ -289,6 +292,7 @@ class ShardReader:
     text_mode: TextMode
     tokens: Tokens
     weight: float = 1.0
+    reader: Reader = "vl"
     template: Template | None = None
     """Leaves out template tokens and sinks; None keeps every token."""
 
@@ -302,6 +306,12 @@ class ShardReader:
         first = next(commit for commit in self.commits if commit.samples)
         sample = next(read_shard(self.dataset.storage, first, image=False))
         where = self.dataset.storage.root
+        readers = self.dataset.settings.get("readers", ["vl"])
+        if self.reader not in readers:
+            raise UsageError(
+                f"{data_option or 'train.reader'} = {where if data_option else self.reader!r}: {where} was read by "
+                f"{', '.join(readers)}, not by {self.reader}; build one with build.readers {self.reader}"
+            )
         layers, held = sample.metadata["layers"], sample.metadata["text_modes"]
         if data_option and (self.layer not in layers or not set(self.modes) <= set(held)):
             raise UsageError(
@@ -318,7 +328,7 @@ class ShardReader:
                 f"train.text_mode = {self.text_mode!r}: {where} holds {held}; choose one, or extract that mode"
             )
         for mode in self.modes:
-            if not np.isin(sample.tensors[f"vl.{mode}.kind"], KINDS[self.tokens]).any():
+            if not np.isin(sample.tensors[f"{self.reader}.{mode}.kind"], KINDS[self.tokens]).any():
                 if data_option:
                     raise UsageError(
                         f"{data_option} = {where!r}: text mode {mode!r} has no tokens of the kind that the projector "
@@ -360,13 +370,13 @@ class ShardReader:
                 yield WholeSample(
                     _whole(tensors["text"]),
                     torch.from_numpy(tensors["text.kind"].copy()),
-                    _whole(tensors[f"vl.{mode}.{self.layer}"]),
-                    torch.from_numpy(tensors[f"vl.{mode}.kind"].copy()),
+                    _whole(tensors[f"{self.reader}.{mode}.{self.layer}"]),
+                    torch.from_numpy(tensors[f"{self.reader}.{mode}.kind"].copy()),
                 )
 
     def _samples(self, commit: Commit) -> Iterator[Sample]:
         names = ["text", "text.kind"]
-        names += [f"vl.{mode}.{name}" for mode in self.modes for name in (self.layer, "kind")]
+        names += [f"{self.reader}.{mode}.{name}" for mode in self.modes for name in (self.layer, "kind")]
         return read_shard(self.dataset.storage, commit, image=False, tensors=names)
 
     def _mode(self, sample: Sample) -> str:
@@ -375,7 +385,11 @@ class ShardReader:
 
     def _pair(self, sample: Sample) -> Pair:
         mode, tensors = self._mode(sample), sample.tensors
-        vl, kind, text = tensors[f"vl.{mode}.{self.layer}"], tensors[f"vl.{mode}.kind"], tensors["text"]
+        vl, kind, text = (
+            tensors[f"{self.reader}.{mode}.{self.layer}"],
+            tensors[f"{self.reader}.{mode}.kind"],
+            tensors["text"],
+        )
         if self.template is None:
             keep = np.full(len(kind), True) if self.tokens == "all" else np.isin(kind, KINDS[self.tokens])
             return Pair(

@@ -188,6 +188,7 @@ def _load(
         text_mode=text_mode or projector.config["text_mode"],
         tokens=tokens or projector.config["tokens"],
         limit=limit,
+        reader=projector.reader,
         data_option="evaluate.data",
     )
 

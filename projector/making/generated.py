@@ -19,11 +19,11 @@ from projector.models.compile_and_batch import compile_checked, find_batch_size
 from projector.models.image_generator import ImageGenerator
 from projector.models.int8 import Quantize
 from projector.models.offload import Residence
-from projector.models.resolve import ModelSource
+from projector.models.resolve import ModelSource, ModelSources
 from projector.models.text_encoder import SampleError, TextEncoder, TextEncoding
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from shards.format.plan import PlannedSample
-from shards.format.sample import Array, Failure, ImageFormat, Sample, as_png, make_sample, open_image
+from shards.format.sample import LATENTS, Array, Failure, ImageFormat, Sample, as_png, make_sample, open_image
 
 READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
 PNG_THREADS = 4  # a batch's pictures side by side
@@ -49,6 +49,8 @@ class PairSettings:
     batch_size: int | None
     compile: bool | None = None
     quantize: Quantize = "none"
+    readers: tuple[str, ...] = ("vl",)
+    latents: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Pictured:
 
     Attributes:
         planned: the sample.
-        text: `text` and `text.kind` as they are stored.
+        tensors: `text`, `text.kind` and, where they are kept, `latents`, as they are stored.
         picture: RGB.
         image: the same, encoded, or being encoded.
         image_format: of `image`.
@@ -65,7 +67,7 @@ class Pictured:
     """
 
     planned: PlannedSample
-    text: Mapping[str, Array]
+    tensors: Mapping[str, Array]
     picture: Image.Image
     image: Future[bytes]
     image_format: ImageFormat = "png"
@@ -73,18 +75,18 @@ class Pictured:
 
     def __reduce__(self) -> tuple[Callable[..., "Pictured"], tuple[Any, ...]]:
         """Another process is sent the encoded picture alone, which holds it whole."""
-        return _received, (self.planned, self.text, self.image.result(), self.image_format, self.source)
+        return _received, (self.planned, self.tensors, self.image.result(), self.image_format, self.source)
 
 
 def _received(
     planned: PlannedSample,
-    text: Mapping[str, Array],
+    tensors: Mapping[str, Array],
     image: bytes,
     image_format: ImageFormat,
     source: Mapping[str, Any] | None,
 ) -> Pictured:
     picture = open_image(image).convert("RGB")
-    return Pictured(planned, text, picture, finished(image), image_format, source)
+    return Pictured(planned, tensors, picture, finished(image), image_format, source)
 
 
 def finished(image: bytes) -> Future[bytes]:
@@ -160,6 +162,7 @@ class PictureMaker(PictureSource):
     Args:
         text, images: its models.
         batch_size, residence, notes: see `PictureSource`.
+        keep_latents: whether samples hold what their pictures were decoded from.
     """
 
     def __init__(
@@ -169,8 +172,11 @@ class PictureMaker(PictureSource):
         batch_size: int,
         residence: Residence,
         notes: Sequence[str] = (),
+        *,
+        keep_latents: bool = False,
     ) -> None:
         super().__init__(text, batch_size, residence, notes)
+        self._keep_latents = keep_latents
         # A 1024² PNG takes a tenth of a second, most of it in zlib, which lets other threads run.
         self._encoders = ThreadPoolExecutor(PNG_THREADS, thread_name_prefix="png")
         self._images = images
@@ -202,7 +208,7 @@ class PictureMaker(PictureSource):
         if compiled:
             notes.append(compile_checked(images, settings.batch_size or READ_TOGETHER))
         batch_size = settings.batch_size or find_batch_size(images, source)
-        return cls(text, images, batch_size, residence, notes)
+        return cls(text, images, batch_size, residence, notes, keep_latents=settings.latents)
 
     def _picture(self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]) -> Iterator[Pictured]:
         self._residence.let_in(self._images)
@@ -210,71 +216,86 @@ class PictureMaker(PictureSource):
         seeds = [planned.seed for planned, _ in conditioned]
         with Stage("image"):
             try:
-                images = self._images.generate(embeddings, seeds)
+                images, latents = self._images.generate_with_latents(embeddings, seeds)
             except torch.OutOfMemoryError:
                 if len(seeds) > 1 or self._images.decodes_in_tiles:
                     raise
                 self._images.decode_in_tiles()
-                images = self._images.generate(embeddings, seeds)
-        for (planned, encoding), image in zip(conditioned, images, strict=True):
+                images, latents = self._images.generate_with_latents(embeddings, seeds)
+        for (planned, encoding), image, latent in zip(conditioned, images, latents, strict=True):
             png = self._encoders.submit(as_png, image)  # while the device goes on
-            yield Pictured(planned, text_tensors(encoding), image, png)
+            kept = {LATENTS: as_array(latent)} if self._keep_latents else {}
+            yield Pictured(planned, text_tensors(encoding) | kept, image, png)
 
 
 class PictureReader(BatchMaker[Pictured, Sample]):
-    """The vision-language model on one device: pictures to whole samples.
+    """What reads pictures on one device: pictures to whole samples.
 
     Args:
-        vision: the model.
+        visions: the models by the prefix of their tensors, `vl` or `graft`.
         vl_tokens: which of its tokens are kept, as in `build`.
         batch_size: pictures read together at first.
         residence: what lets models onto the device.
     """
 
     def __init__(
-        self, vision: VisionLanguageEncoder, vl_tokens: str, batch_size: int, residence: Residence
+        self,
+        visions: Mapping[str, VisionLanguageEncoder],
+        vl_tokens: str,
+        batch_size: int,
+        residence: Residence,
     ) -> None:
         super().__init__(batch_size)
-        self._vision, self._vl_tokens = vision, vl_tokens
+        self._visions, self._vl_tokens = visions, vl_tokens
         self._residence = residence
 
     @classmethod
     def load(
-        cls, source: ModelSource, settings: PairSettings, residence: Residence | None = None
+        cls, sources: ModelSources, settings: PairSettings, residence: Residence | None = None
     ) -> "PictureReader":
-        """Load the model for a run's settings; alone on this process's device unless a residence is given."""
+        """Load the models for a run's settings; alone on this process's device unless a residence is given."""
         residence = residence or Residence()
-        vision = VisionLanguageEncoder.from_pretrained(
-            source.here(),
-            device=residence.loading_device,
-            dtype=DTYPES[settings.dtype],
-            layers=settings.layers,
-            text_modes=settings.text_modes,
-            quantize=settings.quantize,
-        )
-        return cls(vision, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
+        visions = {
+            reader: VisionLanguageEncoder.from_pretrained(
+                sources.vl.here(),
+                device=residence.loading_device,
+                dtype=DTYPES[settings.dtype],
+                layers=settings.layers,
+                text_modes=settings.text_modes,
+                quantize=settings.quantize,
+                language=sources.image.here() if reader == "graft" else None,
+            )
+            for reader in settings.readers
+        }
+        return cls(visions, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
 
     def _make(self, batch: Sequence[Pictured]) -> list[Sample | Failure]:
-        self._residence.let_in(self._vision)
-        with Stage("vl"):
-            seen = self._vision.encode(
-                [item.picture for item in batch], [item.planned.caption for item in batch]
-            )
-        results: list[Sample | Failure] = []
-        for item, states in zip(batch, seen, strict=True):
+        pictures, captions = [item.picture for item in batch], [item.planned.caption for item in batch]
+        seen: dict[str, list[VisionEncoding | SampleError]] = {}
+        for reader, vision in self._visions.items():
+            self._residence.let_in(vision)
+            with Stage("vl"):
+                seen[reader] = vision.encode(pictures, captions)
+        return [
+            self._whole(item, dict(zip(seen, states, strict=True)))
+            for item, *states in zip(batch, *seen.values(), strict=True)
+        ]
+
+    def _whole(self, item: Pictured, seen: Mapping[str, VisionEncoding | SampleError]) -> Sample | Failure:
+        """A sample of what its readers saw."""
+        tensors = dict(item.tensors)
+        for reader, states in seen.items():
             if isinstance(states, SampleError):
-                results.append(Failure.from_exception("vl", states))
-                continue
-            with Stage("check"):
-                sample = make_sample(
-                    item.planned,
-                    image=item.image.result(),
-                    image_format=item.image_format,
-                    tensors=dict(item.text) | vision_tensors(states, self._vl_tokens),
-                    source=item.source,
-                )
-            results.append(sample)
-        return results
+                return Failure.from_exception("vl", states)
+            tensors |= vision_tensors(states, self._vl_tokens, reader)
+        with Stage("check"):
+            return make_sample(
+                item.planned,
+                image=item.image.result(),
+                image_format=item.image_format,
+                tensors=tensors,
+                source=item.source,
+            )
 
 
 def text_tensors(encoding: TextEncoding) -> dict[str, Array]:
@@ -282,12 +303,13 @@ def text_tensors(encoding: TextEncoding) -> dict[str, Array]:
     return {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
 
 
-def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, Array]:
+def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all", reader: str = "vl") -> dict[str, Array]:
     """The vision-language tensors of a sample as they are stored.
 
     Args:
         vision: hidden states.
         vl_tokens: `all`, or `pooled:N` to average each kind of VL token down to at most N.
+        reader: what read them, which their names begin with.
 
     Returns:
         arrays by name (FORMAT.md, the embeddings).
@@ -295,8 +317,8 @@ def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all") -> dict[str, 
     kept = pooled(vision, vl_tokens)
     tensors: dict[str, Array] = {}
     for mode, states in kept.states.items():
-        tensors[f"vl.{mode}.kind"] = kept.kind[mode].numpy()
-        tensors |= {f"vl.{mode}.{layer}": as_array(state) for layer, state in states.items()}
+        tensors[f"{reader}.{mode}.kind"] = kept.kind[mode].numpy()
+        tensors |= {f"{reader}.{mode}.{layer}": as_array(state) for layer, state in states.items()}
     return tensors
 
 

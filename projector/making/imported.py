@@ -145,5 +145,5 @@ def load_import(
     originals, batch_size = open_originals(spec), settings.batch_size
     return FusedMaker(
         ImportedPictures(encoder, catalogue, originals, settings.max_side, batch_size, residence),
-        PictureReader(vision, settings.vl_tokens, batch_size, residence),
+        PictureReader({"vl": vision}, settings.vl_tokens, batch_size, residence),
     )

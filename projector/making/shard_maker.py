@@ -130,7 +130,7 @@ class FusedMaker(ShardMaker):
             read_ahead(source.here())
         return cls(
             PictureMaker.load(sources.image, settings, residence),
-            PictureReader.load(sources.vl, settings, residence),
+            PictureReader.load(sources, settings, residence),
             in_turn=one_at_a_time,
         )
 

@@ -113,6 +113,24 @@ class ImageGenerator:
             ValueError: a conditioning has more rows than the transformer has positions for, or references are not as
                 many as pictures.
         """
+        return self.generate_with_latents(embeddings, seeds, references=references, weight=weight)[0]
+
+    @torch.inference_mode()
+    def generate_with_latents(
+        self,
+        embeddings: Sequence[torch.Tensor],
+        seeds: Sequence[int],
+        *,
+        references: Sequence[torch.Tensor] | None = None,
+        weight: float = 1.0,
+    ) -> tuple[list[Image.Image], torch.Tensor]:
+        """The same, with what the decoder makes the pictures from: (B, C, H / 8, W / 8) float32 latents."""
+        last: list[torch.Tensor] = []
+
+        def keep(_pipeline: Any, _step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
+            last[:] = [given["latents"]]
+            return given
+
         most = caption_rows(self.pipeline.transformer.config.axes_lens)
         if (longest := max(map(len, [*embeddings, *(references or ())]))) > most:
             raise ValueError(f"a conditioning has {longest} rows; the image model takes at most {most}")
@@ -138,8 +156,9 @@ class ImageGenerator:
                 guidance_scale=self.guidance,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="pt",
+                callback_on_step_end=keep,
             ).images
-        return as_pictures(decoded)
+        return as_pictures(decoded), last[0].float()
 
 
 @contextmanager

@@ -70,6 +70,11 @@ class Projector:
         return int(self.config["layer"])
 
     @property
+    def reader(self) -> str:
+        """What read the pictures: `vl`, Qwen3-VL, or `graft`, its vision tower before the pipeline's text encoder."""
+        return str(self.config.get("reader", "vl"))
+
+    @property
     def text_mode(self) -> str:
         """Text that stood in the VL input at training: `caption`, `none` or `mixed`."""
         return str(self.config["text_mode"])

@@ -98,6 +98,7 @@ class VLEmbeddingExtractor:
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
+        language: str | None = None,
     ) -> "VLEmbeddingExtractor":
         """Load the model and the projector.
 
@@ -106,9 +107,12 @@ class VLEmbeddingExtractor:
             projector_path: trained or exported projector; None for raw hidden states.
             device: of both.
             dtype: of the VL model. Its weights are rounded as those that made the projector's training pairs were.
+            language: folder or hub id of a Z-Image pipeline whose text encoder takes the language model's place, as
+                projectors of reader `graft` want it.
 
         Raises:
-            UsageError: no such model, or a projector of another width or of a layer the model has not.
+            UsageError: no such model, a projector of another width or of a layer the model has not, or of the other
+                reader.
         """
         _, folder, _ = locate("model_path", model_path)
         width, depth = _size_of(folder)
@@ -124,6 +128,11 @@ class VLEmbeddingExtractor:
                 f"projector_path = {projector_path!r}: trained on layer {projector.layer}, the VL model has "
                 f"{depth} blocks; use the model it was trained on"
             )
+        if projector is not None and (projector.reader == "graft") != (language is not None):
+            needed = "give language, the Z-Image pipeline" if language is None else "leave language out"
+            raise UsageError(
+                f"projector_path = {projector_path!r}: trained on pictures that {projector.reader} read; {needed}"
+            )
         # A projector names its layer, so nothing after it is computed; without one every layer can be asked for.
         layers = [projector.layer] if projector is not None else list(range(-depth, 0))
         encoder = VisionLanguageEncoder.from_pretrained(
@@ -133,6 +142,7 @@ class VLEmbeddingExtractor:
             layers=layers,
             text_modes=["none"],
             quantize="none" if projector is None else projector.quantize,
+            language=None if language is None else str(locate("language", language)[1]),
         )
         return cls(encoder, projector)
 

@@ -170,6 +170,7 @@ def _config(
         "width": network.shape.width,
         "parameters": network.parameter_count,
         "layer": train_pairs.layer,
+        "reader": options.reader,
         "text_mode": train_pairs.text_mode,
         "tokens": train_pairs.tokens,
         "align": options.align,

@@ -67,7 +67,7 @@ def needs(sources: ModelSources, settings: PairSettings) -> Needs:
     return Needs(
         text=weight_bytes(image / "text_encoder", size, linear),
         image=weight_bytes(image / "transformer", size, size) + weight_bytes(image / "vae", size, size),
-        vl=weight_bytes(Path(sources.vl.path), size, linear),
+        vl=len(settings.readers) * weight_bytes(Path(sources.vl.path), size, linear),
         beside=ACTIVATION_BYTES_PER_PIXEL * settings.height * settings.width * (settings.batch_size or 1)
         + PROCESS_BYTES,
     )

@@ -8,6 +8,7 @@ VL_PIXELS_PER_TOKEN = 32 * 32  # Qwen3-VL: patch 16, 2 x 2 patches merged into o
 HIDDEN_SIZE = 2560  # Qwen3-4B and Qwen3-VL-4B
 TEMPLATE_TOKENS = 20  # chat template around image and caption, about
 CAPTION_TOKENS = 55  # the built-in prompts have 42 words on average
+LATENT_CHANNELS, LATENT_PIXELS = 16, 8  # of Z-Image's autoencoder; pixels along a latent's side
 PNG_BYTES_PER_PIXEL = 1.5  # generated photographs; flat graphics take less
 SMALL_OBJECTS = 2  # of a shard, beside the tar: parquet and commit, a request each
 OBJECTS_OF_ITS_OWN = 3  # of a dataset: settings, plan, manifest
@@ -27,7 +28,10 @@ def bytes_per_sample(build: BuildOptions, hidden_size: int = HIDDEN_SIZE) -> int
         image_tokens + TEMPLATE_TOKENS + (CAPTION_TOKENS if mode == "caption" else 0)
         for mode in build.text_modes
     )
-    states = 2 * hidden_size * (CAPTION_TOKENS + TEMPLATE_TOKENS + vl_tokens * len(build.layers))
+    read = vl_tokens * len(build.layers) * len(build.readers)
+    states = 2 * hidden_size * (CAPTION_TOKENS + TEMPLATE_TOKENS + read)
+    if build.latents:
+        states += 2 * LATENT_CHANNELS * (build.height // LATENT_PIXELS) * (build.width // LATENT_PIXELS)
     return states + int(build.height * build.width * PNG_BYTES_PER_PIXEL)
 
 

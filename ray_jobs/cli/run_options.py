@@ -55,6 +55,7 @@ def check_fractions(val: float, test: float) -> None:
 
 Layers = Annotated[list[int], AfterValidator(_distinct), AfterValidator(_from_the_end)]
 TextModes = Annotated[list[Literal["caption", "none"]], AfterValidator(_distinct)]
+Readers = Annotated[list[Literal["vl", "graft"]], AfterValidator(_distinct)]
 
 
 class Section(BaseModel):
@@ -111,6 +112,10 @@ class BuildOptions(WatchedOptions):
     """Qwen3-VL layers to keep, counted from the end (-1 is after the final norm)."""
     text_modes: TextModes = Field(["caption", "none"], min_length=1)
     """Text in the VL input: the sample's caption, none, or both."""
+    readers: Readers = Field(["vl"], min_length=1)
+    """What reads the pictures: `vl`, Qwen3-VL, and `graft`, its vision tower before the pipeline's text encoder."""
+    latents: bool = True
+    """Keep what the pictures were decoded from, for trainings that go through the image model."""
     vl_tokens: str = Field("all", pattern=VL_TOKENS)
     """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
     max_tokens: int = Field(512, gt=0)
@@ -126,7 +131,7 @@ class BuildOptions(WatchedOptions):
     docs/performance.md tells."""
     placement: Literal["auto", "fused", "staged", "offload"] = "auto"
     """`fused`: all models on each device; `staged`: pictures read on other devices; `offload`: one model at a time."""
-    readers: int | None = Field(None, gt=0)
+    reading_actors: int | None = Field(None, gt=0)
     """Staged only: actors that read pictures; absent: one for every 16 builders."""
     gpus_per_reader: float | None = Field(None, ge=0.0)
     """Staged only: GPUs each reader reserves; absent: as gpus_per_actor."""

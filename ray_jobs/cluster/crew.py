@@ -78,7 +78,7 @@ def with_readers(crew: Crew, options: BuildOptions, cluster: Cluster) -> Crew:
         UsageError: the cluster has not enough for both.
     """
     gpus = options.gpus_per_reader if options.gpus_per_reader is not None else crew.gpus
-    readers = options.readers or ceil(crew.actors / (BUILDERS_PER_READER + 1))
+    readers = options.reading_actors or ceil(crew.actors / (BUILDERS_PER_READER + 1))
     if not crew.gpus:
         return replace(crew, readers=readers, reader_gpus=gpus)
     most = int((cluster.gpus - readers * gpus + 1e-9) / crew.gpus)

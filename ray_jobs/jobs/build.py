@@ -85,7 +85,7 @@ def build(options: BuildOptions) -> int:
             tell("placement", why)
         Spool.at(options.spool).check_room(finish.shard_bytes)
         spec = BuilderSpec(finish, maker_of(placement, sources, settings), devices=crew.devices_each)
-        read = partial(PictureReader.load, sources.vl, settings)
+        read = partial(PictureReader.load, sources, settings)
         return complete(
             "build", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds), read
         )
@@ -182,6 +182,8 @@ def pair_settings(options: BuildOptions, *, on_gpu: bool) -> PairSettings:
         batch_size=None if options.batch_size == "auto" else options.batch_size,
         compile=options.compile,
         quantize=options.quantize,
+        readers=tuple(options.readers),
+        latents=options.latents,
     )
 
 
@@ -199,6 +201,8 @@ def finish_spec(root: str, options: BuildOptions, sources: ModelSources) -> Fini
         layers=tuple(options.layers),
         width=options.width,
         height=options.height,
+        readers=tuple(options.readers),
+        latents=options.latents,
     )
     shard_bytes = options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
     return FinishSpec(root, expected, options.spool, shard_bytes)
@@ -218,6 +222,8 @@ def dataset_settings(
         "guidance": options.guidance,
         "layers": options.layers,
         "text_modes": options.text_modes,
+        "readers": options.readers,
+        "latents": options.latents,
         "vl_tokens": options.vl_tokens,
         "max_tokens": options.max_tokens,
         "samples_per_shard": options.samples_per_shard,

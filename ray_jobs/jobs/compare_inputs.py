@@ -85,6 +85,7 @@ def reference_of(options: CompareOptions, projector: Projector) -> TrainStatisti
         text_mode=projector.config["text_mode"],
         tokens=projector.config["tokens"],
         limit=STATISTICS_PAIRS,
+        reader=projector.reader,
         data_option="compare.data",
     )
     if pairs.width != projector.width:

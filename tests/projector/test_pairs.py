@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from projector.data.pairs import bfloat16_tensor
 from projector.making import generated as pairs
 from projector.making.batching import make_sound
 from projector.making.generated import PairSettings, Pictured, PictureReader
@@ -18,7 +19,7 @@ from projector.models import vision_encoder as vision
 from projector.models.offload import Residence
 from projector.models.vision_encoder import pool_by_kind
 from shards.format.plan import make_plan
-from shards.format.sample import Expected, Failure, Sample, check_sample
+from shards.format.sample import Expected, Failure, Sample, check_sample, picture_of
 from shards.prompts.prompt import Prompt
 
 SETTINGS = PairSettings(
@@ -84,8 +85,10 @@ def test_sound_captions_become_sound_samples_and_the_others_say_why(maker):
 
 def test_the_stored_tensor_is_the_one_that_conditioned_the_picture(maker, monkeypatch):
     given = []
-    original = maker.pictures._images.generate
-    monkeypatch.setattr(maker.pictures._images, "generate", lambda e, s: given.extend(e) or original(e, s))
+    original = maker.pictures._images.generate_with_latents
+    monkeypatch.setattr(
+        maker.pictures._images, "generate_with_latents", lambda e, s: given.extend(e) or original(e, s)
+    )
     sample = maker.make(PLANNED[:1])[0]
     stored = torch.from_numpy(sample.tensors["text"].astype(np.float32))
     assert torch.equal(given[0], stored)
@@ -149,7 +152,7 @@ def test_one_model_at_a_time_makes_the_same_samples(maker, tiny_sources, monkeyp
 
 def test_pictures_read_elsewhere_become_the_same_samples(maker, tiny_sources):
     generator = StagedMaker.load(tiny_sources.image, SETTINGS)
-    reader = PictureReader.load(tiny_sources.vl, SETTINGS, Residence())
+    reader = PictureReader.load(tiny_sources, SETTINGS, Residence())
     found = []
     for step in generator.steps(PLANNED, (), {}):
         sent = pickle.dumps(step.run())
@@ -160,14 +163,14 @@ def test_pictures_read_elsewhere_become_the_same_samples(maker, tiny_sources):
 def test_a_picture_is_sent_as_its_png(maker):
     (pictured,) = maker.pictures.make(PLANNED[:1])
     assert isinstance(pictured, Pictured)
-    assert len(pickle.dumps(pictured)) < len(pictured.image.result()) + pictured.text["text"].nbytes + 2000
+    assert len(pickle.dumps(pictured)) < len(pictured.image.result()) + pictured.tensors["text"].nbytes + 2000
     again = pickle.loads(pickle.dumps(pictured))
     assert again.picture.tobytes() == pictured.picture.tobytes()
     assert again.image.result() == pictured.image.result()
 
 
 def test_reading_has_a_batch_size_of_its_own(maker, monkeypatch):
-    original, sizes = maker.reader._vision.encode, []
+    original, sizes = maker.reader._visions["vl"].encode, []
 
     def encode(images, captions):
         sizes.append(len(images))
@@ -175,7 +178,7 @@ def test_reading_has_a_batch_size_of_its_own(maker, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(images, captions)
 
-    monkeypatch.setattr(maker.reader._vision, "encode", encode)
+    monkeypatch.setattr(maker.reader._visions["vl"], "encode", encode)
     monkeypatch.setattr(maker.reader, "batch_size", 4)
     results = make_all(maker, plan_of([f"caption {i}" for i in range(8)]))
     assert all(isinstance(result, Sample) for result in results)
@@ -185,14 +188,14 @@ def test_reading_has_a_batch_size_of_its_own(maker, monkeypatch):
 
 def test_a_sample_that_breaks_its_batch_fails_alone(maker, monkeypatch):
     planned = plan_of(["one", "two", "three"])
-    original = maker.pictures._images.generate
+    original = maker.pictures._images.generate_with_latents
 
     def generate(embeddings, seeds):
         if planned[1].seed in seeds:
             raise RuntimeError("broken in the middle")
         return original(embeddings, seeds)
 
-    monkeypatch.setattr(maker.pictures._images, "generate", generate)
+    monkeypatch.setattr(maker.pictures._images, "generate_with_latents", generate)
     results = maker.make(planned)
     assert [type(result) for result in results] == [Sample, Failure, Sample]
     assert (results[1].stage, results[1].message) == ("image", "broken in the middle")
@@ -200,7 +203,7 @@ def test_a_sample_that_breaks_its_batch_fails_alone(maker, monkeypatch):
 
 def test_out_of_memory_halves_the_batch_and_remembers(maker, monkeypatch):
     planned = plan_of([f"caption {i}" for i in range(6)])
-    original, sizes = maker.pictures._images.generate, []
+    original, sizes = maker.pictures._images.generate_with_latents, []
 
     def generate(embeddings, seeds):
         sizes.append(len(seeds))
@@ -208,7 +211,7 @@ def test_out_of_memory_halves_the_batch_and_remembers(maker, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(embeddings, seeds)
 
-    monkeypatch.setattr(maker.pictures._images, "generate", generate)
+    monkeypatch.setattr(maker.pictures._images, "generate_with_latents", generate)
     monkeypatch.setattr(maker.pictures, "batch_size", 4)
     results = make_all(maker, planned)
     assert all(isinstance(result, Sample) for result in results)
@@ -220,7 +223,7 @@ def test_memory_that_does_not_do_for_one_is_a_failure(maker, monkeypatch):
     def generate(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(maker.pictures._images, "generate", generate)
+    monkeypatch.setattr(maker.pictures._images, "generate_with_latents", generate)
     result = maker.make(PLANNED[:1])[0]
     assert (result.stage, result.error_class) == ("memory", "OutOfMemoryError")
 
@@ -291,14 +294,14 @@ def test_there_is_something_to_learn(tiny_sources):
 
 def test_a_picture_that_does_not_fit_is_decoded_in_tiles(tiny_sources, monkeypatch):
     maker = FusedMaker.load(tiny_sources, SETTINGS)
-    images, original = maker.pictures._images, maker.pictures._images.generate
+    images, original = maker.pictures._images, maker.pictures._images.generate_with_latents
 
     def generate(embeddings, seeds):
         if not images.decodes_in_tiles:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(embeddings, seeds)
 
-    monkeypatch.setattr(images, "generate", generate)
+    monkeypatch.setattr(images, "generate_with_latents", generate)
     assert isinstance(maker.make(PLANNED[:1])[0], Sample)
     assert images.decodes_in_tiles
 
@@ -309,3 +312,30 @@ def test_a_batch_size_left_open_is_searched_for_and_compiling_is_asked_for(tiny_
     maker = FusedMaker.load(tiny_sources, replace(SETTINGS, batch_size=None, compile=True))
     assert (maker.pictures.batch_size, maker.notes) == (3, ("not used, for a reason",))
     assert FusedMaker.load(tiny_sources, SETTINGS).notes == (), "on a CPU nothing is compiled unasked"
+
+
+def test_readers_and_latents_are_kept_where_asked_for(tiny_sources):
+    settings = replace(SETTINGS, readers=("vl", "graft"), latents=True)
+    maker = FusedMaker.load(tiny_sources, settings)
+    planned = plan_of(["a red fox", "snow on a roof"])
+    made = maker.make(planned)
+    expected = Expected(
+        settings.text_modes,
+        settings.layers,
+        settings.width,
+        settings.height,
+        readers=settings.readers,
+        latents=True,
+    )
+    for sample, plan in zip(made, planned, strict=True):
+        assert check_sample(sample, plan, expected) == 64
+        own, grafted = (sample.tensors[f"{reader}.none.-8"] for reader in ("vl", "graft"))
+        assert own.shape == grafted.shape
+        assert (own != grafted).any()
+    vae = maker.pictures._images.pipeline.vae
+    latents = bfloat16_tensor(made[0].tensors["latents"])[None].float()
+    decoded = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    seen = np.asarray(picture_of(made[0])).transpose(2, 0, 1) / 127.5 - 1
+    assert np.abs(decoded[0].detach().clamp(-1, 1).numpy() - seen).mean() < 0.02
+    with pytest.raises(ValueError, match="instead of"):
+        check_sample(made[0], planned[0], replace(expected, latents=False))

@@ -134,7 +134,7 @@ def test_makers_find_their_device_where_they_run(environment, monkeypatch):
     """A driver without a GPU hands them to builders and readers that have one."""
     sources, found = resolve_models("tiny"), []
     makers = [maker_of(placement, sources, SETTINGS) for placement in ("fused", "staged", "offload")]
-    sent = pickle.dumps([*makers, partial(PictureReader.load, sources.vl, SETTINGS)])
+    sent = pickle.dumps([*makers, partial(PictureReader.load, sources, SETTINGS)])
     monkeypatch.setattr(residence.torch.cuda, "is_available", lambda: found.append(1) or False)
     for make in pickle.loads(sent):
         found.clear()
@@ -161,9 +161,13 @@ def test_needs_are_counted_from_the_weights_alone(environment):
     [
         (8, {}, Crew(7, 1.0, 1, 1.0, grows=True)),
         (40, {}, Crew(37, 1.0, 3, 1.0, grows=True)),
-        (2, {"readers": 1, "gpus_per_reader": 0.4, "gpus_per_actor": 0.6}, Crew(2, 0.6, 1, 0.4, grows=True)),
+        (
+            2,
+            {"reading_actors": 1, "gpus_per_reader": 0.4, "gpus_per_actor": 0.6},
+            Crew(2, 0.6, 1, 0.4, grows=True),
+        ),
         (0, {"actors": 3}, Crew(3, 0.0, 1, 0.0)),
-        (8, {"actors": 4, "readers": 2}, Crew(4, 1.0, 2, 1.0)),
+        (8, {"actors": 4, "reading_actors": 2}, Crew(4, 1.0, 2, 1.0)),
     ],
 )
 def test_some_gpus_go_to_readers(gpus, options, expected):
