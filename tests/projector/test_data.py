@@ -213,3 +213,8 @@ def test_what_the_dataset_does_not_hold(root, wrong, message):
 def test_no_dataset_there(tmp_path):
     with pytest.raises(UsageError, match="no dataset there"):
         load_pairs(str(tmp_path), "train", layer=-8, text_mode="caption", tokens="image")
+
+
+def test_a_reader_that_the_dataset_lacks_is_named(root):
+    with pytest.raises(UsageError, match="was read by vl, not by graft; build one with build.readers graft"):
+        load_pairs(str(root), "train", layer=-8, text_mode="caption", tokens="image", reader="graft")
