@@ -216,5 +216,5 @@ def test_no_dataset_there(tmp_path):
 
 
 def test_a_reader_that_the_dataset_lacks_is_named(root):
-    with pytest.raises(UsageError, match="was read by vl, not by graft; build one with build.readers graft"):
+    with pytest.raises(UsageError, match=r"was read by vl, not by graft; build one with build.readers graft"):
         load_pairs(str(root), "train", layer=-8, text_mode="caption", tokens="image", reader="graft")
