@@ -74,6 +74,7 @@ def kill_after_commits(output, environment, number, *, signal_number=signal.SIGK
     return process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(run_build, undisturbed, environment, tmp_path):
     output = tmp_path / "data"
     moments = random.Random(11)
@@ -111,6 +112,7 @@ def test_a_killed_worker_needs_no_second_run(run_build, undisturbed, tmp_path, p
     assert any(commit.adopted for commit in opened(output).commits()) == point.startswith("after-tar")
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_actors(run_build, undisturbed, tmp_path):
     """One made the undisturbed build."""
     assert run_build(tmp_path / "data", actors=4).returncode == 0
@@ -159,6 +161,7 @@ def test_too_many_failures_stop_the_run(run_build, tmp_path):
     assert "Run it again" in done.stdout
 
 
+@pytest.mark.slow
 def test_four_declared_gpus_are_four_devices(environment, tmp_path):
     output = tmp_path / "data"
     script = (
@@ -203,6 +206,7 @@ def test_what_a_build_says(undisturbed_build):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["offload", "staged"])
 def test_bytes_do_not_depend_on_the_placement(run_build, undisturbed, tmp_path, placement):
     done = run_build(tmp_path / "data", placement=placement)
@@ -210,6 +214,7 @@ def test_bytes_do_not_depend_on_the_placement(run_build, undisturbed, tmp_path, 
     assert_same(tmp_path / "data", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_reader_needs_no_second_run(run_build, undisturbed, tmp_path):
     once = tmp_path / "once"
     done = run_build(

@@ -39,6 +39,7 @@ def evaluate(environment, *words):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_and_the_control(head, trained, tmp_path):
     words = [

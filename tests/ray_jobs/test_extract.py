@@ -135,6 +135,7 @@ def test_run_again_it_makes_nothing(undisturbed, extracted, vl_alone, poisoned):
     assert {path: path.stat().st_mtime_ns for path in extracted.glob("*/*")} == before
 
 
+@pytest.mark.slow
 def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
     run_build, undisturbed, head, tmp_path, capsys, monkeypatch
 ):

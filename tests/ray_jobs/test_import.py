@@ -130,6 +130,7 @@ def test_pictures_captions_and_conditioning(imported, readers_alone):
         assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_it_trains_beside_a_generated_one(run_job, imported, undisturbed, tmp_path):
     done = run_job(
         "train",
@@ -152,6 +153,7 @@ def test_it_trains_beside_a_generated_one(run_job, imported, undisturbed, tmp_pa
     assert json.loads((tmp_path / "eval" / "eval.json").read_text())["pairs"] == tested
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_ends_in_the_same_bytes(
     imported, coco, environment, head, readers_alone, tmp_path
 ):
@@ -177,6 +179,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(
     assert verify(str(output)).problems == []
 
 
+@pytest.mark.slow
 def test_it_grows_and_leaves_the_first_as_they_were(imported, coco, poisoned, readers_alone, tmp_path):
     output = tmp_path / "data"
     options = {**coco, **readers_alone, "actors": 1}
@@ -229,6 +232,7 @@ def test_failures_that_come_again_are_named_and_not_answered_with_run_it_again(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_from_s3_to_s3(moto, environment, readers_alone, tmp_path, monkeypatch):
     use(monkeypatch, moto.env)

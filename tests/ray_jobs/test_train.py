@@ -61,6 +61,7 @@ def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, t
         assert one == pytest.approx(two, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(
     run_job, undisturbed, environment, tmp_path
 ):
@@ -100,6 +101,7 @@ def test_other_options_do_not_go_on_in_the_same_folder(run_job, undisturbed, tra
     assert "train.epochs 6 there, 9 now" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_and_report(run_job, undisturbed, trained):
     tested = [c for c in Dataset.open(open_storage(str(undisturbed))).commits() if c.split == "test"]
     done = run_job("evaluate", checkpoint=trained, output=trained)
