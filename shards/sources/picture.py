@@ -91,6 +91,10 @@ BEGINNINGS = (
 )
 
 
+# Blocks so large that the C library gives them back when a picture is done with; each thread would keep smaller ones.
+Image.core.set_block_size(64 << 20)
+
+
 class ImageError(ValueError):
     """A picture that no further try will make usable."""
 

@@ -21,7 +21,7 @@ def test_a_temporary_folder_too_long_for_sockets(monkeypatch, name):
 
     monkeypatch.setattr(connect.ray, "init", never)
     monkeypatch.setenv(name, f"/tmp/{'x' * 85}")
-    said = rf"^{name} = '/tmp/x+': .* 107 bytes, 53 fewer than there; set RAY_TMPDIR to a folder with a shorter name"
+    said = rf"^{name} = '/tmp/x+': .* 107 bytes, 51 fewer than there; set RAY_TMPDIR to a folder with a shorter name"
     with pytest.raises(UsageError, match=said), connect.connected():
         pass
 

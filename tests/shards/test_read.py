@@ -87,7 +87,7 @@ def damage(dataset, kind):
 def test_a_broken_shard_is_refused_and_named(make_dataset, kind, message):
     dataset, _ = make_dataset()
     damage(dataset, kind)
-    with pytest.raises(CorruptShardError, match=f"train-000000: .*{message}"):
+    with pytest.raises(CorruptShardError, match=f"test-000000: .*{message}"):
         list(read_samples(dataset))
 
 
