@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from projector import Projector, VLEmbeddingExtractor, blend_interpolate
+from projector import Projector, VLEmbeddingExtractor
 from projector.models.image_generator import ImageGenerator
 from projector.models.text_encoder import SampleError, TextEncoder
 
@@ -29,7 +29,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-model", required=True, help="folder of the Z-Image pipeline")
     parser.add_argument("--vl-model", required=True, help="folder of the Qwen3-VL model")
     parser.add_argument("--output", required=True, help="picture to write, such as picture.png")
-    parser.add_argument("--alpha", type=float, default=0.5, help="0 is prompt only, 1 picture only")
+    parser.add_argument(
+        "--mode",
+        choices=("concat", "blend"),
+        default="concat",
+        help="behind the prompt's rows, or mixed into them",
+    )
+    parser.add_argument("--alpha", type=float, default=0.5, help="of blend: 0 is prompt only, 1 picture only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--height", type=int, default=1024, help="pixels, a multiple of 16")
     parser.add_argument("--width", type=int, default=1024, help="pixels, a multiple of 16")
@@ -53,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     del encoder
 
-    # What the picture shows, read as the projector was trained to see it, and projected: (S, D).
+    # What the picture shows, read as the projector was trained to see it: (S, D).
     projector = Projector.from_pretrained(options.projector)
     extractor = VLEmbeddingExtractor.from_pretrained(
         options.vl_model, options.projector, device=options.device, dtype=dtype
@@ -63,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
         seen = extractor.extract(picture, beside, hidden_layer=projector.layer)
     del extractor
 
-    conditioning = blend_interpolate(seen.embeddings, text.embeddings, options.alpha, kind=text.kind)
+    conditioning = projector.conditioning(
+        seen.raw, text.embeddings, text.kind, mode=options.mode, alpha=options.alpha
+    ).to(text.embeddings)
     generator = ImageGenerator.from_pretrained(
         options.image_model,
         device=options.device,
@@ -73,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         steps=options.steps,
     )
     generator.generate([conditioning], [options.seed])[0].save(options.output)
-    print(f"{options.output}: {seen.num_tokens} picture tokens in {len(conditioning)} of the prompt's")
+    print(f"{options.output}: {seen.num_tokens} picture tokens in a conditioning of {len(conditioning)} rows")
     return 0
 
 

@@ -17,7 +17,7 @@ from tests_support import SETTINGS, commit_shard
 WIDTH = 400  # dimensions; enough for 396
 HOSTILE = '<script>alert("x")</script>--></style>$\\frac{ _'
 BASELINES = {"no_input": 1.0, "identity": 7.9, "global_scale": 1.49, "per_dim_norm": 1.2, "ridge": 0.31}
-SCORES = ("text_alignment", "style_similarity", "blockiness")
+SCORES = ("adherence", "fidelity", "blockiness")
 
 
 def figures(error: float, *, scale: float = 1.0) -> dict[str, Any]:
@@ -108,32 +108,42 @@ def picture(seed: int, side: int = 256) -> bytes:
     return buffer.getvalue()
 
 
-def write_comparison(folder: Path, references: int = 2) -> None:
+def write_comparison(folder: Path, cases: int = 2) -> None:
     """compare.json and its pictures."""
-    alphas = [0.3, 0.5, 0.7]
-    made = [("text", 0.0)] + [(method, alpha) for method in ("identity", "projector") for alpha in alphas]
+    places = [("concat", 1.0), ("guidance", 0.3), ("guidance", 0.7)]
+    made = [("text", "alone", 1.0)]
+    made += [(method, *place) for place in places for method in ("identity", "projector")]
     listed = []
-    for index in range(references):
+    for index in range(cases):
         pictures = []
-        for number, (method, alpha) in enumerate(made):
-            file = folder / "pictures" / f"r{index}" / f"{method}-{alpha}.png"
+        for number, (method, mode, value) in enumerate(made):
+            file = folder / "pictures" / f"r{index}" / f"{method}.{mode}.{value:g}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(picture(100 * index + number))
-            pictures.append({"method": method, "alpha": alpha, "file": str(file.relative_to(folder))})
+            file_key = str(file.relative_to(folder))
+            pictures.append({"method": method, "mode": mode, "value": value, "file": file_key})
         (folder / f"r{index}.png").write_bytes(picture(100 * index + 99))
         listed.append(
             {
-                "name": f"r{index}",
+                "case": f"r{index}",
                 "prompt": f"a lighthouse {HOSTILE}" if index else "a lighthouse at dusk",
                 "reference": f"r{index}.png",
                 "pictures": pictures,
             }
         )
     methods: dict[str, Any] = {}
-    for method, alpha in made:
-        scores = {score: {"mean": 0.3 + alpha / 3, "low": 0.2, "high": 0.6} for score in SCORES}
-        methods.setdefault(method, {})[str(alpha)] = scores
-    content = {"alphas": alphas, "blend": "interpolate", "references": listed, "methods": methods}
+    for method, mode, value in made:
+        scores = {score: {"mean": 0.3 + value / 3, "low": 0.2, "high": 0.6} for score in SCORES}
+        methods.setdefault(method, {}).setdefault(mode, {})[f"{value:g}"] = scores
+    lead = {"baseline": "identity", "fidelity": {"mean": 0.25, "low": 0.125, "high": 0.375}}
+    content = {
+        "blend": "interpolate",
+        "scorer": "attributes read from pixels",
+        "references": cases,
+        "cases": listed,
+        "methods": methods,
+        "differences": {"concat": {"1": lead}},
+    }
     (folder / "compare.json").write_text(json.dumps(content))
 
 

@@ -1,6 +1,6 @@
-"""Pictures with and without the projector: one case, one method, one alpha at a time; then their scores and grid.
+"""Pictures with and without the projector: one case, one method, one mode at a time; then their scores and grid.
 
-S tokens read from a picture, T text tokens, D hidden.
+S tokens read from a picture, E rows of the template's end, D hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from projector.comparison.cases import Case
+from projector.comparison.cases import PROJECTED, TEXT, Case, Column
 from projector.comparison.grid import comparison_grid
 from projector.comparison.scores import SiglipScorer, load_scorers, score_pictures
 from projector.evaluation.baselines import Method, TrainStatistics
 from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources
-from projector.models.text_encoder import SampleError, TextEncoder, special_token_in, templated
-from projector.network.blend import BLENDS, Blend
+from projector.models.text_encoder import (
+    SampleError,
+    TextEncoder,
+    TextEncoding,
+    special_token_in,
+    templated,
+)
+from projector.network.blend import Blend
 from projector.network.projector import Projector
 from projector.steering.extractor import VLEmbeddingExtractor
+from projector.steering.modes import ReferenceRows, conditionings, projected, unprojected
 from shards.errors import StorageError, UsageError
 from shards.format.sample import as_png, open_image
 from shards.stores.local import open_storage
 from shards.stores.store import Storage
 
-TEXT_ONLY = "text"
-PROJECTED = "projector"
 UNTRAINED: Mapping[str, Method] = {"identity": Method(lambda vl: vl)}  # what needs no statistics
 
 
@@ -57,6 +62,8 @@ class CompareSpec:
         scorers: `module:attribute` each.
         settings: how pictures are made.
         reference: statistics for the baselines; None where no method needs them.
+        suffix: (E, D) mean of the template's end over the training data; None where nothing needs it.
+        attributes: whether the models are the miniature ones, whose pictures are judged by what they show.
         one_at_a_time: whether only the model at work is on the device, as in a build with placement `offload`.
     """
 
@@ -67,13 +74,9 @@ class CompareSpec:
     scorers: tuple[str, ...]
     settings: CompareSettings
     reference: TrainStatistics | None
+    suffix: Tensor | None = None
+    attributes: bool = False
     one_at_a_time: bool = False
-
-
-def columns_of(methods: Sequence[str], alphas: Sequence[float]) -> list[tuple[str, float]]:
-    """The pictures of a case as (method, alpha); at alpha 0 all methods give the same, which is made once."""
-    text = [(TEXT_ONLY, 0.0)] if 0.0 in alphas else []
-    return text + [(method, alpha) for method in methods for alpha in alphas if alpha > 0]
 
 
 def check_prompts(prompts: Sequence[str], models: ModelSources, max_tokens: int) -> None:
@@ -105,7 +108,8 @@ class Comparer:
         self.spec = spec
         self._residence = Residence(one_at_a_time=spec.one_at_a_time)
         self._dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[spec.settings.dtype]
-        self._conditionings = lru_cache(maxsize=1)(self._read)  # pictures come case by case
+        self._read = lru_cache(maxsize=1)(self._reading)  # pictures come case by case
+        self._rows = lru_cache(maxsize=16)(self._rows_of)
 
     @cached_property
     def _storage(self) -> Storage:
@@ -160,59 +164,77 @@ class Comparer:
         found = self.spec.siglip
         return SiglipScorer.from_pretrained(found.here(), device=self._residence.device) if found else None
 
-    def make(self, case: Case, method: str, alpha: float) -> None:
+    def make(self, case: Case, column: Column) -> None:
         """Make one picture and put it on storage.
 
         Args:
             case: prompt, reference and seed.
-            method: `text`, `projector` or a baseline's name.
-            alpha: how much of the reference is blended in.
+            column: of the case.
         """
-        text, kind, raw, projected = self._conditionings(case)
-        if method == TEXT_ONLY:
-            conditioning = text
+        prompt, _ = self._read(case)
+        if column.method == TEXT:
+            assert prompt is not None  # such a column is of cases with a prompt
+            first, second = prompt.embeddings, None
         else:
-            vl = projected if method == PROJECTED else self._baselines[method].apply(raw.float().cpu())
-            conditioning = BLENDS[self.spec.settings.blend](vl.to(text), text, alpha, kind)
+            first, second = conditionings(
+                self._rows(case, column.method),
+                column.mode,
+                None if prompt is None else prompt.embeddings,
+                None if prompt is None else prompt.kind,
+                value=column.value,
+                blend=self.spec.settings.blend,
+            )
         self._residence.let_in(self._images)
-        picture = self._images.generate([conditioning], [case.seed])[0]
-        self._storage.put_bytes(case.picture(method, alpha), as_png(picture))
+        picture = self._images.generate(
+            [first], [case.seed], references=None if second is None else [second], weight=column.value
+        )[0]
+        self._storage.put_bytes(case.picture(column), as_png(picture))
 
-    def _read(self, case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Text (T, D) and its rows' kinds (T,), and the reference's tokens (S, D), raw and projected."""
-        self._residence.let_in(self._text)
-        encoding = self._text.encode([case.prompt])[0]
-        if isinstance(encoding, SampleError):
-            raise UsageError(f"prompt {case.prompt[:80]!r}: {encoding}")
+    def _reading(self, case: Case) -> tuple[TextEncoding | None, Tensor]:
+        """The prompt, if there is one, and the reference's raw tokens (S, D)."""
+        prompt = None
+        if case.prompt:
+            self._residence.let_in(self._text)
+            encoding = self._text.encode([case.prompt])[0]
+            if isinstance(encoding, SampleError):
+                raise UsageError(f"prompt {case.prompt[:80]!r}: {encoding}")
+            prompt = encoding
         self._residence.let_in(self._vision)
-        seen = self._vision.extract(
-            self._picture(case.reference),
-            None if self._projector.text_mode == "none" else case.prompt,
-            hidden_layer=self._projector.layer,
-        )
-        return encoding.embeddings, encoding.kind, seen.raw, seen.embeddings
+        beside = None if self._projector.text_mode == "none" else case.prompt or None
+        seen = self._vision.extract(self._picture(case.reference), beside, hidden_layer=self._projector.layer)
+        return prompt, seen.raw
 
-    def judge(self, case: Case, methods: Sequence[str], alphas: Sequence[float]) -> list[dict[str, float]]:
+    def _rows_of(self, case: Case, method: str) -> ReferenceRows:
+        """The reference as a method words it."""
+        _, raw = self._read(case)
+        if method == PROJECTED:
+            return projected(self._projector, raw, self.spec.suffix)
+        return unprojected(self._projector, raw.cpu(), self._baselines[method].apply, self.spec.suffix)
+
+    def judge(self, case: Case, columns: Sequence[Column]) -> list[dict[str, float]]:
         """Score a case's pictures and put its grid on storage.
 
         Args:
             case: all of whose pictures are there.
-            methods: rows of the grid.
-            alphas: columns of the grid.
+            columns: its pictures.
 
         Returns:
-            scores by name, one mapping for each of `columns_of`.
+            scores by name, one mapping for each column.
         """
-        columns = columns_of(methods, alphas)
-        pictures = {column: self._picture(case.picture(*column)) for column in columns}
+        pictures = {column: self._picture(case.picture(column)) for column in columns}
         reference = self._picture(case.reference)
-        shown = pictures | {(method, 0.0): pictures[TEXT_ONLY, 0.0] for method in methods if 0.0 in alphas}
         settings = self.spec.settings
         note = f"blend {settings.blend}, {settings.steps} steps, guidance {settings.guidance:g}"
-        grid = comparison_grid(case, reference, methods, alphas, shown, note)
-        self._storage.put_bytes(case.grid, as_png(grid))
-        scorers = load_scorers(self.spec.scorers)
-        return score_pictures(list(pictures.values()), case.prompt, reference, self._siglip, scorers)
+        self._storage.put_bytes(case.grid, as_png(comparison_grid(case, reference, pictures, note)))
+        return score_pictures(
+            list(pictures.values()),
+            case.prompt,
+            reference,
+            self._siglip,
+            load_scorers(self.spec.scorers),
+            attributes=self.spec.attributes,
+            things=case.things,
+        )
 
     def _picture(self, key: str) -> Image.Image:
         try:

@@ -1,5 +1,7 @@
 """Automatic scores of pictures: does it show what the prompt says, does it look like the reference, is there a grid.
 
+`adherence` (to the prompt) and `fidelity` (to the reference) are attributes read from pixels where the models are the
+miniature ones (`projector.comparison.attributes`), and else other names of SigLIP's two cosines.
 `text_alignment` and `style_similarity` are cosines of SigLIP embeddings, from -1 to 1, to be compared between
 pictures of one reference and not read as percentages; `blockiness` needs no model
 (`projector.comparison.blockiness`). Scorers of users are called by name, one float per picture and prompt.
@@ -18,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from projector.comparison.attributes import attribute_scores
 from projector.comparison.blockiness import blockiness
 from projector.models.resolve import ModelSource, cache_folder, check_complete, file_hashes, locate, read_json
 from shards.errors import UsageError
@@ -117,15 +120,20 @@ def score_pictures(
     reference: Image.Image,
     siglip: SiglipScorer | None,
     scorers: Mapping[str, Scorer],
+    *,
+    attributes: bool = False,
+    things: int = 1,
 ) -> list[dict[str, float]]:
     """Every score of every picture.
 
     Args:
         pictures: RGB, made for one prompt and one reference.
-        prompt: what they should show.
+        prompt: what they should show; empty for none, which leaves out the scores that ask for one.
         reference: what they should look like.
         siglip: None leaves its two scores out.
         scorers: of users, by the name their score gets.
+        attributes: whether the pictures are of the miniature world, and judged by what they show.
+        things: in the reference, if it is.
 
     Returns:
         scores by name, one mapping per picture.
@@ -135,13 +143,23 @@ def score_pictures(
     """
     scores: list[dict[str, float]] = [{} for _ in pictures]
     if siglip is not None:
-        text, style = siglip.embed_text(prompt), siglip.embed_pictures([reference])[0]
+        style = siglip.embed_pictures([reference])[0]
+        text = siglip.embed_text(prompt) if prompt else None
         for entry, picture in zip(scores, pictures, strict=True):
             seen = siglip.embed_pictures([picture])[0]
-            entry |= {"text_alignment": float(seen @ text), "style_similarity": float(seen @ style)}
+            entry["style_similarity"] = entry["fidelity"] = float(seen @ style)
+            if text is not None:
+                entry["text_alignment"] = entry["adherence"] = float(seen @ text)
+    if attributes:
+        found = attribute_scores(pictures, prompt, reference, things)
+        scores = [
+            {name: value for name, value in entry.items() if name not in ("adherence", "fidelity")} | read
+            for entry, read in zip(scores, found, strict=True)
+        ]
     for entry, picture in zip(scores, pictures, strict=True):
         entry["blockiness"] = blockiness(picture)
-        entry |= {name: _asked(name, scorer, picture, prompt) for name, scorer in scorers.items()}
+        if prompt:
+            entry |= {name: _asked(name, scorer, picture, prompt) for name, scorer in scorers.items()}
     return scores
 
 

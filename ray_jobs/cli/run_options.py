@@ -204,13 +204,14 @@ class CompareOptions(Section):
     checkpoint: str = ""
     """Folder (local or s3://) of a trained or exported projector."""
     output: str = ""
-    """Folder that gets compare.json, pictures and grids; absent: `compare` in the checkpoint's."""
+    """Folder that gets compare.json, cases.json, pictures and grids; absent: `compare` in the checkpoint's."""
     models: Models = "tiny"
-    """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
+    """`tiny` (random test models made on the spot), `mini`, or a mapping with `image` and `vl`."""
     images: Annotated[list[str], BeforeValidator(_listed)] | None = None
     """Reference pictures: image files, or folders of them; absent: test samples of the dataset."""
     prompts: str | None = None
-    """Prompt file as for `build`, one prompt for each picture or one for all; absent: the test samples' own."""
+    """Prompt file as for `build`, one prompt for each picture or one for all; absent: another test sample's, whole
+    and in part."""
     prompt_column: str | None = None
     """Column of the prompts in a .tsv .csv .json .jsonl or .parquet prompt file."""
     data: str = ""
@@ -220,15 +221,23 @@ class CompareOptions(Section):
     alphas: Annotated[list[Fraction], AfterValidator(_distinct), AfterValidator(sorted)] = Field(
         [0.0, 0.3, 0.5, 0.7, 1.0], min_length=1
     )
-    """How much of the picture is blended into the text: 0 is text only, 1 picture only."""
+    """Values of the modes `guidance`, `blend` and `interpolate`: 0 is the text, which is always made, 1 the picture."""
+    modes: (
+        Annotated[
+            list[Literal["alone", "concat", "guidance", "blend", "interpolate"]], AfterValidator(_distinct)
+        ]
+        | None
+    ) = Field(None, min_length=1)
+    """How picture and prompt meet: `alone` is without a prompt; absent: all but `interpolate`, the guide's way."""
     methods: Annotated[list[str], AfterValidator(_distinct)] = Field(
         ["identity", "global_scale", "per_dim_norm", "projector"], min_length=1
     )
     """What is done with the picture's embeddings: `projector`, `identity` (nothing) or another baseline."""
     blend: Literal["interpolate", "linear", "adain", "adain_per_dim"] = "interpolate"
-    """How they are blended: whole, cut off (`linear`), or first given the text's mean and spread (`adain…`)."""
+    """How mode `blend` mixes: whole, cut off (`linear`), or first given the text's mean and spread (`adain…`)."""
     scorer: str | None = None
-    """SigLIP folder or hub id, or `none`; absent: google/siglip2-base-patch16-224, a random one for `tiny` models."""
+    """SigLIP folder or hub id, or `none`; absent: google/siglip2-base-patch16-224, for `tiny` models a random one, for
+    `mini` none."""
     scorers: Annotated[list[str], AfterValidator(_distinct)] = []
     """Further scorers, `module:attribute` each: a callable of PIL picture and prompt that returns a float."""
     seed: int = Field(0, ge=0)

@@ -1,4 +1,4 @@
-"""`compare`: pictures with and without the projector, one grid per reference, and their scores in compare.json."""
+"""`compare`: pictures with and without the projector, a grid for each reference and prompt, scores in compare.json."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from projector.comparison.cases import Case, as_webp
-from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts, columns_of
-from projector.comparison.scores import interval, load_scorers
+from projector.comparison.cases import HELD_OUT, Case, Column
+from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts
+from projector.comparison.outcome import by_method, differences, table_of
+from projector.comparison.scores import load_scorers
 from projector.making.generated import PairSettings
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
+from projector.steering.modes import DIALLED, Mode
 from ray_jobs.building.model_placement import check_offloading, device_memory, needs
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import CompareOptions
@@ -24,14 +26,20 @@ from ray_jobs.cluster.crew import Crew, crew_for
 from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.workers import Work, spread, start_workers
 from ray_jobs.jobs.build import arithmetic
-from ray_jobs.jobs.compare_inputs import cases_of, check_fit, pictures_of, reference_of, scorer_of
+from ray_jobs.jobs.compare_inputs import cases_to_make, check_fit, known_of, modes_of, scorer_of
 from shards.dataset.dataset import fingerprint_of, setting_differences
 from shards.errors import AlreadyExistsError, NotFoundError, UsageError
+from shards.format.sample import as_png
 from shards.stores.local import open_storage
 from shards.stores.store import Storage, json_object, read_json_object
 
 COMPARISON = "compare.json"
+CASES = "cases.json"
 SETTINGS = "compare-settings.json"
+MINIATURE = "mini/image"  # the model whose pictures are judged by the attributes that they show
+
+CaseWork = tuple[Case, list[Column]]
+"""A case and the pictures that are made of it."""
 
 
 def compare(options: CompareOptions) -> int:
@@ -64,38 +72,40 @@ def compare(options: CompareOptions) -> int:
         print(f"warning: {warning}", flush=True)
     siglip = scorer_of(options)
     load_scorers(options.scorers)
-    pictures = pictures_of(options, projector)
-    check_prompts([prompt for _, prompt in pictures], sources, options.max_tokens)
-    reference = reference_of(options, projector)
-    cases = cases_of(pictures, options.seed)
+    modes = modes_of(options, projector)
+    cases = cases_to_make(options, projector, modes)
+    check_prompts([case.prompt for case, _ in cases if case.prompt], sources, options.max_tokens)
+    reference, suffix = known_of(options, projector, modes)
+    work = [(case, case.columns(options.methods, modes, options.alphas)) for case, _ in cases]
     stop = StopRequest()
     with connected() as cluster, stop.heeded():
         check_nodes(cluster, writes=[storage.root], models=[sources.image, sources.vl])
         crew = crew_for(options, cluster, "compare")
         settings = settings_of(options, on_gpu=crew.gpus > 0)
         claim(storage, identity_of(options, settings, sources))
-        put_references(storage, cases, pictures)
-        checkpoint = open_storage(options.checkpoint).root
+        put_references(storage, cases)
         spec = CompareSpec(
             storage.root,
-            checkpoint,
+            open_storage(options.checkpoint).root,
             sources,
             siglip,
             tuple(options.scorers),
             settings,
             reference,
-            one_at_a_time(cluster, crew, sources, settings, projector),
+            suffix,
+            attributes=sources.image.id == MINIATURE,
+            one_at_a_time=one_at_a_time(cluster, crew, sources, settings, projector),
         )
         print(
-            f"{len(cases)} references, {len(columns_of(options.methods, options.alphas))} pictures each, "
-            f"to {storage.root}, on {cluster}",
+            f"{len({case.group for case, _ in cases})} references, {len(cases)} cases, "
+            f"{sum(len(columns) for _, columns in work)} pictures, to {storage.root}, on {cluster}",
             flush=True,
         )
-        scores = complete(options, storage, cases, crew, spec, stop)
+        scores = complete(storage, work, crew, spec, stop)
     if scores is None:
         print("not complete: stopped by a signal. Run it again to go on.", flush=True)
         return stop.exit_code or 1
-    result = comparison(options, cases, spec, scores)
+    result = comparison(options, modes, work, spec, scores)
     put_json(storage, COMPARISON, result)
     print_summary(result)
     return 0
@@ -152,12 +162,12 @@ def one_at_a_time(
 
 
 def identity_of(options: CompareOptions, settings: CompareSettings, sources: ModelSources) -> dict[str, Any]:
-    """Everything that decides a picture besides what its key says: reference, method and alpha."""
+    """Everything that decides a picture besides what its key says: reference, prompt, method, mode and value."""
     checkpoint = open_storage(options.checkpoint)
     decisive = {key: value for key, value in asdict(settings).items() if key != "max_tokens"}
     return {
         **decisive,
-        "blended": "caption rows, by area",  # earlier versions mixed template rows too, and read single tokens
+        "rows": "of the whole conditioning",  # earlier versions had other files, rows and noise
         "seed": options.seed,
         "data": options.data or "the checkpoint's",
         "checkpoint": {
@@ -190,46 +200,53 @@ def claim(storage: Storage, settings: Mapping[str, Any]) -> None:
         )
 
 
-def put_references(
-    storage: Storage, cases: Sequence[Case], pictures: Sequence[tuple[Image.Image, str]]
-) -> None:
+def put_references(storage: Storage, cases: Sequence[tuple[Case, Image.Image]]) -> None:
     """Put the reference pictures that are not there yet."""
-    for case, (picture, _) in zip(cases, pictures, strict=True):
+    for case, picture in cases:
         if storage.stat(case.reference) is None:
-            storage.put_bytes(case.reference, as_webp(picture))
+            storage.put_bytes(case.reference, as_png(picture))
 
 
 def complete(
-    options: CompareOptions,
-    storage: Storage,
-    cases: Sequence[Case],
-    crew: Crew,
-    spec: CompareSpec,
-    stop: StopRequest,
+    storage: Storage, work: Sequence[CaseWork], crew: Crew, spec: CompareSpec, stop: StopRequest
 ) -> list[list[dict[str, float]]] | None:
-    """Make the pictures that are missing, then score all.
+    """Make the pictures that are missing, list them in cases.json, then score all.
 
     Returns:
-        scores by case and picture, in the order of `columns_of`; None when stopped by a signal.
+        scores by case and picture, in the order of the work; None when stopped by a signal.
     """
-    columns = columns_of(options.methods, options.alphas)
     there = {entry.key for entry in storage.list("pictures/")}
-    wanted = [(case, column) for case in cases for column in columns]
+    wanted = [(case, column) for case, columns in work for column in columns]
     todo: list[Work] = [
-        ("make", (case, *column)) for case, column in wanted if case.picture(*column) not in there
+        ("make", (case, column)) for case, column in wanted if case.picture(column) not in there
     ]
-    workers = start_workers(CompareWorker, spec, min(crew.actors, max(len(todo), len(cases))), crew.gpus)
+    workers = start_workers(CompareWorker, spec, min(crew.actors, max(len(todo), len(work))), crew.gpus)
     progress = Progress("compare", len(wanted), done=len(wanted) - len(todo), unit="pictures")
     made = 0
     for made, _ in enumerate(spread(workers, todo, stop), start=1):
         if made < len(todo):
             progress.show(made)
     progress.show(made, final=True)
-    scores: dict[int, Any] = {}
-    judging: list[Work] = [("judge", (case, options.methods, options.alphas)) for case in cases]
-    if made == len(todo):
-        scores = dict(spread(workers, judging, stop))
-    return [scores[index] for index in range(len(cases))] if len(scores) == len(cases) else None
+    if made < len(todo):
+        return None
+    put_json(storage, CASES, listed(work))
+    scores = dict(spread(workers, [("judge", one) for one in work], stop))
+    return [scores[index] for index in range(len(work))] if len(scores) == len(work) else None
+
+
+def listed(work: Sequence[CaseWork]) -> list[dict[str, Any]]:
+    """The content of cases.json: every picture, so that others can judge it."""
+    return [
+        {
+            "case": case.name,
+            "reference": case.reference,
+            "prompt": case.prompt,
+            **column._asdict(),
+            "file": case.picture(column),
+        }
+        for case, columns in work
+        for column in columns
+    ]
 
 
 class CompareWorker(Comparer):
@@ -244,48 +261,54 @@ class CompareWorker(Comparer):
 
 def comparison(
     options: CompareOptions,
-    cases: Sequence[Case],
+    modes: Sequence[Mode],
+    work: Sequence[CaseWork],
     spec: CompareSpec,
     scores: Sequence[Sequence[Mapping[str, float]]],
 ) -> dict[str, Any]:
     """The content of compare.json."""
-    columns = columns_of(options.methods, options.alphas)
-    methods: dict[str, dict[str, Any]] = {}
-    for number, (method, alpha) in enumerate(columns):
-        of_column = [by_column[number] for by_column in scores]
-        methods.setdefault(method, {})[str(alpha)] = {
-            name: interval([entry[name] for entry in of_column]) for name in of_column[0]
-        }
-    references = [
+    table = table_of([case for case, _ in work], [columns for _, columns in work], scores)
+    cases = [
         {
-            "name": case.name,
+            "case": case.name,
+            "reference": case.reference,
             "prompt": case.prompt,
             "seed": case.seed,
-            "reference": case.reference,
             "grid": case.grid,
             "pictures": [
-                {"method": method, "alpha": alpha, "file": case.picture(method, alpha), "scores": dict(entry)}
-                for (method, alpha), entry in zip(columns, by_column, strict=True)
+                {**column._asdict(), "file": case.picture(column), "scores": dict(entry)}
+                for column, entry in zip(columns, by_column, strict=True)
             ],
         }
-        for case, by_column in zip(cases, scores, strict=True)
+        for (case, columns), by_column in zip(work, scores, strict=True)
     ]
     return {
+        "modes": list(modes),
         "alphas": options.alphas,
         "blend": options.blend,
         "checkpoint": spec.checkpoint,
         "settings": asdict(spec.settings) | {"seed": options.seed, "models": spec.models.to_json()},
-        "scorer": spec.siglip.id if spec.siglip else "none",
-        "split": "" if options.images else "test",
+        "scorer": scorer_name(spec),
+        "split": "" if options.images else HELD_OUT,
         "interval": "95%, Student's t over references",
-        "references": references,
-        "methods": methods,
+        "references": len({case.group for case, _ in work}),
+        "cases": cases,
+        "methods": by_method(table),
+        "differences": differences(table),
     }
 
 
+def scorer_name(spec: CompareSpec) -> str:
+    """What adherence and fidelity are measured with."""
+    names = ["attributes read from pixels"] if spec.attributes else []
+    return ", ".join(names + ([spec.siglip.id] if spec.siglip else [])) or "none"
+
+
 def print_summary(result: Mapping[str, Any]) -> None:
-    """Mean scores, a line per method and alpha."""
-    for method, by_alpha in result["methods"].items():
-        for alpha, scores in by_alpha.items():
-            told = ", ".join(f"{name} {found['mean']:.3f}" for name, found in scores.items())
-            print(f"{method:>14} at alpha {alpha}: {told}", flush=True)
+    """Mean scores, a line per method, mode and value."""
+    for method, by_mode in result["methods"].items():
+        for mode, by_value in by_mode.items():
+            for value, scores in by_value.items():
+                told = ", ".join(f"{name} {found['mean']:.3f}" for name, found in scores.items())
+                label = f"{mode} {value}" if mode in DIALLED else mode
+                print(f"{method:>14} {label}: {told}", flush=True)

@@ -143,11 +143,13 @@ def _pictures(options: ExportOptions, source: Storage) -> Iterator[tuple[CardPic
             content = read_json_object(storage, COMPARISON)
         except NotFoundError:
             continue
-        references = content.get("references")
-        told = [one for one in references if isinstance(one, dict)] if isinstance(references, list) else []
+        cases = content.get("cases")
+        told = [one for one in cases if isinstance(one, dict)] if isinstance(cases, list) else []
         for number, one in enumerate(told[:MOST_PICTURES], 1):
             picture = CardPicture(
-                f"{PICTURES}{number:02d}.webp", str(one.get("name", "")), str(one.get("prompt", ""))
+                f"{PICTURES}{number:02d}.webp",
+                str(one.get("case", "")),
+                str(one.get("prompt", "")) or "without a prompt",
             )
             yield picture, _smaller(storage, str(one.get("grid", "")))
         return

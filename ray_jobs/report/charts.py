@@ -112,6 +112,34 @@ def interval_chart(
     return _draw(paint, title)
 
 
+def frontier_chart(
+    series: Mapping[str, Points], *, x_label: str, y_label: str, title: str, unit: bool = False
+) -> Markup:
+    """Two scores against each other: a mark for each setting, those of one dial joined in their order.
+
+    Args:
+        series: points (x, y) by name; a series of one point is a mark.
+        x_label, y_label: axis titles.
+        title: text alternative of the drawing.
+        unit: both axes from 0 to 1.
+
+    Returns:
+        an `<svg>` element, see `line_chart`.
+    """
+
+    def paint(axes: Axes) -> None:
+        lines = []
+        for (colour, marker), points in zip(cycle(product(SERIES, "osD^v")), series.values(), strict=False):
+            x, y = [x for x, _ in points], [y for _, y in points]
+            lines += axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.2, alpha=0.9)
+        if unit:
+            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _legend(axes, lines, series)
+
+    return _draw(paint, title)
+
+
 def ratio_chart(before: Values, after: Values, *, named: Sequence[int], title: str) -> Markup:
     """Std ratio of every dimension before and after, on a logarithmic axis.
 

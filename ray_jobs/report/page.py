@@ -12,15 +12,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from projector.comparison.cases import TEXT
+from projector.comparison.outcome import JUDGED
 from ray_jobs.cli.run_options import ReportOptions
-from ray_jobs.report.charts import histogram, interval_chart, line_chart, ratio_chart
+from ray_jobs.report.charts import frontier_chart, histogram, interval_chart, line_chart, ratio_chart
 from ray_jobs.report.coverage import built
 from ray_jobs.report.pictures import Grid, contact_sheet, grids
 from ray_jobs.report.run_files import Run, Training, find_run
-from ray_jobs.report.run_schema import Evaluation, Ladder
+from ray_jobs.report.run_schema import Comparison, Evaluation, Ladder
 from ray_jobs.report.tables import (
     Table,
     kinds_table,
+    leads_table,
     methods_table,
     named_dimensions_table,
     restoration_table,
@@ -30,7 +33,7 @@ from ray_jobs.report.tables import (
     trainings_table,
     worst_dimensions_table,
 )
-from ray_jobs.report.verdict import PROJECTOR, best_first, projectors, verdict
+from ray_jobs.report.verdict import PROJECTOR, best_first, projectors, standings, verdict
 from shards.dataset.dataset import Dataset
 from shards.stores.local import open_storage
 from shards.tools.terminal import visible
@@ -219,13 +222,13 @@ def _ladder(name: str, ladder: Ladder) -> PageSection:
 
 
 def _comparisons(run: Run, notes: list[str]) -> list[PageSection]:
-    """Pictures without and with, and their scores."""
+    """Pictures without and with, their scores, and prompt against reference."""
     sections = []
     for folder, comparison in run.comparisons.items():
         name = folder or run.name
-        table = scores_table(name, comparison)
         told = (
-            f"references from {comparison.split}" if comparison.split else "",
+            f"{comparison.references:,} references" if comparison.references else "",
+            f"from {comparison.split}" if comparison.split else "",
             f"blended by {comparison.blend}" if comparison.blend else "",
             f"scored by {comparison.scorer}" if comparison.scorer else "",
         )
@@ -233,11 +236,40 @@ def _comparisons(run: Run, notes: list[str]) -> list[PageSection]:
             PageSection(
                 f"Without and with: {name}",
                 lead=", ".join(filter(None, told)).capitalize(),
-                tables=[table] if table else [],
+                sentences=standings(comparison),
+                charts=_frontier(name, comparison),
+                tables=list(filter(None, (leads_table(name, comparison), scores_table(name, comparison)))),
                 grids=grids(run.storage, folder, comparison, notes),
             )
         )
     return sections
+
+
+def _frontier(name: str, comparison: Comparison) -> list[Markup]:
+    """How well prompt and reference are followed together: a mark for each method, mode and value."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for method, by_mode in comparison.methods.items():
+        for mode, by_value in by_mode.items():
+            for scores in by_value.values():
+                ends = [scores[key].mean if key in scores else None for key in JUDGED]
+                if ends[0] is not None and ends[1] is not None:
+                    called = method if method == TEXT else f"{method}, {mode}"
+                    series.setdefault(called, []).append((ends[0], ends[1]))
+    if not series:
+        return []
+    told = "; ".join(
+        f"{called} " + ", ".join(f"{short(x, 2)} / {short(y, 2)}" for x, y in points)
+        for called, points in series.items()
+    )
+    return [
+        frontier_chart(
+            series,
+            x_label="adherence to the prompt",
+            y_label="fidelity to the reference",
+            title=f"Adherence and fidelity in {name}: {told}",
+            unit="attributes" in comparison.scorer,
+        )
+    ]
 
 
 def _settings(datasets: Iterable[Dataset], trainings: Mapping[str, Training]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from projector.steering.modes import DIALLED
 from ray_jobs.report.run_files import UNREADABLE, join, reason
-from ray_jobs.report.run_schema import ComparedPicture, Comparison, Reference
+from ray_jobs.report.run_schema import Case, Comparison
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.format.sample import open_image
@@ -15,8 +16,8 @@ from shards.stores.store import Storage
 
 SAMPLES = 24  # on the contact sheet: a screenful
 SAMPLE_SIDE = 256  # pixels; shown at about half of it, so that it stays sharp on phones
-REFERENCES = 8  # of a comparison: each brings a dozen pictures
-PICTURE_SIDE = 512  # pixels
+CASES = 6  # of a comparison: a reference without a prompt has few pictures, one with a prompt dozens
+PICTURE_SIDE = 384  # pixels
 QUALITY = 80  # of WebP
 LARGEST_FILE = 64 << 20  # bytes; a PNG of 4096 x 4096 has 50 MB
 WITH = "projector"  # what compare.json calls the method in question
@@ -33,25 +34,25 @@ class Picture:
 
 @dataclass(frozen=True)
 class Grid:
-    """The pictures made of one reference.
+    """The pictures of one case.
 
     Attributes:
-        name: of the reference.
-        prompt: that it was combined with.
+        name: of the case.
+        prompt: that the reference was combined with; empty for none.
         reference: data URI of the reference picture; empty where it cannot be read.
-        alphas: strengths, ascending: the columns.
-        rows: by method, a data URI for each strength; empty where there is none.
+        columns: mode and value as one label: the columns.
+        rows: by method, a data URI for each column; empty where there is none.
         without: methods that the slider can show on its left side.
-        strengths: at which the slider can show the projector; empty: no slider.
+        ways: columns in which the slider can show the projector; empty: no slider.
     """
 
     name: str
     prompt: str
     reference: str
-    alphas: tuple[float, ...]
+    columns: tuple[str, ...]
     rows: Mapping[str, Sequence[str]]
     without: tuple[str, ...]
-    strengths: tuple[float, ...]
+    ways: tuple[str, ...]
 
 
 def data_uri(data: bytes, side: int) -> str:
@@ -96,7 +97,7 @@ def contact_sheet(datasets: Iterable[Dataset], notes: list[str]) -> dict[str, li
 
 
 def grids(storage: Storage, folder: str, comparison: Comparison, notes: list[str]) -> list[Grid]:
-    """What a comparison made, reference by reference.
+    """What a comparison made, case by case.
 
     Args:
         storage: root of the run.
@@ -105,41 +106,44 @@ def grids(storage: Storage, folder: str, comparison: Comparison, notes: list[str
         notes: gets a sentence for each picture that cannot be read.
 
     Returns:
-        the first `REFERENCES` ones.
+        the first `CASES` ones.
     """
-    if len(comparison.references) > REFERENCES:
-        total = len(comparison.references)
-        notes.append(f"{join(folder, 'pictures')}: {REFERENCES} of {total} references are shown")
-    return [_grid(storage, folder, reference, notes) for reference in comparison.references[:REFERENCES]]
+    if len(comparison.cases) > CASES:
+        notes.append(f"{join(folder, 'pictures')}: {CASES} of {len(comparison.cases)} cases are shown")
+    return [_grid(storage, folder, case, notes) for case in comparison.cases[:CASES]]
 
 
-def _grid(storage: Storage, folder: str, reference: Reference, notes: list[str]) -> Grid:
-    by_method: dict[str, dict[float, ComparedPicture]] = {}
-    for picture in reference.pictures:
-        by_method.setdefault(picture.method, {})[picture.alpha] = picture
-    methods = sorted(by_method, key=_place_in_grid)
-    alphas = tuple(sorted({picture.alpha for picture in reference.pictures}))
+def _grid(storage: Storage, folder: str, case: Case, notes: list[str]) -> Grid:
+    files = {(picture.method, way_of(picture.mode, picture.value)): picture.file for picture in case.pictures}
+    methods = sorted({method for method, _ in files}, key=_place_in_grid)
+    columns = tuple(dict.fromkeys(way for _, way in files))
     rows = {
         method: [
-            _read(storage, folder, by_method[method][alpha].file, notes) if alpha in by_method[method] else ""
-            for alpha in alphas
+            _read(storage, folder, files[method, way], notes) if (method, way) in files else ""
+            for way in columns
         ]
         for method in methods
     }
     shown = {
-        method: tuple(alpha for alpha, uri in zip(alphas, uris, strict=True) if uri)
+        method: tuple(way for way, uri in zip(columns, uris, strict=True) if uri)
         for method, uris in rows.items()
     }
     without = tuple(method for method in methods if method != WITH and shown[method])
     return Grid(
-        name=reference.name,
-        prompt=reference.prompt,
-        reference=_read(storage, folder, reference.reference, notes) if reference.reference else "",
-        alphas=alphas,
+        name=case.case,
+        prompt=case.prompt,
+        reference=_read(storage, folder, case.reference, notes) if case.reference else "",
+        columns=columns,
         rows=rows,
         without=without,
-        strengths=shown.get(WITH, ()) if without else (),
+        ways=shown.get(WITH, ()) if without else (),
     )
+
+
+def way_of(mode: str, value: float | str) -> str:
+    """Mode and value as one label; the value of a mode without a dial is not told."""
+    told = value if isinstance(value, str) else f"{value:g}"
+    return f"{mode} {told}" if mode in DIALLED else mode
 
 
 def _place_in_grid(method: str) -> tuple[int, str]:

@@ -34,14 +34,14 @@ function sortBy(body, column, direction) {
 for (const slider of document.querySelectorAll(".slider")) {
   const cells = [...slider.closest("section").querySelectorAll(".grid img")];
   const without = slider.querySelector("select.method");
-  const strength = slider.querySelector("select.strength");
+  const way = slider.querySelector("select.way");
   const range = slider.querySelector("input");
   const stack = slider.querySelector(".stack");
 
-  // What text alone makes knows no strength: then the method's one picture stands for all.
-  const find = (method, alpha) => {
+  // The text alone knows no mode: then the method's one picture stands for all.
+  const find = (method, mode) => {
     const made = cells.filter((img) => img.dataset.method === method);
-    return made.find((img) => img.dataset.alpha === alpha) ?? made[0];
+    return made.find((img) => img.dataset.way === mode) ?? made[0];
   };
   const place = (img, side) => {
     const copy = img.cloneNode();
@@ -50,13 +50,13 @@ for (const slider of document.querySelectorAll(".slider")) {
   };
   const show = () => {
     stack.replaceChildren(
-      place(find(without.value, strength.value), "without"),
-      place(find(slider.dataset.with, strength.value), "with"),
+      place(find(without.value, way.value), "without"),
+      place(find(slider.dataset.with, way.value), "with"),
     );
   };
   const cut = () => stack.style.setProperty("--cut", `${range.value}%`);
   without.addEventListener("change", show);
-  strength.addEventListener("change", show);
+  way.addEventListener("change", show);
   range.addEventListener("input", cut);
   show();
   cut();

@@ -120,20 +120,29 @@ class Score(Record):
 
 
 class ComparedPicture(Record):
-    """A picture made with a method at a strength; `file` lies below compare.json's folder."""
+    """A picture made with a method in a mode; `file` lies below compare.json's folder."""
 
     method: str
-    alpha: float
+    mode: str
+    value: float
     file: str
 
 
-class Reference(Record):
-    """A reference picture with a prompt, and what was made of both."""
+class Case(Record):
+    """A reference picture with a prompt or none, and what was made of both."""
 
-    name: str = ""
+    case: str = ""
     prompt: str = ""
     reference: str = ""
     pictures: tuple[ComparedPicture, ...] = ()
+
+
+class Lead(Record):
+    """How far the projector is above the best of what it is held against, in one mode at one value."""
+
+    baseline: str = ""
+    adherence: Score | None = None
+    fidelity: Score | None = None
 
 
 class Comparison(Record):
@@ -142,8 +151,12 @@ class Comparison(Record):
     blend: str = ""
     split: str = ""
     scorer: str = ""
-    references: tuple[Reference, ...] = ()
-    methods: Mapping[str, Mapping[str, Mapping[str, Score]]] = Field(default_factory=dict)
+    references: Count = 0
+    cases: tuple[Case, ...] = ()
+    methods: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Score]]]] = Field(default_factory=dict)
+    """Scores by method, mode and value."""
+    differences: Mapping[str, Mapping[str, Lead]] = Field(default_factory=dict)
+    """By mode and value."""
 
 
 class Rung(Record):

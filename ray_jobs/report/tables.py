@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from projector.comparison.outcome import JUDGED
 from ray_jobs.report.run_files import Training
 from ray_jobs.report.run_schema import (
     CaptionSwap,
@@ -12,6 +13,7 @@ from ray_jobs.report.run_schema import (
     Figures,
     Interval,
     Number,
+    Score,
 )
 
 SMALLER_IS_BETTER = "mse_standardized"
@@ -180,24 +182,40 @@ def swap_table(name: str, swaps: Mapping[str, CaptionSwap]) -> Table:
 
 
 def scores_table(name: str, comparison: Comparison) -> Table | None:
-    """Automatic scores of the pictures by method and strength."""
+    """Automatic scores of the pictures by method, mode and value."""
     rows_of = [
-        (method, alpha, scores) for method, by in comparison.methods.items() for alpha, scores in by.items()
+        (method, mode, value, scores)
+        for method, by_mode in comparison.methods.items()
+        for mode, by_value in by_mode.items()
+        for value, scores in by_value.items()
     ]
-    names = list(dict.fromkeys(score for *_, scores in rows_of for score in scores))
+    found = dict.fromkeys(score for *_, scores in rows_of for score in scores)
+    names = [
+        *(score for score in JUDGED if score in found),
+        *(score for score in found if score not in JUDGED),
+    ]
     rows = [
-        [
-            word(method),
-            word(alpha),
-            *(
-                number(score.mean, (score.low, score.high)) if (score := scores.get(key)) else Cell("–")
-                for key in names
-            ),
-        ]
-        for method, alpha, scores in rows_of
+        [word(method), word(mode), word(value), *(_score(scores.get(key)) for key in names)]
+        for method, mode, value, scores in rows_of
     ]
-    columns = ["method", "alpha", *(key.replace("_", " ") for key in names)]
+    columns = ["method", "mode", "value", *(key.replace("_", " ") for key in names)]
     return Table(f"Scores of the pictures in {name}", columns, rows) if names else None
+
+
+def leads_table(name: str, comparison: Comparison) -> Table | None:
+    """How far the projector is above the best of the others, on the same references."""
+    rows = [
+        [word(mode), word(value), word(lead.baseline), *(_score(getattr(lead, key)) for key in JUDGED)]
+        for mode, by_value in comparison.differences.items()
+        for value, lead in by_value.items()
+    ]
+    columns = ["mode", "value", "best of the others", *JUDGED]
+    title = f"Projector above the best of the others in {name}: paired differences"
+    return Table(title, columns, rows) if rows else None
+
+
+def _score(score: Score | None) -> Cell:
+    return number(score.mean, (score.low, score.high)) if score else Cell("–")
 
 
 def trainings_table(trainings: Mapping[str, Training]) -> Table | None:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from projector.comparison.outcome import JUDGED
+from ray_jobs.report.pictures import way_of
 from ray_jobs.report.run_files import Run
-from ray_jobs.report.run_schema import Evaluation, Figures
+from ray_jobs.report.run_schema import Comparison, Evaluation, Figures, Lead
 from ray_jobs.report.tables import ranked, short
 from shards.tools.dataset_card import are_random
 
@@ -53,8 +55,43 @@ def verdict(run: Run) -> list[Line]:
         swap = run.evaluations[place].caption_swap.get(name)
         if swap and swap.sentence and not swap.copies:
             lines.append(Line(_sentence(swap.sentence)))
+    for place, comparison in run.comparisons.items():
+        if said := standings(comparison):
+            lines.append(Line(f"In pictures ({place or run.name}): {said[0]}", warns=not _shown(comparison)))
     lines += [Line(_sentence(ladder.verdict)) for ladder in run.ladders.values() if ladder.verdict]
     return lines
+
+
+def standings(comparison: Comparison) -> list[str]:
+    """A sentence for each mode, the picture alone first: what the projector's pictures reach, and its lead."""
+    return [
+        f"{way_of(mode, value)}: {_reached(comparison, mode, value)}; {_lead(lead)}."
+        for mode, by_value in comparison.differences.items()
+        for value, lead in by_value.items()
+        if value in comparison.methods.get(PROJECTOR, {}).get(mode, {})
+    ]
+
+
+def _reached(comparison: Comparison, mode: str, value: str) -> str:
+    scores = comparison.methods[PROJECTOR][mode][value]
+    return ", ".join(f"{name} {short(scores[name].mean, 2)}" for name in JUDGED if name in scores)
+
+
+def _lead(lead: Lead) -> str:
+    """The paired differences to the best of the others, and whether they are shown."""
+    told = [
+        f"{name} {short(score.mean, 2)} (95% {short(score.low, 2)} to {short(score.high, 2)})"
+        for name in JUDGED
+        if (score := getattr(lead, name)) is not None
+    ]
+    return f"above {lead.baseline}, the best of the others, by {', '.join(told)}"
+
+
+def _shown(comparison: Comparison) -> bool:
+    """Whether a picture alone, or else the first mode there is, is shown to beat the others."""
+    first = next((lead for by_value in comparison.differences.values() for lead in by_value.values()), None)
+    score = first and (first.fidelity or first.adherence)
+    return bool(score and comparison.references > 1 and score.low is not None and score.low > 0)
 
 
 def best_first(evaluations: Mapping[str, Evaluation]) -> list[str]:

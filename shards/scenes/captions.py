@@ -149,16 +149,21 @@ def partial(scene: Scene, names: Collection[str], generator: np.random.Generator
 
 def parse(text: str) -> Scene | None:
     """Read a scene out of its canonical caption; None where the text is not exactly one."""
+    scene = scene_named(text)
+    return scene if scene is not None and canonical(scene) == text.strip() else None
+
+
+def scene_named(text: str) -> Scene | None:
+    """Read a scene out of a caption in any wording of this module; None where an attribute is not named."""
     found = attributes_named(text)
     numbers = (0, 1) if "shape 2" in found else (0,)
     try:
         things = tuple(
             Thing(*(found[numbered(name, number)] for name in THING_ATTRIBUTES)) for number in numbers
         )
-        scene = Scene(found["background"], things)
+        return Scene(found["background"], things)
     except (KeyError, ValueError):
         return None
-    return scene if canonical(scene) == text.strip() else None
 
 
 def attributes_named(text: str) -> dict[str, str]:

@@ -10,10 +10,16 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from projector.comparison.attributes import attribute_scores
+from projector.comparison.cases import Case, Column
+from projector.comparison.outcome import by_method, differences, table_of
 from projector.comparison.scores import SiglipScorer, interval, load_scorers, resolve_scorer, score_pictures
 from projector.models.resolve import file_hashes
 from projector.models.tiny_siglip import make_tiny_siglip
 from shards.errors import UsageError
+from shards.scenes.captions import canonical
+from shards.scenes.draw import draw_scene
+from shards.scenes.scene import Scene, Thing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 RANDOM = np.random.default_rng(2)
@@ -64,8 +70,135 @@ def test_scores_are_cosines_with_prompt_and_reference(siglip):
     for index, entry in enumerate(scores):
         assert entry["text_alignment"] == pytest.approx(float(seen[index] @ text), abs=1e-6)
         assert entry["style_similarity"] == pytest.approx(float(seen[index] @ seen[1]), abs=1e-6)
-        assert entry.keys() == {"text_alignment", "style_similarity", "blockiness"}
+        assert (entry["adherence"], entry["fidelity"]) == (entry["text_alignment"], entry["style_similarity"])
+        assert len(entry) == 5
     assert scores[0]["style_similarity"] < 0.999
+
+
+def test_without_a_prompt_nothing_is_asked_about_one(siglip, module):
+    scorers = load_scorers([f"{module}:broken"])
+    (entry,) = score_pictures(PICTURES[:1], "", PICTURES[1], siglip, scorers)
+    assert entry.keys() == {"style_similarity", "fidelity", "blockiness"}
+
+
+def scene_of(**changes):
+    """A scene with one thing; `changes` of its attributes."""
+    named = {
+        "background": "white",
+        "shape": "ring",
+        "colour": "red",
+        "size": "large",
+        "pattern": "solid",
+        "place": "left",
+    } | changes
+    return Scene(named.pop("background"), (Thing(**named),))
+
+
+def drawn(scene):
+    return Image.fromarray(draw_scene(scene))
+
+
+@pytest.mark.parametrize(
+    ("shown", "adherence", "fidelity"),
+    [
+        ({}, 0.0, 1.0),
+        ({"colour": "blue", "shape": "star"}, 1.0, 1.0),
+        ({"colour": "blue"}, 0.5, 1.0),
+        ({"colour": "blue", "shape": "star", "background": "dusk", "place": "right"}, 1.0, 1 / 3),
+    ],
+)
+def test_attributes_are_those_that_the_prompt_changes_and_those_it_leaves(shown, adherence, fidelity):
+    # "large" is named and the reference's own: neither changed nor left to the reference.
+    prompt, reference = "a large blue star", drawn(scene_of())
+    (found,) = attribute_scores([drawn(scene_of(**shown))], prompt, reference)
+    assert found == pytest.approx({"adherence": adherence, "fidelity": fidelity})
+
+
+def test_what_cannot_be_asked_is_absent():
+    reference = drawn(scene_of())
+    assert attribute_scores([reference], "", reference) == [{"fidelity": 1.0}]
+    assert attribute_scores([reference], "a large ring", reference) == [{"fidelity": 1.0}]
+    other = scene_of(colour="blue", place="right")
+    assert attribute_scores([drawn(other)], canonical(other), reference) == [{"adherence": 1.0}]
+
+
+def test_two_things_are_looked_for_where_the_prompt_names_two():
+    things = (
+        Thing("ring", "red", "small", "solid", "left"),
+        Thing("star", "blue", "small", "solid", "right"),
+    )
+    both = Scene("white", things)
+    (found,) = attribute_scores([drawn(both)], "a red ring and a blue star", drawn(both))
+    assert found == {"fidelity": 1.0}
+    prompt = canonical(both)
+    (found,) = attribute_scores([drawn(both)], prompt, drawn(scene_of(place="top", pattern="dots")))
+    assert found["adherence"] == 1.0
+
+
+def test_attributes_take_the_place_of_siglips_scores(siglip):
+    scores = score_pictures(PICTURES[:1], "a red ring", drawn(scene_of()), siglip, {}, attributes=True)
+    assert scores[0].keys() == {
+        "text_alignment",
+        "style_similarity",
+        "fidelity",
+        "blockiness",
+    }  # the reference is a red ring: the prompt changes nothing
+
+
+def cases(groups):
+    return [Case(f"{number:x}", "p", 1, group) for number, group in enumerate(groups)]
+
+
+def test_scores_are_summed_up_over_references():
+    text, ours = Column("text", "alone", 1.0), Column("projector", "blend", 0.5)
+    given = [
+        [{"s": value}, {"s": 10 * value, "t": 1.0} if value < 5 else {"s": 10 * value}]
+        for value in (1.0, 2.0, 3.0, 5.0)
+    ]
+    found = by_method(table_of(cases("abcc"), [[text, ours]] * 4, given))
+    half = 4.3027 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)  # two cases of the third reference are one value
+    mean = 7 / 3
+    assert found["text"]["alone"]["1"]["s"] == pytest.approx(
+        {"mean": mean, "low": mean - half, "high": mean + half}
+    )
+    assert found["projector"]["blend"]["0.5"]["s"]["mean"] == pytest.approx(10 * mean)
+    assert found["projector"]["blend"]["0.5"]["t"] == {"mean": 1, "low": 1, "high": 1}
+
+
+def test_the_projector_is_held_against_the_best_of_the_others_on_the_same_references():
+    columns = [
+        Column("text", "alone", 1.0),
+        *(Column(name, "concat", 1.0) for name in ("identity", "per_dim_norm", "projector")),
+    ]
+
+    def entry(adherence, fidelity):
+        return {"adherence": adherence, "fidelity": fidelity, "blockiness": 9.0}
+
+    given = [
+        [entry(0.9, 0.2), entry(0.3, 0.3), entry(0.6, 0.6), entry(0.8, 0.7)],
+        [entry(0.9, 0.2), entry(0.9, 0.1), entry(0.4, 0.8), entry(0.7, 0.8)],
+    ]
+    table = table_of(cases("ab"), [columns] * 2, given)
+    found = differences(table)
+    assert found.keys() == {"concat"}
+    assert found["concat"]["1"]["baseline"] == "per_dim_norm"
+    expected = {"adherence": interval([0.2, 0.3]), "fidelity": interval([0.1, 0.0])}
+    for name, wanted in expected.items():
+        assert found["concat"]["1"][name] == pytest.approx(wanted)
+    assert found["concat"]["1"].keys() == {"baseline", *expected}
+    del table[columns[2]]
+    assert differences(table)["concat"]["1"]["baseline"] == "text"
+    only = {columns[3]: table[columns[3]]}
+    assert differences(only) == {}
+
+
+def test_a_picture_alone_is_not_held_against_the_text():
+    columns = [Column("text", "alone", 1.0), *(Column(n, "alone", 1.0) for n in ("identity", "projector"))]
+    given = [[{"fidelity": 0.9}, {"fidelity": 0.2}, {"fidelity": 0.8}]]
+    assert differences(table_of(cases("a"), [columns], given))["alone"]["1"] == {
+        "baseline": "identity",
+        "fidelity": pytest.approx({"mean": 0.6, "low": 0.6, "high": 0.6}),
+    }
 
 
 def test_without_a_model_the_grid_score_remains():

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import ray
 import torch
@@ -13,19 +12,22 @@ import transformers
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from projector.comparison.cases import Case
+from projector.comparison.cases import Case, part_of
 from projector.comparison.comparer import CompareSettings, CompareSpec
 from projector.data.pairs import training_pairs
 from projector.models.resolve import CACHE_VARIABLE, ModelSource, ModelSources
 from projector.network.blend import BLENDS
+from projector.network.projector import Projector
 from projector.options import TrainOptions
+from projector.steering.modes import MODES
 from projector.training.loop import train
 from ray_jobs.__main__ import JOBS, main
 from ray_jobs.cli.parse import parse
 from ray_jobs.cli.run_options import CompareOptions
 from ray_jobs.cluster import workers
 from ray_jobs.cluster.connect import StopRequest
-from ray_jobs.jobs.compare import SETTINGS, claim, comparison, identity_of, settings_of
+from ray_jobs.jobs.compare import SETTINGS, claim, comparison, identity_of, listed, settings_of
+from ray_jobs.jobs.compare_inputs import cases_to_make, known_of, modes_of, scorer_of
 from ray_support import ROOT
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
@@ -68,7 +70,7 @@ first, second, output = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(s
 with connected():
     code = main(first)
     shutil.copytree(output, output.with_name("before"))
-    next(output.glob("pictures/*/projector-0.5.png")).unlink()
+    next(output.glob("pictures/*/projector.blend.0.5.png")).unlink()
     sys.exit(code or main(second))
 """
 
@@ -80,7 +82,7 @@ def compared(head, checkpoint, tmp_path_factory):
     first = compare_words(checkpoint, output=folder / "after", actors=1)
     second = compare_words(checkpoint, output=folder / "after", actors=1, alphas="0,0.5,1", scorer="none")
     words = [sys.executable, "-c", TWICE, json.dumps(first), json.dumps(second), str(folder / "after")]
-    done = subprocess.run(words, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "before", folder / "after", done.stdout
 
@@ -89,49 +91,91 @@ def content_of(folder):
     return json.loads((folder / "compare.json").read_text())
 
 
+def made_of(case):
+    """The pictures of a case at alphas 0 and 0.5: (method, mode, value)."""
+    if not case["prompt"]:
+        return [(method, "alone", 1) for method in METHODS]
+    dialled = [("concat", 1), ("guidance", 0.5), ("blend", 0.5)]
+    return [("text", "alone", 1), *((method, *place) for place in dialled for method in METHODS)]
+
+
 @pytest.mark.ray
 def test_a_comparison(compared, undisturbed, checkpoint):
     before, after, printed = compared
     trained_on = json.loads((checkpoint / "config.json").read_text())["dataset"]
     assert (trained_on["picture"], trained_on["quantize"]) == ({"height": 64, "width": 64}, "none")
-    assert printed.startswith(f"2 references, 5 pictures each, to {after}, on 1 node")
-    assert "compare: 10/10 pictures (100%)" in printed
+    total = 2 * (4 + 2 * 13)
+    assert printed.startswith(f"2 references, 6 cases, {total} pictures, to {after}, on 1 node")
+    assert f"compare: {total}/{total} pictures (100%)" in printed
     result = content_of(before)
-    told = [result[name] for name in ("alphas", "blend", "checkpoint")]
-    assert told == [[0, 0.5], "interpolate", str(checkpoint)]
+    told = [result[name] for name in ("modes", "alphas", "blend", "checkpoint", "references")]
+    modes = ["alone", "concat", "guidance", "blend"]
+    assert told == [modes, [0, 0.5], "interpolate", str(checkpoint), 2]
     assert "mean nothing" in result["scorer"]
-    columns = [("text", 0), *((name, 0.5) for name in METHODS)]
     assert {name: list(found) for name, found in result["methods"].items()} == {
-        name: [str(float(alpha))] for name, alpha in columns
+        "text": ["alone"],
+        **dict.fromkeys(METHODS, modes),
     }
-    assert result["split"] == "test"
-    tested = read_samples(Dataset.open(open_storage(str(undisturbed))), split="test", tensors=())
-    for found, sample in zip(result["references"], tested, strict=False):
-        assert found["prompt"] == sample.caption
-        kept = open_image((before / found["reference"]).read_bytes()).convert("RGB")
-        assert kept.tobytes() == open_image(sample.image).convert("RGB").tobytes()
-        assert [(entry["method"], entry["alpha"]) for entry in found["pictures"]] == columns
-        for entry in found["pictures"]:
-            assert open_image((before / entry["file"]).read_bytes()).size == (64, 64)
-            assert entry["scores"].keys() == {"text_alignment", "style_similarity", "blockiness"}
-        assert open_image((before / found["grid"]).read_bytes()).width > 3 * 256
+    assert result["methods"]["projector"]["guidance"].keys() == {"0.5"}
+    assert result["methods"]["projector"]["concat"]["1"].keys() == {
+        "text_alignment",
+        "style_similarity",
+        "adherence",
+        "fidelity",
+        "blockiness",
+    }
+    assert {mode: list(found) for mode, found in result["differences"].items()} == {
+        "alone": ["1"],
+        "concat": ["1"],
+        "guidance": ["0.5"],
+        "blend": ["0.5"],
+    }
+    samples = list(read_samples(Dataset.open(open_storage(str(undisturbed))), split="test", tensors=()))
+    for number, case in enumerate(result["cases"]):
+        own, other = (samples[(number // 3 + step) % 2] for step in (0, 1))
+        assert case["prompt"] == ("", other.caption, part_of(other.caption, 0))[number % 3]
+        assert case["reference"] == f"pictures/{case['case']}/reference.png"
+        kept = open_image((before / case["reference"]).read_bytes()).convert("RGB")
+        assert kept.tobytes() == open_image(own.image).convert("RGB").tobytes()
+        assert case["seed"] == result["cases"][number - number % 3]["seed"]
+        found = [(entry["method"], entry["mode"], entry["value"]) for entry in case["pictures"]]
+        assert found == made_of(case)
+        assert open_image((before / case["grid"]).read_bytes()).width > 3 * 256
+
+
+@pytest.mark.ray
+def test_every_picture_is_listed_for_others_to_judge(compared):
+    before, *_ = compared
+    cases = json.loads((before / "cases.json").read_text())
+    assert cases == [
+        {name: entry[name] for name in ("method", "mode", "value", "file")}
+        | {name: case[name] for name in ("case", "reference", "prompt")}
+        for case in content_of(before)["cases"]
+        for entry in case["pictures"]
+    ]
+    for entry in cases:
+        value = f"{entry['value']:g}"
+        name = f"{entry['method']}.{entry['mode']}.{value}.png"
+        assert entry["file"] == f"pictures/{entry['case']}/{name}"
+        assert open_image((before / entry["file"]).read_bytes()).size == (64, 64)
 
 
 @pytest.mark.ray
 def test_only_what_is_not_there_is_made_when_it_is_run_again_or_grows(compared):
     before, after, printed = compared
-    assert "compare: 18/18 pictures (100%)" in printed
+    assert "compare: 92/92 pictures (100%)" in printed
     known, now = (
-        {path.relative_to(folder): path for path in folder.glob("pictures/*/*.png")}
+        {path.relative_to(folder): path for path in folder.glob("pictures/*/*.*.*.png")}
         for folder in (before, after)
     )
-    assert (len(known), len(now)) == (10, 18)
+    assert (len(known), len(now)) == (60, 92)
     made_again = [name for name in known if known[name].stat().st_mtime_ns != now[name].stat().st_mtime_ns]
-    assert [name.name for name in made_again] == ["projector-0.5.png"]
+    assert [name.name for name in made_again] == ["projector.blend.0.5.png"]
     assert all(known[name].read_bytes() == now[name].read_bytes() for name in known)
     result = content_of(after)
     assert (result["scorer"], result["alphas"]) == ("none", [0, 0.5, 1])
-    assert result["methods"]["projector"]["1.0"].keys() == {"blockiness"}
+    assert result["methods"]["projector"]["blend"]["1"].keys() == {"blockiness"}
+    assert result["differences"] == {}
 
 
 @pytest.fixture
@@ -180,6 +224,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(refused, checkpoint, tmp
         ({"alphas": "0,1.5"}, "less than or equal to 1"),
         ({"alphas": "[NaN]"}, "compare.alphas"),
         ({"alphas": "0.5,0.5"}, "twice"),
+        ({"modes": "concat,mix"}, "'alone', 'concat', 'guidance', 'blend' or 'interpolate'"),
+        ({"modes": "concat,concat"}, "twice"),
         ({"height": 48}, "greater than or equal to 64"),
         ({"blend": "smooth"}, "'interpolate', 'linear'"),
         ({"models": "large"}, "must be `tiny`, `mini`, or both `image` and `vl` below it"),
@@ -207,12 +253,13 @@ def test_pictures_of_the_earlier_blend_are_not_taken_for_those_of_this_one(tmp_p
     settings = CompareSettings(64, 64, 2, 0.0, 512, "float32", "interpolate")
     sources = SimpleNamespace(to_json=dict)
     found = identity_of(CompareOptions(checkpoint=str(tmp_path)), settings, sources)
-    assert found["blended"] == "caption rows, by area"
+    assert found["rows"] == "of the whole conditioning"
 
 
-def test_options_know_every_blend_and_a_single_folder():
+def test_options_know_every_blend_every_mode_and_a_single_folder():
     options = CompareOptions.model_fields["blend"].annotation.__args__
     assert set(options) == set(BLENDS)
+    assert CompareOptions(modes=list(MODES)).modes == list(MODES)
     found = parse(["compare", "--compare.images", "a folder", "--compare.alphas", "1,0,0.3"], JOBS).options
     assert (found["compare"].images, found["compare"].alphas) == (["a folder"], [0.0, 0.3, 1.0])
     assert CompareOptions(images="a, b.png").images == ["a, b.png"]
@@ -227,7 +274,7 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     assert json.loads((tmp_path / SETTINGS).read_text())["settings"] == {"steps": 9, "blend": "linear"}
 
 
-def test_scores_are_summed_up_over_references_by_method_and_alpha():
+def test_what_becomes_of_scores():
     options = CompareOptions(methods=["projector"], alphas=[0.0, 0.5])
     model = ModelSource("id", "path", "", {})
     spec = CompareSpec(
@@ -238,15 +285,92 @@ def test_scores_are_summed_up_over_references_by_method_and_alpha():
         scorers=(),
         settings=settings_of(options, on_gpu=False),
         reference=None,
+        attributes=True,
     )
-    cases = [Case(name, "p", 1) for name in ("a", "b", "c")]
-    scores = [[{"s": value}, {"s": 10 * value}] for value in (1.0, 2.0, 3.0)]
-    result = comparison(options, cases, spec, scores)
-    found = result["methods"]
-    half = 4.3027 / np.sqrt(3)  # Student's t for two degrees of freedom
-    assert found["text"]["0.0"]["s"] == pytest.approx({"mean": 2, "low": 2 - half, "high": 2 + half})
-    assert found["projector"]["0.5"]["s"]["high"] == pytest.approx(20 + 10 * half)
-    assert [entry["pictures"][1]["scores"]["s"] for entry in result["references"]] == [10, 20, 30]
+    work = [
+        (case, case.columns(options.methods, ["alone", "blend"], options.alphas))
+        for case in (Case("a0", "", 1, "a"), Case("a1", "p", 1, "a"), Case("b1", "p", 2, "b"))
+    ]
+    scores = [
+        [{"fidelity": 0.5}],
+        [{"adherence": 0.5, "fidelity": 0.1}, {"adherence": 0.75, "fidelity": 0.2}],
+        [{"adherence": 0.6, "fidelity": 0.1}, {"adherence": 0.6, "fidelity": 0.4}],
+    ]
+    result = comparison(options, ["alone", "blend"], work, spec, scores)
+    assert (result["scorer"], result["references"]) == ("attributes read from pixels", 2)
+    assert result["methods"]["projector"]["alone"]["1"]["fidelity"]["mean"] == 0.5
+    assert result["methods"]["text"]["alone"]["1"]["adherence"]["mean"] == pytest.approx(0.55)
+    difference = result["differences"]["blend"]["0.5"]
+    assert (difference["baseline"], difference["fidelity"]["mean"]) == ("text", pytest.approx(0.2))
+    assert [entry["file"] for entry in listed(work)] == [
+        "pictures/a0/projector.alone.1.png",
+        "pictures/a1/text.alone.1.png",
+        "pictures/a1/projector.blend.0.5.png",
+        "pictures/b1/text.alone.1.png",
+        "pictures/b1/projector.blend.0.5.png",
+    ]
+
+
+@pytest.fixture
+def given(tmp_path):
+    """Options of a comparison of a user's two pictures."""
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    (tmp_path / "prompts.txt").write_text("a fox\na hen\n")
+
+    def options(**changes):
+        usual = {"images": [str(tmp_path)], "prompts": str(tmp_path / "prompts.txt")}
+        return CompareOptions(**usual | changes)
+
+    return options
+
+
+def pretend(**what):
+    """A projector as far as its description is asked for."""
+    usual = {"tokens": "image", "text_mode": "none", "picture_size": {}, "config": {}}
+    return SimpleNamespace(**usual | what)
+
+
+def test_a_users_pictures_have_a_case_each_and_one_without_a_prompt(given, tmp_path):
+    def prompts_of(modes, **changes):
+        cases = cases_to_make(given(**changes), pretend(), modes)
+        return [(case.prompt, picture.getpixel((0, 0))[0]) for case, picture in cases]
+
+    red, blue = 255, 0
+    assert prompts_of(["alone", "concat"]) == [("", red), ("a fox", red), ("", blue), ("a hen", blue)]
+    assert prompts_of(["blend"]) == [("a fox", red), ("a hen", blue)]
+    assert prompts_of(["alone"], prompts=None) == [("", red), ("", blue)]
+    twice = [str(tmp_path / "a.png")] * 2
+    assert prompts_of(["alone", "concat"], images=twice) == [("", red), ("a fox", red), ("a hen", red)]
+
+
+def test_modes_that_make_sense():
+    captions = pretend(tokens="text", text_mode="caption")
+    assert modes_of(CompareOptions(), pretend()) == ["alone", "concat", "guidance", "blend"]
+    assert modes_of(CompareOptions(), captions) == ["concat", "guidance", "blend"]
+    assert modes_of(CompareOptions(modes=["interpolate"]), captions) == ["interpolate"]
+    with pytest.raises(UsageError, match="alone has no prompt, and the projector takes tokens 'text'"):
+        modes_of(CompareOptions(modes=["alone"]), captions)
+
+
+@pytest.mark.ray
+def test_the_templates_end_comes_from_the_data_where_the_projector_has_none(checkpoint):
+    projector = Projector.from_pretrained(str(checkpoint))
+    options = CompareOptions(methods=["identity", "projector"])
+    assert known_of(options, projector, ["concat", "blend", "interpolate"]) == (None, None)
+    statistics, suffix = known_of(options, projector, ["alone"])
+    assert statistics is None
+    assert suffix.shape == (projector.config["template"]["suffix_tokens"], projector.width)
+    assert len(suffix)
+    projector.config["dataset"] = {}
+    with pytest.raises(
+        UsageError, match=r"compare\.data is empty.*compare\.modes concat,blend, which need none"
+    ):
+        known_of(options, projector, ["guidance"])
+
+
+def test_the_miniature_models_are_scored_without_siglip():
+    assert scorer_of(CompareOptions(models="mini")) is None
 
 
 class FakeRay:

@@ -69,8 +69,8 @@ def make_run(folder, arch="linear"):
     secret = PngImagePlugin.PngInfo()
     secret.add_text("place", str(folder))
     Image.new("RGB", (3000, 40), "red").save(grids / "one.png", pnginfo=secret)
-    references = [{"name": "one", "prompt": HOSTILE, "grid": "grids/one.png"}]
-    comparison = {"checkpoint": str(folder / "mlp"), "references": references}
+    cases = [{"case": "one", "prompt": HOSTILE, "grid": "grids/one.png"}]
+    comparison = {"checkpoint": str(folder / "mlp"), "cases": cases}
     (folder / "mlp" / "compare" / "compare.json").write_text(json.dumps(comparison))
     return folder
 
@@ -162,7 +162,7 @@ def test_pictures_are_made_anew_where_there_are_any(run, tmp_path):
 
 @pytest.mark.parametrize("grid", ["../../etc/passwd", "grids/none.png", "compare.json", 7])
 def test_a_grid_that_is_none_is_refused(run, tmp_path, capsys, grid):
-    content = {"checkpoint": "mlp", "references": [{"name": "a", "prompt": "b", "grid": grid}]}
+    content = {"checkpoint": "mlp", "cases": [{"case": "a", "prompt": "b", "grid": grid}]}
     (run / "mlp" / "compare" / "compare.json").write_text(json.dumps(content))
     assert export(run, tmp_path / "out") == 2
     assert "cannot be read" in capsys.readouterr().err

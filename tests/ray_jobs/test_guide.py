@@ -54,8 +54,8 @@ def test_every_command_in_its_order(head, checkout):
         assert name in evaluate
     methods = json.loads((first / "ridge" / "eval.json").read_text())["methods"]
     assert methods.keys() >= {"projector", "attention", "ridge", "no_input", "identity"}
-    assert "1 references, 5 pictures each" in compare
-    assert len(list((first / "ridge" / "compare" / "grids").glob("*.png"))) == 1
+    assert "1 references, 3 cases, 24 pictures" in compare
+    assert len(list((first / "ridge" / "compare" / "grids").glob("*.png"))) == 3
     assert (first / "report.html").stat().st_size > 50_000
     assert "upload" in export
     assert json.loads((first / "export" / "config.json").read_text())["network"]["arch"] == "ridge"

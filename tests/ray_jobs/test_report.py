@@ -11,12 +11,19 @@ from ray_jobs.__main__ import main
 from ray_jobs.report import coverage as coverage_module
 from ray_jobs.report import page as report_module
 from ray_jobs.report import pictures as gallery
-from ray_jobs.report.charts import heat_map, histogram, interval_chart, line_chart, ratio_chart
+from ray_jobs.report.charts import (
+    frontier_chart,
+    heat_map,
+    histogram,
+    interval_chart,
+    line_chart,
+    ratio_chart,
+)
 from ray_jobs.report.coverage import OTHERS, coverage
 from ray_jobs.report.run_files import Run, Training, find_run
-from ray_jobs.report.run_schema import Evaluation, Summary
+from ray_jobs.report.run_schema import Comparison, Evaluation, Summary
 from ray_jobs.report.tables import COLUMNS
-from ray_jobs.report.verdict import best_first, verdict
+from ray_jobs.report.verdict import best_first, standings, verdict
 from report_example import (
     HOSTILE,
     evaluation,
@@ -92,7 +99,12 @@ def test_the_page_tells_what_the_run_holds(whole, page):
         "Error against spread",
         "mlp beats ridge on validation",
         "Caption swap of mlp",
-        "style similarity",
+        "In pictures (compare): concat: adherence 0.63, fidelity 0.63; above identity, the best of the others, by "
+        "fidelity 0.25 (95% 0.12 to 0.38).",
+        "2 references, blended by interpolate, scored by attributes read from pixels",
+        "Projector above the best of the others in compare: paired differences",
+        "Adherence and fidelity in compare: text 0.63 / 0.63; identity, concat 0.63 / 0.63; identity, guidance 0.4 / "
+        "0.4, 0.53 / 0.53;",
         "Validation loss by number of training pairs: 0.41 with 1,000 pairs",
         find_run(open_storage(str(whole))).datasets[0].fingerprint,
         "numpy 2",
@@ -155,6 +167,7 @@ def test_charts_draw_hostile_labels_as_they_stand():
         ratio_chart([None, 1.0, -1.0, 0.0], [None] * 4, named=(1, 396), title=HOSTILE),
         histogram([None], [], x_label="x", title=HOSTILE),
         interval_chart([(1, 2, 2, 2)], x_label="x", y_label="y", title=HOSTILE),
+        frontier_chart({label: [(0.1, 0.2)] for label in labels}, x_label="x", y_label="y", title=HOSTILE),
     ]
     for svg in drawings:
         assert svg.startswith('<svg role="img" aria-label="')
@@ -230,7 +243,7 @@ def test_nothing_to_report_on(tmp_path):
         ("mlp/eval.json", "[" * 100_000, "is not JSON"),
         ("mlp/eval.json", "{}", "methods: Field required"),
         ("mlp/eval.json", '{"methods": {"a": 1}}', "methods.a: Input should be"),
-        ("compare.json", '{"references": [{"pictures": [{}]}]}', "references.0.pictures.0.method"),
+        ("compare.json", '{"cases": [{"pictures": [{}]}]}', "cases.0.pictures.0.method"),
         ("ladder.json", '{"curve": [{"pairs": "many"}]}', "curve.0.pairs"),
         ("data/dataset.json", "{}", "format version None"),
     ],
@@ -277,25 +290,25 @@ def test_a_dataset_that_cannot_be_read_is_named(small, capsys, root):
 
 @pytest.mark.parametrize("file", ["../secret.png", "/etc/passwd", "absent.png", "link.png", "text.png"])
 def test_pictures_come_from_the_run_alone(small, capsys, file):
-    write_comparison(small / "mlp", references=1)
+    write_comparison(small / "mlp", cases=1)
     for place in (small, small.parent):
         (place / "secret.png").write_bytes(picture(1))
     (small / "mlp" / "link.png").symlink_to(small.parent / "secret.png")  # links inside the run are followed
     (small / "mlp" / "text.png").write_text("no picture")
     content = json.loads((small / "mlp" / "compare.json").read_text())
-    content["references"][0]["pictures"][0]["file"] = file
+    content["cases"][0]["pictures"][0]["file"] = file
     (small / "mlp" / "compare.json").write_text(json.dumps(content))
     page = page_of(small, capsys)
     assert f"{file}&#39; could not be read" in page
     assert page.count("data:image/webp") == 7
 
 
-def test_few_references_are_enough(small, capsys, monkeypatch):
-    monkeypatch.setattr(gallery, "REFERENCES", 1)
-    write_comparison(small, references=2)
+def test_few_cases_are_enough(small, capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "CASES", 1)
+    write_comparison(small, cases=2)
     page = page_of(small, capsys)
     assert page.count('class="slider"') == 1
-    assert "1 of 2 references are shown" in page
+    assert "1 of 2 cases are shown" in page
 
 
 def test_a_projector_that_copies_is_called_so_first(small, capsys):
@@ -320,6 +333,33 @@ def test_what_is_not_shown_to_be_better_is_not_called_better():
     assert "beats every baseline" in verdict_of(close)[0].text
     del close["methods"]["projector"]["differences"]  # written before there were any
     assert "not shown to be better than ridge (their 95% intervals overlap)" in verdict_of(close)[0].text
+
+
+def compared(low, references=5, value="0.3"):
+    """A comparison whose projector leads by 0.2 in the mode guidance."""
+    score = {"mean": 0.5}
+    lead = {"baseline": "text", "fidelity": {"mean": 0.2, "low": low, "high": 0.4}}
+    content = {
+        "references": references,
+        "methods": {"projector": {"guidance": {value: {"fidelity": score}}}},
+        "differences": {"guidance": {value: lead}, "gone": {"1": lead}},
+    }
+    return Comparison.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "warns"), [(compared(0.1), False), (compared(-0.1), True), (compared(0.1, 1), True)]
+)
+def test_pictures_have_their_word_in_the_verdict(comparison, warns):
+    line = verdict(Run("run", open_storage("."), (), {}, {}, {"": comparison}, {}, ()))[-1]
+    assert line.warns == warns
+    assert line.text.startswith(
+        "In pictures (run): guidance 0.3: fidelity 0.5; above text, the best of the others, by "
+    )
+
+
+def test_a_value_that_is_none_is_shown_as_it_stands():
+    assert standings(compared(0.1, value=HOSTILE))[0].startswith(f"guidance {HOSTILE}: ")
 
 
 def test_an_exported_copy_is_no_projector_of_its_own(tmp_path):

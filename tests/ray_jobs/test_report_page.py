@@ -85,13 +85,13 @@ def test_the_slider_shows_more_or_less_of_either_side(show):
     assert page.evaluate(left).endswith("20%)")
     slider.locator("input").press("ArrowRight")
     assert page.evaluate(left).endswith("21%)")
-    assert slider.locator(".without").get_attribute("alt") == "r0: text at alpha 0"
-    assert slider.locator(".with").get_attribute("alt") == "r0: projector at alpha 0.5"
-    slider.locator("select.strength").select_option("0.7")
+    assert slider.locator(".without").get_attribute("alt") == "r0: text, alone"
+    assert slider.locator(".with").get_attribute("alt") == "r0: projector, concat"
+    slider.locator("select.way").select_option("guidance 0.7")
     slider.locator("select.method").select_option("identity")
-    assert slider.locator(".without").get_attribute("alt") == "r0: identity at alpha 0.7"
-    assert slider.locator(".with").get_attribute("alt") == "r0: projector at alpha 0.7"
-    assert page.locator(".slider .with").nth(1).get_attribute("alt") == "r1: projector at alpha 0.5"
+    assert slider.locator(".without").get_attribute("alt") == "r0: identity, guidance 0.7"
+    assert slider.locator(".with").get_attribute("alt") == "r0: projector, guidance 0.7"
+    assert page.locator(".slider .with").nth(1).get_attribute("alt") == "r1: projector, concat"
     assert page.complaints == []
 
 
