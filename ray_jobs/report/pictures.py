@@ -8,7 +8,7 @@ from itertools import islice
 
 from projector.steering.modes import DIALLED
 from ray_jobs.report.run_files import UNREADABLE, join, reason
-from ray_jobs.report.run_schema import Case, Comparison
+from ray_jobs.report.run_schema import ComparedCase, Comparison
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.format.sample import open_image
@@ -113,7 +113,7 @@ def grids(storage: Storage, folder: str, comparison: Comparison, notes: list[str
     return [_grid(storage, folder, case, notes) for case in comparison.cases[:CASES]]
 
 
-def _grid(storage: Storage, folder: str, case: Case, notes: list[str]) -> Grid:
+def _grid(storage: Storage, folder: str, case: ComparedCase, notes: list[str]) -> Grid:
     files = {(picture.method, way_of(picture.mode, picture.value)): picture.file for picture in case.pictures}
     methods = sorted({method for method, _ in files}, key=_place_in_grid)
     columns = tuple(dict.fromkeys(way for _, way in files))

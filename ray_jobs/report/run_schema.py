@@ -128,7 +128,7 @@ class ComparedPicture(Record):
     file: str
 
 
-class Case(Record):
+class ComparedCase(Record):
     """A reference picture with a prompt or none, and what was made of both."""
 
     case: str = ""
@@ -152,7 +152,7 @@ class Comparison(Record):
     split: str = ""
     scorer: str = ""
     references: Count = 0
-    cases: tuple[Case, ...] = ()
+    cases: tuple[ComparedCase, ...] = ()
     methods: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Score]]]] = Field(default_factory=dict)
     """Scores by method, mode and value."""
     differences: Mapping[str, Mapping[str, Lead]] = Field(default_factory=dict)
