@@ -5,6 +5,7 @@ B batch, S sequence, M outputs, D hidden.
 
 import json
 import re
+from os import PathLike
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +16,8 @@ from projector.data.template import token_rms
 from projector.models.int8 import Quantize
 from projector.network.architectures import ProjectorNetwork
 from projector.network.blend import blend_interpolate
-from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
+from projector.network.checkpoint import CONFIG, get_config, get_network, put_json, put_network
+from projector.network.hub import find_projector, push
 from projector.options import VL_TOKENS, TextMode, Tokens
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
@@ -37,27 +39,75 @@ class Projector:
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, path: str, *, device: torch.device | str = "cpu") -> "Projector":
-        """Load what `train` or `export` wrote.
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "Projector":
+        """Load what `train`, `export` or `push_to_hub` wrote.
 
         Args:
-            path: folder or s3:// root.
+            path: folder, s3:// root, `.safetensors` file that was exported, or Hub id (`org/name`,
+                `org/name@revision`).
             device: where to put it.
+            revision: of a Hub id: a branch, a tag or a commit.
+            token: of the Hub; None: the one of `hf auth login` or HF_TOKEN.
 
         Raises:
             UsageError: nothing there, or files that do not fit together.
         """
-        storage = open_storage(str(path))
-        config = get_json(storage, CONFIG)
-        network = get_network(storage, config)
+        root, weights = find_projector(str(path), revision, token)
+        storage = open_storage(root)
+        config = get_config(storage, weights)
+        network = get_network(storage, config, weights)
         _check_description(config, network.shape.width, storage.root)
         return cls(network.to(device), config)
 
-    def save_pretrained(self, path: str) -> None:
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write config.json and model.safetensors, which `from_pretrained` reads back."""
         storage = open_storage(str(path))
-        put_network(storage, self.network)
+        put_network(storage, self.network, self.config)
         put_json(storage, CONFIG, self.config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        branch: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str = "apache-2.0",
+        commit_message: str = "Push projector",
+    ) -> str:
+        """Put weights, config.json and a card into a repository of the Hub; nothing there names this machine.
+
+        `export` makes a folder with figures and pictures, too, for `hf upload`.
+
+        Args:
+            repo_id: `org/name`; made where there is none.
+            branch: made where there is none; None: the default one.
+            private: of a new repository; None: as the organisation has it.
+            token: None: the one of `hf auth login` or HF_TOKEN.
+            license: the Hub's identifier of the licence, for a new card; a card that is there stays.
+            commit_message: of the commit.
+
+        Returns:
+            URL of the commit.
+        """
+        return push(
+            self.network,
+            self.config,
+            repo_id,
+            restore=self.restore,
+            license_id=license,
+            branch=branch,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+        )
 
     @property
     def width(self) -> int:

@@ -71,7 +71,6 @@ def test_the_card_goes_from_a_picture_to_a_conditioning(folder):
         re.findall(r"^```python\n(.*?)^```$", (folder / "this-folder" / "README.md").read_text(), re.M | re.S)
     )
     for shown, tried in (
-        ('"cuda"', '"cpu"'),
         ("Qwen/Qwen3-VL-4B-Instruct", "models/Qwen3-VL-4B-Instruct"),
         ("Tongyi-MAI/Z-Image-Turbo", "models/Z-Image-Turbo"),
     ):
