@@ -220,7 +220,7 @@ class Projector:
             return whole
         before, behind = self.network.shape.prefix, self.network.shape.suffix
         rows = whole[before : len(whole) - behind]
-        first, last = self._own_rows(prompt, kind)
+        first, last = self.own_rows(prompt, kind)
         text = prompt.to(embeddings)
         if mode == "concat":
             return torch.cat([text[:last], rows, text[last:]])
@@ -228,8 +228,8 @@ class Projector:
         own[first:last] = KIND_CAPTION
         return blend_interpolate(rows, text, alpha, kind=own)
 
-    def _own_rows(self, prompt: Tensor, kind: Tensor | None) -> tuple[int, int]:
-        """Where a prompt's own rows begin and end."""
+    def own_rows(self, prompt: Tensor, kind: Tensor | None = None) -> tuple[int, int]:
+        """Where a prompt's own rows begin and end; arguments and errors are those of `conditioning`."""
         if prompt.dim() != 2 or prompt.shape[1] != self.width:
             raise UsageError(
                 f"prompt of shape {tuple(prompt.shape)} does not fit; expected (rows, {self.width})"
