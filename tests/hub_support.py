@@ -70,9 +70,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         hub, path = self.server.hub, unquote(urlsplit(self.path).path)
         hub.asked.append(path)
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^?]+)", path):
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)(/.+)?", path):
             found = self.look(match[1], match[3])
-            if found and match[2] == "revision":
+            if found and match[4]:
+                self.answer(404, {"error": "no such folder"}, X_Error_Code="EntryNotFound")
+            elif found and match[2] == "revision":
                 names = [{"rfilename": name} for name in found[1]]
                 self.answer(200, {"id": match[1], "sha": found[0], "siblings": names, "private": False})
             elif found:

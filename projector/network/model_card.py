@@ -185,31 +185,39 @@ def _use(published: Published) -> str:
     kind = f"(S, {width}) hidden states of layer {layer}, {TOKENS[config['tokens']]}"
     said = published.repository or "this-folder"
     place = "" if published.repository else " and this folder downloaded"
-    return f"""With the project installed (`pip install` in a copy of its repository){place}:
-
-```python
-from projector import Projector
-projector = Projector.from_pretrained("{said}")
-```
-
-`projector(embeddings)` takes {kind}, or a batch of them. From a picture to what conditions Z-Image:
+    beside = "prompt" if text else "None"
+    return f"""With the project installed (`pip install ".[diffusers]"` in a copy of its repository){place}:
 
 ```python
 import torch
 from PIL import Image
 
-from projector import VLEmbeddingExtractor, blend_interpolate
-from projector.models.text_encoder import TextEncoder
+from projector import ZImageProjectorPipeline
 
-prompt = "a lighthouse at dusk"
-where = {{"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": torch.bfloat16}}
-extractor = VLEmbeddingExtractor.from_pretrained("{vl}", projector_path="{said}", **where)
-result = extractor.extract(Image.open("cat.jpg"), text={"prompt" if text else "None"}, hidden_layer={layer})
-text = TextEncoder.from_pretrained("{image}", **where).encode([prompt])[0]
-conditioning = blend_interpolate(result.embeddings, text.embeddings, alpha=0.5, kind=text.kind)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pipe = ZImageProjectorPipeline.from_pretrained(
+    "{image}", projector="{said}", vision="{vl}", dtype=torch.bfloat16
+).to(device)
+prompt, cat = "a lighthouse at dusk", Image.open("cat.jpg")
+picture = pipe(prompt, reference=cat, num_inference_steps=8, guidance_scale=0.0).images[0]
 ```
 
-Give diffusers' pipeline `prompt_embeds=[conditioning]`, a list with a tensor for each picture."""
+Or by hand, without diffusers:
+
+```python
+from projector import Projector, VLEmbeddingExtractor
+from projector.models.text_encoder import TextEncoder
+
+where = {{"device": device, "dtype": torch.bfloat16}}
+projector = Projector.from_pretrained("{said}")
+extractor = VLEmbeddingExtractor.from_pretrained("{vl}", "{said}", **where)
+seen = extractor.extract(cat, text={beside}, hidden_layer={layer}).raw
+text = TextEncoder.from_pretrained("{image}", **where).encode([prompt])[0]
+conditioning = projector.conditioning(seen, text.embeddings, text.kind)
+```
+
+`projector(embeddings)` takes {kind}, or a batch of them. Give any Z-Image pipeline of diffusers \
+`prompt_embeds=[conditioning]`, a list with a tensor for each picture."""
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:
