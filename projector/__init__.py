@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from projector.network.blend import blend_interpolate
     from projector.network.projector import Projector
     from projector.steering.extractor import VLEmbeddingExtractor
+    from projector.steering.pipeline import ZImageProjectorPipeline
 
-__all__ = ["Projector", "VLEmbeddingExtractor", "blend_interpolate"]
+__all__ = ["Projector", "VLEmbeddingExtractor", "ZImageProjectorPipeline", "blend_interpolate"]
 
 _HOMES = {
     "Projector": "projector.network.projector",
     "VLEmbeddingExtractor": "projector.steering.extractor",
+    "ZImageProjectorPipeline": "projector.steering.pipeline",
     "blend_interpolate": "projector.network.blend",
 }
 

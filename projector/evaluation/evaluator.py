@@ -17,7 +17,6 @@ from projector.options import Align, EvaluateOptions, ModelPaths, TextMode, Toke
 from projector.training.response import frozen_model
 from shards.errors import UsageError
 
-EVALUATION = "eval.json"
 MAIN = "projector"  # what evaluate.checkpoint is called in the result
 # Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
 JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}

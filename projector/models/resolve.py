@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ WEIGHTED_PARTS = ("transformer", "vae", "text_encoder")
 VL_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 HASHED_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# `org/name` or `org/name@revision`; a revision may have slashes, as in refs/pr/1.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -210,13 +213,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or default)
 
 
-def locate(option: str, name: str, parts: Sequence[str] = ()) -> tuple[str, Path, str]:
+def locate(
+    option: str, name: str, parts: Sequence[str] = (), *, files: Sequence[str] = (), token: str | None = None
+) -> tuple[str, Path, str]:
     """Name, folder and revision of a model; a hub id is fetched into the hub's cache first.
 
     Args:
         option: what errors call it.
         name: a local folder or a hub id (`id@revision`).
-        parts: folders of it that are fetched from the hub; none for all.
+        parts: folders of it that are fetched from the hub; none, and no files: all.
+        files: files of it that are fetched from the hub.
+        token: of the hub; None: the one of `hf auth login` or HF_TOKEN.
 
     Raises:
         UsageError: neither a folder nor to be had from the hub.
@@ -238,8 +245,9 @@ def locate(option: str, name: str, parts: Sequence[str] = ()) -> tuple[str, Path
             snapshot_download(
                 identity,
                 revision=revision or None,
-                allow_patterns=[f"{part}/*" for part in parts] or None,
+                allow_patterns=[*(f"{part}/*" for part in parts), *files] or None,
                 ignore_patterns=[f"*{suffix}" for suffix in PICKLED_SUFFIXES],
+                token=token,
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from projector.network.architectures import ProjectorNetwork, Shape
-from shards.errors import NotFoundError, UsageError
+from shards.errors import NotFoundError, StorageError, UsageError
 from shards.stores.store import Storage
 
 FORMAT = 1
@@ -19,7 +19,10 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+EVALUATION = "eval.json"
 STATE = "state.safetensors"
+EMBEDDED = "projector"  # under this name a file's head holds what config.json does
+MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 
 
 @dataclass
@@ -64,14 +67,52 @@ def get_json(storage: Storage, key: str) -> Any:
         raise UsageError(f"{storage.root}/{key} is not JSON: {error}; train or export again") from None
 
 
-def put_network(storage: Storage, network: ProjectorNetwork) -> None:
-    """Put the weights and the standardisation, on the CPU's layout whatever the device."""
+def get_config(storage: Storage, weights: str = WEIGHTS) -> Any:
+    """Read what describes a projector: config.json, or what a single file says of itself.
+
+    Args:
+        storage: the folder.
+        weights: name of the weights; with another name than the usual one, or without a config.json beside them, they
+            are a file by themselves.
+
+    Raises:
+        UsageError: there is no description, or it is not JSON.
+    """
+    if weights == WEIGHTS and (storage.stat(CONFIG) is not None or storage.stat(WEIGHTS) is None):
+        return get_json(storage, CONFIG)
+    where = f"{storage.root}/{weights}"
+    try:
+        length = int.from_bytes(storage.get_range(weights, 0, 8), "little")
+        header = json.loads(storage.get_range(weights, 8, min(length, MAX_HEADER)))
+        return json.loads(header["__metadata__"][EMBEDDED])
+    except (KeyError, TypeError):
+        raise UsageError(
+            f"{where} holds no description of a projector; give the folder, or a file that `export` wrote"
+        ) from None
+    except (ValueError, RecursionError, StorageError) as error:
+        raise UsageError(f"{where} is no safetensors file of a projector: {error}; export again") from None
+
+
+def put_network(storage: Storage, network: ProjectorNetwork, config: Mapping[str, Any] | None = None) -> None:
+    """Put the weights and the standardisation, on the CPU's layout whatever the device.
+
+    Args:
+        storage: the folder.
+        network: its tensors are put.
+        config: content of config.json, to go into the file's head, so that the file can be used by itself.
+    """
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in network.state_dict().items()}
-    storage.put_bytes(WEIGHTS, safetensors.torch.save(tensors))
+    head = {EMBEDDED: json.dumps(config, ensure_ascii=False)} if config is not None else None
+    storage.put_bytes(WEIGHTS, safetensors.torch.save(tensors, metadata=head))
 
 
-def get_network(storage: Storage, config: Mapping[str, Any]) -> ProjectorNetwork:
+def get_network(storage: Storage, config: Mapping[str, Any], weights: str = WEIGHTS) -> ProjectorNetwork:
     """Build the network that config.json describes and load its weights.
+
+    Args:
+        storage: the folder.
+        config: what `get_config` read.
+        weights: name of the weights.
 
     Raises:
         UsageError: the weights are missing, damaged, or not those of the described network.
@@ -94,7 +135,7 @@ def get_network(storage: Storage, config: Mapping[str, Any]) -> ProjectorNetwork
         reason = str(error).splitlines()[0]
         raise UsageError(f"{where} does not describe a projector: {reason}; train or export again") from None
     try:
-        tensors = safetensors.torch.load(storage.get_bytes(WEIGHTS))
+        tensors = safetensors.torch.load(storage.get_bytes(weights))
         _check_weights(tensors, network.state_dict())
     except NotFoundError:
         raise UsageError(
@@ -103,7 +144,7 @@ def get_network(storage: Storage, config: Mapping[str, Any]) -> ProjectorNetwork
         ) from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise UsageError(
-            f"{storage.root}/{WEIGHTS} does not fit {CONFIG}: {error}; train or export again"
+            f"{storage.root}/{weights} does not fit {CONFIG}: {error}; train or export again"
         ) from None
     network.load_state_dict(tensors, assign=True)
     return network.eval()

@@ -1,14 +1,29 @@
 """The page that goes with a projector to publish: pure text from its config.json, eval.json and pictures."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from projector.network.checkpoint import CONFIG, EVALUATION, WEIGHTS
+from projector.network.publishing import FOLDED, ONNX, PROGRAM
 from shards.tools.dataset_card import RANDOM, WARNING, are_random
 from shards.tools.markdown import front_matter, inline, table
 
+CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+# The hub's cache keeps a dataset in datasets--ORG--NAME/snapshots/COMMIT.
+HUB_CACHE = re.compile(r"/datasets--([\w.-]+?)--([\w.-]+)/snapshots/", re.ASCII)
+FILES = {
+    WEIGHTS: "weights, normalisation and description, for Projector.from_pretrained; usable by itself",
+    CONFIG: "what it is and what it may be applied to",
+    EVALUATION: "all measurements on held-out pairs",
+    PROGRAM: "the same as a torch.export program, (B, S, D) float32; no pickle in it, but torch.export.load would run "
+    "one that somebody put in: take it from who you trust",
+    ONNX: "the same as ONNX, input vl (B, S, D) float32",
+    FOLDED: "the same as one plain linear layer, weight (D, D) and bias (D,), from raw to raw",
+}
 USUAL = {
     "vl": "Qwen/Qwen3-VL-4B-Instruct",
     "image": "Tongyi-MAI/Z-Image-Turbo",
@@ -24,6 +39,7 @@ FIGURES = {
     "outlier_dims": "dims > 2x",
     "collapsed_dims": "dims < 0.5x",
 }
+NAME, PIPELINE_TAG = "z-image-projector", "image-to-image"
 SMALLER_IS_BETTER = "mse_standardized"
 TOKENS = {
     "image": "the image tokens",
@@ -61,6 +77,10 @@ class Published:
     """The hub's identifier of the licence."""
     restore: float
     """How far outputs are stretched as saved, 0 to 1."""
+    repository: str = ""
+    """Hub id that it is published under; empty where that is not known yet."""
+    dataset: str = ""
+    """Hub id of the dataset it was trained on; empty where it has none."""
 
 
 def model_card(published: Published) -> str:
@@ -69,7 +89,7 @@ def model_card(published: Published) -> str:
     tokens, mode = TOKENS[config["tokens"]], MODES[config["text_mode"]]
     sections = (
         ("", _what_it_is(config)),
-        ("Use", _use(config)),
+        ("Use", _use(published)),
         ("Figures", _figures(published.evaluation)),
         ("Pictures", _pictures(published.pictures)),
         ("Files", table(("file", "what it is"), list(published.files.items()))),
@@ -90,6 +110,13 @@ def model_card(published: Published) -> str:
     return f"{front_matter(_fields(published))}# {_title(config)}\n\n{warning}{body}\n"
 
 
+def dataset_id(config: Mapping[str, Any]) -> str:
+    """The Hub id of the dataset that a projector was trained on, where that was read from the Hub's cache; or empty."""
+    dataset = config.get("dataset")
+    found = HUB_CACHE.search(str(dataset.get("root", "")) + "/") if isinstance(dataset, Mapping) else None
+    return f"{found[1]}/{found[2]}" if found else ""
+
+
 def _fields(published: Published) -> dict[str, Any]:
     identities = [str(model.get("id", "")) for model in _models(published.config).values()]
     bases = [name for name in identities if HUB_ID.fullmatch(name) and not name.startswith(RANDOM)]
@@ -97,10 +124,35 @@ def _fields(published: Published) -> dict[str, Any]:
         "license": published.license,
         "base_model": bases,
         "base_model_relation": "adapter" if bases else None,
-        "pipeline_tag": "image-to-image",
-        "library_name": "z-image-projector",
+        "pipeline_tag": PIPELINE_TAG,
+        "library_name": NAME,
+        "datasets": [published.dataset] if published.dataset else [],
         "tags": ["z-image", "qwen3-vl", "embeddings", "projector", "safetensors"],
+        "model-index": _index(published),
     }
+
+
+def _index(published: Published) -> list[dict[str, Any]]:
+    """The projector's own figures as the Hub shows them beside the page."""
+    methods = (published.evaluation or {}).get("methods")
+    own = methods.get("projector") if isinstance(methods, Mapping) else None
+    values = own if isinstance(own, Mapping) else {}
+    metrics = [
+        {"type": key, "name": label, "value": values[key]}
+        for key, label in FIGURES.items()
+        if type(values.get(key)) in (int, float) and math.isfinite(values[key])
+    ]
+    if not metrics:
+        return []
+    result = {
+        "task": {"type": PIPELINE_TAG},
+        "dataset": {
+            "name": "held-out pairs",
+            "type": published.dataset or "paired-hidden-states",
+        },
+        "metrics": metrics,
+    }
+    return [{"name": published.repository.partition("/")[2] or NAME, "results": [result]}]
 
 
 def _title(config: Mapping[str, Any]) -> str:
@@ -120,7 +172,8 @@ def _what_it_is(config: Mapping[str, Any]) -> str:
     )
 
 
-def _use(config: Mapping[str, Any]) -> str:
+def _use(published: Published) -> str:
+    config = published.config
     width, layer, text = config["network"]["width"], config["layer"], config["text_mode"] == "caption"
     named = {role: str(model.get("id", "")) for role, model in _models(config).items()}
     vl, image = (
@@ -130,30 +183,41 @@ def _use(config: Mapping[str, Any]) -> str:
         for role, usual in USUAL.items()
     )
     kind = f"(S, {width}) hidden states of layer {layer}, {TOKENS[config['tokens']]}"
-    return f"""With the project installed (`pip install` in a copy of its repository) and this folder downloaded:
-
-```python
-from projector import Projector
-projector = Projector.from_pretrained("this-folder")
-```
-
-`projector(embeddings)` takes {kind}, or a batch of them. From a picture to what conditions Z-Image:
+    said = published.repository or "this-folder"
+    place = "" if published.repository else " and this folder downloaded"
+    beside = "prompt" if text else "None"
+    return f"""With the project installed (`pip install ".[diffusers]"` in a copy of its repository){place}:
 
 ```python
 import torch
 from PIL import Image
 
-from projector import VLEmbeddingExtractor, blend_interpolate
-from projector.models.text_encoder import TextEncoder
+from projector import ZImageProjectorPipeline
 
-prompt, where = "a lighthouse at dusk", {{"device": "cuda", "dtype": torch.bfloat16}}
-extractor = VLEmbeddingExtractor.from_pretrained("{vl}", projector_path="this-folder", **where)
-result = extractor.extract(Image.open("cat.jpg"), text={"prompt" if text else "None"}, hidden_layer={layer})
-text = TextEncoder.from_pretrained("{image}", **where).encode([prompt])[0]
-conditioning = blend_interpolate(result.embeddings, text.embeddings, alpha=0.5, kind=text.kind)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+pipe = ZImageProjectorPipeline.from_pretrained(
+    "{image}", projector="{said}", vision="{vl}", dtype=torch.bfloat16
+).to(device)
+prompt, cat = "a lighthouse at dusk", Image.open("cat.jpg")
+picture = pipe(prompt, reference=cat, num_inference_steps=8, guidance_scale=0.0).images[0]
 ```
 
-Give diffusers' pipeline `prompt_embeds=[conditioning]`, a list with a tensor for each picture."""
+Or by hand, without diffusers:
+
+```python
+from projector import Projector, VLEmbeddingExtractor
+from projector.models.text_encoder import TextEncoder
+
+where = {{"device": device, "dtype": torch.bfloat16}}
+projector = Projector.from_pretrained("{said}")
+extractor = VLEmbeddingExtractor.from_pretrained("{vl}", "{said}", **where)
+seen = extractor.extract(cat, text={beside}, hidden_layer={layer}).raw
+text = TextEncoder.from_pretrained("{image}", **where).encode([prompt])[0]
+conditioning = projector.conditioning(seen, text.embeddings, text.kind)
+```
+
+`projector(embeddings)` takes {kind}, or a batch of them. Give any Z-Image pipeline of diffusers \
+`prompt_embeds=[conditioning]`, a list with a tensor for each picture."""
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ B batch, S sequence, M outputs, D hidden.
 
 import json
 import re
+from os import PathLike
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +16,8 @@ from projector.data.template import token_rms
 from projector.models.int8 import Quantize
 from projector.network.architectures import ProjectorNetwork
 from projector.network.blend import blend_interpolate, concatenated
-from projector.network.checkpoint import CONFIG, get_json, get_network, put_json, put_network
+from projector.network.checkpoint import CONFIG, get_config, get_network, put_json, put_network
+from projector.network.hub import find_projector, push
 from projector.options import VL_TOKENS, TextMode, Tokens
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
@@ -37,27 +39,75 @@ class Projector:
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, path: str, *, device: torch.device | str = "cpu") -> "Projector":
-        """Load what `train` or `export` wrote.
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> "Projector":
+        """Load what `train`, `export` or `push_to_hub` wrote.
 
         Args:
-            path: folder or s3:// root.
+            path: folder, s3:// root, `.safetensors` file that was exported, or Hub id (`org/name`,
+                `org/name@revision`).
             device: where to put it.
+            revision: of a Hub id: a branch, a tag or a commit.
+            token: of the Hub; None: the one of `hf auth login` or HF_TOKEN.
 
         Raises:
             UsageError: nothing there, or files that do not fit together.
         """
-        storage = open_storage(str(path))
-        config = get_json(storage, CONFIG)
-        network = get_network(storage, config)
+        root, weights = find_projector(str(path), revision, token)
+        storage = open_storage(root)
+        config = get_config(storage, weights)
+        network = get_network(storage, config, weights)
         _check_description(config, network.shape.width, storage.root)
         return cls(network.to(device), config)
 
-    def save_pretrained(self, path: str) -> None:
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Write config.json and model.safetensors, which `from_pretrained` reads back."""
         storage = open_storage(str(path))
-        put_network(storage, self.network)
+        put_network(storage, self.network, self.config)
         put_json(storage, CONFIG, self.config)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        branch: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str = "apache-2.0",
+        commit_message: str = "Push projector",
+    ) -> str:
+        """Put weights, config.json and a card into a repository of the Hub; nothing there names this machine.
+
+        `export` makes a folder with figures and pictures, too, for `hf upload`.
+
+        Args:
+            repo_id: `org/name`; made where there is none.
+            branch: made where there is none; None: the default one.
+            private: of a new repository; None: as the organisation has it.
+            token: None: the one of `hf auth login` or HF_TOKEN.
+            license: the Hub's identifier of the licence, for a new card; a card that is there stays.
+            commit_message: of the commit.
+
+        Returns:
+            URL of the commit.
+        """
+        return push(
+            self.network,
+            self.config,
+            repo_id,
+            restore=self.restore,
+            license_id=license,
+            branch=branch,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+        )
 
     @property
     def width(self) -> int:
@@ -175,7 +225,7 @@ class Projector:
             return whole
         before, behind = self.network.shape.prefix, self.network.shape.suffix
         rows = whole[before : len(whole) - behind]
-        first, last = self._own_rows(prompt, kind)
+        first, last = self.own_rows(prompt, kind)
         text = prompt.to(embeddings)
         own = torch.full((len(text),), KIND_TEMPLATE)
         own[first:last] = KIND_CAPTION
@@ -183,8 +233,8 @@ class Projector:
             return concatenated(rows, text, own)
         return blend_interpolate(rows, text, alpha, kind=own)
 
-    def _own_rows(self, prompt: Tensor, kind: Tensor | None) -> tuple[int, int]:
-        """Where a prompt's own rows begin and end."""
+    def own_rows(self, prompt: Tensor, kind: Tensor | None = None) -> tuple[int, int]:
+        """Where a prompt's own rows begin and end; arguments and errors are those of `conditioning`."""
         if prompt.dim() != 2 or prompt.shape[1] != self.width:
             raise UsageError(
                 f"prompt of shape {tuple(prompt.shape)} does not fit; expected (rows, {self.width})"

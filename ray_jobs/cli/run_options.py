@@ -312,6 +312,10 @@ class ExportOptions(Section):
     """Output of `compare` whose grids the card shows; absent: where `compare` puts it, in the checkpoint's folder."""
     license: str = Field("apache-2.0", pattern=r"^[a-z0-9][a-z0-9.-]{0,60}$")
     """The hub's identifier of the licence it is published under."""
+    repository: str = Field("", pattern=r"^([A-Za-z0-9][\w.-]*/[\w.-]+)?$")
+    """Hub id it is to be published under, org/name: stands in the card's lines and in the upload command."""
+    dataset: str = Field("", pattern=r"^([A-Za-z0-9][\w.-]*/[\w.-]+)?$")
+    """Hub id of the dataset it was trained on, for the card; absent: known where that was read from the hub's cache."""
     program: bool = True
     """Also as a torch.export program, projector.pt2."""
     onnx: bool = False

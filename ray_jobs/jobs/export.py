@@ -2,14 +2,20 @@
 
 import io
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from projector.evaluation.evaluator import EVALUATION
-from projector.network.checkpoint import CONFIG, WEIGHTS, put_json, put_network
-from projector.network.model_card import CardPicture, Published, model_card
+from projector.network.checkpoint import CONFIG, EVALUATION, WEIGHTS, put_json, put_network
+from projector.network.model_card import (
+    CARD,
+    FILES,
+    CardPicture,
+    Published,
+    dataset_id,
+    model_card,
+)
 from projector.network.projector import Projector
 from projector.network.publishing import (
     FOLDED,
@@ -28,18 +34,9 @@ from shards.stores.local import open_storage
 from shards.stores.store import Storage, check_key, read_json_object
 from shards.tools.dataset_card import are_random
 
-CARD, COMPARISON, PICTURES = "README.md", "compare.json", "pictures/"
+COMPARISON, PICTURES = "compare.json", "pictures/"
 LINEAR = ("ridge", "linear")
 MOST_PICTURES, LARGEST_SIDE = 4, 1600  # of a card: grids are thousands of pixels wide
-FILES = {
-    WEIGHTS: "weights and normalisation, for Projector.from_pretrained",
-    CONFIG: "what it is and what it may be applied to",
-    EVALUATION: "all measurements on held-out pairs",
-    PROGRAM: "the same as a torch.export program, (B, S, D) float32; no pickle in it, but torch.export.load would run "
-    "one that somebody put in: take it from who you trust",
-    ONNX: "the same as ONNX, input vl (B, S, D) float32",
-    FOLDED: "the same as one plain linear layer, weight (D, D) and bias (D,), from raw to raw",
-}
 
 
 def export(options: ExportOptions) -> int:
@@ -62,8 +59,8 @@ def export(options: ExportOptions) -> int:
     projector = Projector.from_pretrained(options.checkpoint)
     source, target = open_storage(options.checkpoint), open_storage(options.output)
     stale = set(_own_files(source, target))
-    written = set(_put_forms(projector, options, target))
     config = without_places(projector.config)
+    written = set(_put_forms(projector, config, options, target))
     put_json(target, CONFIG, config)
     evaluation = _evaluation(source)
     if evaluation is not None:
@@ -74,8 +71,18 @@ def export(options: ExportOptions) -> int:
         target.put_bytes(picture.file, data)
         pictures.append(picture)
     files = {name: text for name, text in FILES.items() if name in written | {CONFIG}}
-    card = model_card(Published(config, evaluation, pictures, files, options.license, projector.restore))
-    target.put_bytes(CARD, card.encode())
+    dataset = options.dataset or dataset_id(projector.config)
+    published = Published(
+        config,
+        evaluation,
+        pictures,
+        files,
+        options.license,
+        projector.restore,
+        options.repository,
+        dataset,
+    )
+    target.put_bytes(CARD, model_card(published).encode())
     stale |= {
         entry.key for entry in target.abandoned()
     }  # of an export that was killed: copies of the weights
@@ -89,10 +96,9 @@ def export(options: ExportOptions) -> int:
         print("not offered for upload: its models are random test models, so it steers nothing", flush=True)
         return 0
     remote = "://" in target.root
-    folder = "FOLDER" if remote else target.root
-    call = f"upload_folder(repo_id='YOU/REPOSITORY', folder_path={folder!r})"
+    words = ["hf", "upload", options.repository or "YOU/REPOSITORY", "FOLDER" if remote else target.root, "."]
     how = "to publish, once it is copied to a local FOLDER" if remote else "to publish"
-    print(f"{how}: python -c {shlex.quote(f'from huggingface_hub import upload_folder; {call}')}", flush=True)
+    print(f"{how}: {shlex.join(words)}", flush=True)
     return 0
 
 
@@ -109,10 +115,12 @@ def _own_files(source: Storage, target: Storage) -> Iterator[str]:
         yield entry.key
 
 
-def _put_forms(projector: Projector, options: ExportOptions, target: Storage) -> Iterator[str]:
+def _put_forms(
+    projector: Projector, config: Mapping[str, Any], options: ExportOptions, target: Storage
+) -> Iterator[str]:
     """Write the weights in every form asked for; yields the names."""
     network = projector.network
-    put_network(target, network)
+    put_network(target, network, config)
     yield WEIGHTS
     if network.shape.arch in LINEAR:
         target.put_bytes(FOLDED, folded_bytes(network))

@@ -11,9 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from projector.data.pairs import training_pairs
-from projector.evaluation.evaluator import EVALUATION
 from projector.evaluation.learning_curve import PowerLaw, fit_curve
-from projector.network.checkpoint import SUMMARY, put_json
+from projector.network.checkpoint import EVALUATION, SUMMARY, put_json
 from projector.options import Arch, EvaluateOptions, TrainOptions
 from projector.training.loop import FINISHED
 from projector.training.loop import train as run_training

@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from projector.evaluation.evaluator import EVALUATION
-from projector.network.checkpoint import CONFIG, METRICS, SUMMARY
+from projector.network.checkpoint import CONFIG, EVALUATION, METRICS, SUMMARY
 from ray_jobs.report.run_schema import Comparison, Epoch, Evaluation, Ladder, Summary
 from shards.dataset.dataset import DATASET, Dataset
 from shards.errors import CorruptShardError, StorageError, UsageError

@@ -90,7 +90,7 @@ def test_a_projector_of_random_models_says_so_and_is_not_offered_for_publishing(
     (run / "mlp" / "config.json").write_text(json.dumps(config))
     assert export(run, tmp_path / "out") == 0
     told = capsys.readouterr().out
-    assert "upload_folder" not in told
+    assert "hf upload" not in told
     assert "random test models" in told
     body = (tmp_path / "out" / "README.md").read_text().partition("\n# ")[2]
     assert body.split("\n\n")[1].startswith("> **Made with random test models.**")
@@ -105,7 +105,10 @@ def test_the_folder_holds_all_forms_and_nothing_of_the_machine(run, tmp_path, ca
     assert torch.equal(trained(x), exported(x))
     assert exported.config["dataset"]["fingerprint"] == "f00d"
     assert exported.config["base_models"] == trained.config["base_models"]
-    assert "upload_folder(repo_id=" in capsys.readouterr().out
+    assert f"to publish: hf upload YOU/REPOSITORY {tmp_path / 'out'} .\n" in capsys.readouterr().out
+    alone = (tmp_path / "out" / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    assert torch.equal(trained(x), Projector.from_pretrained(alone)(x))
+    alone.rename(tmp_path / "out" / "model.safetensors")
     assert "random test models" not in (tmp_path / "out" / "README.md").read_text()
     for name in names(tmp_path / "out"):
         path = tmp_path / "out" / name
@@ -146,6 +149,23 @@ def test_the_card_is_the_hubs_and_hostile_text_is_text(run, tmp_path):
         "from projector import Projector",
     ):
         assert part in card.text
+
+
+def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
+    evaluation = json.loads((run / "mlp" / "eval.json").read_text())
+    evaluation["methods"]["projector"]["r2"] = float("nan")
+    (run / "mlp" / "eval.json").write_text(json.dumps(evaluation))
+    names = ("--export.repository", "someone/cats", "--export.dataset", "someone/pairs")
+    assert export(run, tmp_path / "out", *names) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.datasets == ["someone/pairs"]
+    assert card.data.model_name == "cats"
+    found = {each.metric_type: each.metric_value for each in card.data.eval_results}
+    assert found == {"mse_standardized": 0.125, "per_dim_correlation": 0.25}
+    assert {each.dataset_type for each in card.data.eval_results} == {"someone/pairs"}
+    assert 'from_pretrained("someone/cats")' in card.text
+    assert f"hf upload someone/cats {tmp_path / 'out'} ." in capsys.readouterr().out
+    assert export(run, tmp_path / "out", "--export.repository", "a b/c") == 2
 
 
 def test_pictures_are_made_anew_where_there_are_any(run, tmp_path):
