@@ -122,7 +122,7 @@ JOBS = {
             module="report.page",
         ),
         Job("export", "Write a folder to publish: weights, config, card.", {"export": ExportOptions}),
-        Job("demo", "The whole chain on tiny random models.", {"demo": DemoOptions}),
+        Job("demo", "The whole chain on the miniature models.", {"demo": DemoOptions}),
     )
 }
 

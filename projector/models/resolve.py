@@ -199,7 +199,7 @@ def own_folder(family: str) -> Path:
         folder = Path(__file__).parent / "mini"
         if not folder.is_dir():
             raise UsageError(
-                f"models = 'mini': {folder} is missing: these models are not finished; use tiny, or real ones"
+                f"models = 'mini': {folder} is missing; install the package whole, or use tiny"
             )
         return folder
     from projector.models.tiny import RECIPE, make_tiny_models

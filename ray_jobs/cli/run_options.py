@@ -349,9 +349,9 @@ class PreflightOptions(Section):
 
 
 class DemoOptions(Section):
-    """The whole chain on tiny models."""
+    """The whole chain on the miniature models."""
 
     output: str = "runs/demo"
     """Where everything the demo makes goes: a folder or s3://bucket/prefix."""
-    samples: int = Field(128, ge=96)
+    samples: int = Field(320, ge=96)
     """Pairs to build."""

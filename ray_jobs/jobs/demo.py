@@ -1,4 +1,4 @@
-"""`demo`: the whole chain on tiny random models, one job after the other, each reading what the last one wrote."""
+"""`demo`: the whole chain on the miniature models, one job after the other, each reading what the last one wrote."""
 
 from projector.options import Arch, EvaluateOptions, TrainOptions
 from ray_jobs.cli.log import tell
@@ -11,16 +11,16 @@ from ray_jobs.jobs.export import export
 from ray_jobs.jobs.train import train
 from ray_jobs.report.page import report
 
-ARCHITECTURES: tuple[Arch, ...] = ("linear", "mlp", "attention")
+ARCHITECTURES: tuple[Arch, ...] = ("ridge", "linear")  # fitted to embeddings, and trained through the image model
 SHOWN: Arch = "linear"  # the one that is measured against the control, compared in pictures and exported
-REFERENCES = 2  # of the comparison
-SIZE = 256  # pixels
+REFERENCES = 4  # of the comparison
+SIZE = 64  # pixels, of the scenes that the miniature models draw
+LAYER = -2
 WORKERS = 2  # enough to go through DDP on any machine
-EPOCHS = 40  # a second or two each at the tiny models' width
 
 
 def demo(options: DemoOptions) -> int:
-    """Build, train three projectors, evaluate each, compare pictures and export one, report.
+    """Build, train two projectors, evaluate each, compare pictures and export one, report.
 
     Args:
         options: where and how much.
@@ -30,8 +30,8 @@ def demo(options: DemoOptions) -> int:
     """
     tell(
         "demo",
-        "the models of this demo are random and a few kilobytes large: every step is the real one, and its figures and "
-        "pictures mean nothing",
+        "the models of this demo are miniatures that draw and read simple scenes: every step is the real one, and its "
+        "figures are those of a toy world",
     )
     run = options.output.rstrip("/")
     data = f"{run}/data"
@@ -40,26 +40,29 @@ def demo(options: DemoOptions) -> int:
             BuildOptions(
                 output=data,
                 samples=options.samples,
-                models="tiny",
-                samples_per_shard=16,
-                val_fraction=0.2,
-                test_fraction=0.2,
+                models="mini",
+                samples_per_shard=32,
                 height=SIZE,
                 width=SIZE,
-                layers=[-8, -6],
+                layers=[LAYER],
+                text_modes=["none"],
             )
         )
         for arch in ARCHITECTURES:
             place = f"{run}/{arch}"
             code = code or train(
-                TrainOptions(data=data, output=place, arch=arch, epochs=EPOCHS, workers=WORKERS)
+                TrainOptions(
+                    data=data, output=place, arch=arch, layer=LAYER, text_mode="none", workers=WORKERS
+                )
             )
-            control = "tiny" if arch == SHOWN else None
+            control = "mini" if arch == SHOWN else None
             code = code or evaluate(
                 EvaluateOptions(data=data, checkpoint=place, output=place, models=control)
             )
         code = code or compare(
-            CompareOptions(checkpoint=f"{run}/{SHOWN}", samples=REFERENCES, height=SIZE, width=SIZE)
+            CompareOptions(
+                checkpoint=f"{run}/{SHOWN}", models="mini", samples=REFERENCES, height=SIZE, width=SIZE
+            )
         )
     code = code or export(ExportOptions(checkpoint=f"{run}/{SHOWN}", output=f"{run}/export"))
     return code or report(ReportOptions(run=run))
