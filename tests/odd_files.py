@@ -1,9 +1,11 @@
 """A hundred small odd picture files as people bring them, each with what must become of it.
 
-`python tests/odd_files.py FOLDER` writes them, each with a caption beside it, and prints the table.
+`python tests/odd_files.py FOLDER` writes them, each with a caption beside it, and prints the table that is
+docs/odd-files.md.
 """
 
 import io
+import os
 import struct
 import sys
 import zlib
@@ -65,10 +67,11 @@ def profile(space):
     return ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
 
 
-def other_profile():
-    """One whose red is another's green."""
+def other_profile(padding=0):
+    """One whose red is another's green; with so many bytes behind it that do not pack."""
     data = profile("sRGB")
-    return data.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+    data = data.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+    return struct.pack(">I", len(data) + padding) + data[4:] + bytes(padding)
 
 
 def odd_files():
@@ -118,11 +121,18 @@ def odd_files():
     yield "transparent.webp", encoded(rgba, "WEBP", lossless=True), REDONE
     yield "transparent.gif", encoded(rgba, "GIF"), REDONE
     yield "transparent colour.png", encoded(picture(4), "PNG", transparency=(0, 0, 0)), REDONE
+    yield "transparent grey of 16 bits.png", encoded(grey16, "PNG", transparency=0), REDONE
     yield "transparent palette.png", encoded(picture(4, mode="P"), "PNG", transparency=0), REDONE
     yield "sRGB.jpg", encoded(picture(5), "JPEG", icc_profile=profile("sRGB")), KEPT
     yield "sRGB.png", encoded(picture(5), "PNG", icc_profile=profile("sRGB")), KEPT
     yield "other colours.jpg", encoded(picture(5), "JPEG", icc_profile=other_profile()), REDONE
     yield "other colours.png", encoded(picture(5), "PNG", icc_profile=other_profile()), REDONE
+    yield "large profile.png", encoded(picture(5), "PNG", icc_profile=other_profile(2 << 20)), REDONE
+    yield (
+        "huge profile.png",
+        encoded(picture(5), "PNG", icc_profile=other_profile(17 << 20)),
+        "colour profile",
+    )
     yield "no profile.jpg", encoded(picture(5), "JPEG", icc_profile=b"profile" * 9), KEPT
     yield "large text.png", long_text(b"tEXt", b"workflow\0" + b"x" * (2 << 20)), KEPT
     yield (
@@ -144,6 +154,8 @@ def odd_files():
     if features.check("avif"):
         yield "plain.avif", encoded(picture(1), "AVIF"), REDONE
         yield "avif.jpg", encoded(picture(1), "AVIF"), REDONE
+        yield "turned 6.avif", encoded(picture(1), "AVIF", exif=turned(6)), REDONE
+        yield "moving.avif", frames("AVIF"), "moves: 3 frames"
     yield "gif.jpg", encoded(picture(1), "GIF"), REDONE
     yield "png.jpg", png, KEPT
     yield "jpeg.png", jpeg, KEPT
@@ -159,6 +171,7 @@ def odd_files():
     yield "header alone.jpg", jpeg[:12], "does not decode"
     yield "page.jpg", b"<!DOCTYPE html>\n<html><body>404</body></html>", "is HTML; PNG, JPEG"
     yield "page without a type.jpg", b"  <html>moved</html>", "is HTML; PNG, JPEG"
+    yield "page with a mark.jpg", b"\xef\xbb\xbf<html>moved</html>", "is HTML; PNG, JPEG"
     yield "drawing.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is SVG; PNG, JPEG"
     yield "feed.png", b'<?xml version="1.0"?><rss/>', "is XML; PNG, JPEG"
     yield "answer.jpg", b'{"error": "forbidden"}', "is JSON or other text; PNG"
@@ -176,7 +189,9 @@ def odd_files():
     yield "mac.jpg", b"\0\5\x16\7\0\2\0\0Mac OS X", "is of no known format; PNG"
     yield "zeros.jpg", bytes(512), "is of no known format; PNG"
     yield "noise.png", np.random.default_rng(1).bytes(200), "is of no known format; PNG"
-    yield "icon.png", encoded(picture(1), "ICO"), "is of no known format; PNG"
+    yield "icon.png", encoded(picture(1), "ICO"), "is an icon; PNG, JPEG"
+    yield "web film.jpg", b"\x1aE\xdf\xa3\1\0\0\0", "is a video; PNG, JPEG"
+    yield "archive of another kind.jpg", b"7z\xbc\xaf\x27\x1c", "is an archive; PNG, JPEG"
     yield "plain map.png", encoded(picture(1), "PPM"), "does not decode"
     yield "bomb.png", png_of(60_000, 60_000), "does not decode"
     yield "large.png", png_of(9000, 9000), "claims 9000 x 9000 pixels"
@@ -187,17 +202,74 @@ def odd_files():
     yield "clear.png", encoded(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"), "one colour"
 
 
+HOSTILE_NAMES = (
+    "\x1b[31mred\x07\x1b]0;title\x07.jpg",
+    "new\nline.jpg",
+    "right to left \u202egpj.jpg",
+    "\U0001f98a \u56fe\u7247.jpg",
+    "$(touch owned) `touch owned` ; touch owned.jpg",
+    "<img src=x onerror=alert(1)>.jpg",
+    "%2e%2e%2fup.jpg",
+    "-rf.jpg",
+    "~.jpg",
+    f"{'long' * 40}.jpg",
+)
+NOT_FOLLOWED = "left out: caption without a picture"
+PASSED_OVER = "passed over"
+
+
+def hostile_entries():
+    """Name, what it is, how it is made, and what must become of it: what no reader may follow or wait for."""
+    yield "link.jpg", "a link out of the folder", lambda path: path.symlink_to("/etc/passwd"), NOT_FOLLOWED
+    yield "loop.jpg", "a link to itself", lambda path: path.symlink_to(path.name), NOT_FOLLOWED
+    yield "pipe.jpg", "a pipe that nobody writes to", os.mkfifo, NOT_FOLLOWED
+    yield "folder.jpg", "a folder", Path.mkdir, NOT_FOLLOWED
+    yield "._mac.jpg", "what a Mac writes beside a file", lambda path: path.write_bytes(b"mac"), PASSED_OVER
+    yield ".hidden.jpg", "a hidden picture", lambda path: path.write_bytes(b"hidden"), PASSED_OVER
+
+
+def odd_names():
+    """Names that no terminal, shell or page may take for orders, each of a sound picture."""
+    for number, name in enumerate(HOSTILE_NAMES):
+        yield name, encoded(picture(number), "JPEG"), KEPT
+
+
+def table():
+    """Every file and what becomes of it, as the rows of docs/odd-files.md."""
+    files = [(name, becomes) for name, _, becomes in [*odd_files(), *odd_names()]]
+    entries = [(f"{name}, {what}", becomes) for name, what, _, becomes in hostile_entries()]
+    for name, becomes in [*files, *entries]:
+        told = (
+            becomes
+            if becomes in (KEPT, REDONE, PASSED_OVER, NOT_FOLLOWED)
+            else f"not used: {becomes.partition(';')[0]}"
+        )
+        yield f"| {as_code(name)} | {told} |"
+
+
+def as_code(name):
+    """A name in a page, where signs that are not seen are written out."""
+    return "`" + ascii(name)[1:-1].replace("`", "'").replace("|", "\\|") + "`"
+
+
+def caption_of(name):
+    return f"caption of {name!a}"
+
+
 def write(folder):
-    """Write them, each with its name as a caption beside it; returns the table."""
-    table = {}
-    for name, data, becomes in odd_files():
+    """Write them, each with its name as a caption beside it; returns bytes and fate of the files by name."""
+    files = {}
+    for name, data, becomes in [*odd_files(), *odd_names()]:
         (folder / name).write_bytes(data)
-        (folder / f"{name}.txt").write_text(f"caption of {name}\n")
-        table[name] = (data, becomes)
-    return table
+        (folder / f"{name}.txt").write_text(f"{caption_of(name)}\n")
+        files[name] = (data, becomes)
+    for name, _, make, _ in hostile_entries():
+        make(folder / name)
+        (folder / f"{name}.txt").write_text(f"{caption_of(name)}\n")
+    return files
 
 
 if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    for name, (data, becomes) in write(Path(sys.argv[1])).items():
-        print(f"{name}\t{len(data)}\t{becomes}")
+    write(Path(sys.argv[1]))
+    print("\n".join(table()))

@@ -198,9 +198,7 @@ def own_folder(family: str) -> Path:
     if family == "mini":
         folder = Path(__file__).parent / "mini"
         if not folder.is_dir():
-            raise UsageError(
-                f"models = 'mini': {folder} is missing; install the package whole, or use tiny"
-            )
+            raise UsageError(f"models = 'mini': {folder} is missing; install the package whole, or use tiny")
         return folder
     from projector.models.tiny import RECIPE, make_tiny_models
 

@@ -11,7 +11,10 @@ from ray_jobs.jobs.export import export
 from ray_jobs.jobs.train import train
 from ray_jobs.report.page import report
 
-ARCHITECTURES: tuple[Arch, ...] = ("ridge", "linear")  # fitted to embeddings, and trained through the image model
+ARCHITECTURES: tuple[Arch, ...] = (
+    "ridge",
+    "linear",
+)  # fitted to embeddings, and trained through the image model
 SHOWN: Arch = "linear"  # the one that is measured against the control, compared in pictures and exported
 REFERENCES = 4  # of the comparison
 SIZE = 64  # pixels, of the scenes that the miniature models draw

@@ -14,7 +14,7 @@ from shards.format.plan import normalise_caption
 from shards.prompts.categories import AXES, guess
 from shards.prompts.near_duplicates import near_duplicates
 from shards.prompts.prompt import Prompt, PromptSource
-from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of
+from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of, no_text
 
 LONGEST_LINE = 20_000  # characters; a caption is cut nowhere, and beyond this a file is not a prompt file
 LOOKED_INTO = 1 << 16  # bytes that tell encoding and line ends
@@ -82,6 +82,8 @@ def read_prompts(
         raise UsageError(f"{file}: is not a file; give one of {', '.join(readers)}")
     if size > MAX_FILE_BYTES:
         raise UsageError(f"{file}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it")
+    if path.suffix.lower() != ".parquet" and (instead := no_text(_beginning(file))):
+        raise UsageError(f"{file}: is {instead}")
     if path.suffix.lower() == ".txt" and column is not None:
         raise UsageError(f"{file.column_option} = {column!r}: a .txt file has no columns; leave it out")
     try:
@@ -99,6 +101,14 @@ def read_prompts(
     if dropped:
         notes.append(f"{file}: {len(dropped):,} duplicates left out, the first {dropped[0]}")
     return PromptSource(path.name, _hash(prompts), prompts, tuple(notes))
+
+
+def _beginning(file: _PromptFile) -> bytes:
+    try:
+        with file.path.open("rb") as opened:
+            return opened.read(LOOKED_INTO)
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
 def without_near_duplicates(source: PromptSource, wanted: int) -> PromptSource:
@@ -202,6 +212,8 @@ def _decoded(file: _PromptFile, data: bytes, encoding: str) -> str:
 
 def _lines(file: _PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt]]:
     for number, text in _text_lines(file):
+        if number == 1 and "\t" in text and any(name in CAPTION_COLUMNS for name in text.lower().split("\t")):
+            raise UsageError(f"{file}: its first line is the header of a table with tabs; name the file .tsv")
         yield number, Prompt(text, **guess(text))
 
 
@@ -219,15 +231,20 @@ def _table(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]
             file.notes.append(f"{file}: no header; line {reader.line_num} is taken as the first prompt")
             yield reader.line_num, _from_mapping({"prompt": header[0]}, "prompt")
             header = ["prompt"]
+        header = [name.strip() for name in header]
         chosen = _caption_column(file, header, column)
         for row in reader:
             if not any(map(str.strip, row)):
                 yield reader.line_num, Prompt("")
                 continue
             if len(row) != len(header):
+                remedy = (
+                    f"quote fields that hold the delimiter {delimiter!r}"
+                    if len(row) > len(header)
+                    else "give it as many"
+                )
                 raise UsageError(
-                    f"{file}, line {reader.line_num}: {len(row)} fields, "
-                    f"the header has {len(header)}; quote fields that hold the delimiter {delimiter!r}"
+                    f"{file}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}; {remedy}"
                 )
             yield reader.line_num, _from_mapping(dict(zip(header, row, strict=True)), chosen)
     except csv.Error as error:
@@ -277,7 +294,8 @@ def _json(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{file}: not JSON: {error}") from None
+        lines = "; of one object a line, name it .jsonl" if "Extra data" in str(error) else "; mend it"
+        raise UsageError(f"{file}: not JSON: {error}{lines}") from None
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content
@@ -286,10 +304,7 @@ def _json(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]
             f'{file}: {type(content).__name__} instead of a list; give ["a prompt", …] or [{{"prompt": …}}, …]'
         )
     for number, item in enumerate(content, start=1):
-        if isinstance(item, str):
-            yield number, Prompt(item, **guess(item))
-        else:
-            yield number, _of_object(file, number, item, column)
+        yield number, _of_item(file, number, item, column)
 
 
 def _json_lines(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
@@ -301,23 +316,27 @@ def _json_lines(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Pr
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}, line {number}: not JSON: {error}") from None
-        yield number, _of_object(file, number, row, column)
+        yield number, _of_item(file, number, row, column)
 
 
-def _of_object(file: _PromptFile, number: int, row: Any, column: str | None) -> Prompt:
+def _of_item(file: _PromptFile, number: int, item: Any, column: str | None) -> Prompt:
+    """A prompt of a text or an object; a blank one of null."""
     where = f"{file}, {file.unit} {number}"
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: {type(row).__name__} instead of an object with a caption")
-    chosen = _caption_column(file, list(row), column)
-    if not isinstance(row[chosen], str):
-        raise UsageError(f"{where}: {chosen!r} is {type(row[chosen]).__name__}, not text")
-    return _from_mapping(row, chosen)
+    if isinstance(item, str | None):
+        return Prompt(item or "", **guess(item or ""))
+    if not isinstance(item, dict):
+        raise UsageError(f"{where}: {type(item).__name__} instead of a text or an object with a caption")
+    chosen = _caption_column(file, list(item), column)
+    if not isinstance(item[chosen], str | None):
+        raise UsageError(f"{where}: {chosen!r} is {type(item[chosen]).__name__}, not text")
+    return _from_mapping(item, chosen)
 
 
 def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         table = pq.ParquetFile(file.path)
         chosen = _caption_column(file, table.schema_arrow.names, column)
@@ -326,15 +345,21 @@ def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Promp
             for name in table.schema_arrow.names
             if name == chosen or name.lower() in (*AXES, CATEGORY_COLUMN)
         ]
-        number = 0
         for batch in table.iter_batches(columns=kept):
             for row in batch.to_pylist():
                 number += 1
-                if not isinstance(row[chosen], str):
-                    raise UsageError(f"{file}, row {number}: {chosen!r} is {row[chosen]!r}, not text")
+                if isinstance(row[chosen], bytes):
+                    row[chosen] = row[chosen].decode()
+                if not isinstance(row[chosen], str | None):
+                    kind = table.schema_arrow.field(chosen).type
+                    raise UsageError(
+                        f"{file}, row {number}: {chosen!r} is {kind}, not text; name a column of text"
+                    )
                 yield number, _from_mapping(row, chosen)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read as parquet: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}, row {number}: not UTF-8 at byte {error.start + 1}; convert it") from None
+    except pa.ArrowException as error:
+        raise UsageError(f"{file}: cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
 def _caption_column(file: _PromptFile, columns: Sequence[str], wanted: str | None) -> str:
@@ -351,16 +376,18 @@ def _caption_column(file: _PromptFile, columns: Sequence[str], wanted: str | Non
                 return name
     if len(columns) == 1:
         return columns[0]
+    is_table = file.path.suffix.lower() in (".csv", ".tsv")
+    headless = ", or put a header line before it if that is the first prompt" if is_table else ""
     raise UsageError(
         f"{file}: no column named {' or '.join(CAPTION_COLUMNS)} among "
-        f"{', '.join(columns)}; name it with {file.column_option}"
+        f"{', '.join(columns)}; name it with {file.column_option}{headless}"
     )
 
 
 def _from_mapping(row: Mapping[str, Any], chosen: str) -> Prompt:
     told = {name.lower(): str(value) for name, value in row.items() if value and name != chosen}
-    guessed = guess(told.get(CATEGORY_COLUMN, ""), row[chosen])
-    return Prompt(row[chosen], **{axis: told.get(axis, guessed[axis]) for axis in AXES})
+    guessed = guess(told.get(CATEGORY_COLUMN, ""), row[chosen] or "")
+    return Prompt(row[chosen] or "", **{axis: told.get(axis, guessed[axis]) for axis in AXES})
 
 
 def _hash(prompts: Sequence[Prompt]) -> str:

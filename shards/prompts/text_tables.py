@@ -16,6 +16,26 @@ MARKS = (
 )
 
 
+# How files begin that are no text, though a decoder may take some of them for it.
+NO_TEXTS = (
+    (b"version https://git-lfs", "a Git LFS pointer; git lfs pull fetches the file"),
+    (b"PK\x03\x04", "a zip, as spreadsheets are; save it as .csv"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet of old; save it as .csv"),
+    (b"\x1f\x8b", "compressed (gzip); unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd); unpack it with unzstd"),
+    (b"PAR1", "parquet; name it .parquet"),
+    (b"%PDF", "a PDF; save its text"),
+    (b"<!doctype html", "a web page; download the file itself"),
+    (b"<html", "a web page; download the file itself"),
+)
+
+
+def no_text(start: bytes) -> str:
+    """What a file is instead of a text, and what to do; empty where it may be one."""
+    begins = start.lstrip().lower()
+    return next((told for mark, told in NO_TEXTS if begins.startswith(mark.lower())), "")
+
+
 def encoding_of(start: bytes) -> str:
     """The encoding of a text by its first bytes: by its mark, or UTF-16 by its zeros; else UTF-8.
 
@@ -30,6 +50,15 @@ def encoding_of(start: bytes) -> str:
     if len(start) >= 4 and start[0] == start[2] == 0 and start[1] and start[3]:
         return "utf-16-be"
     return "utf-8"
+
+
+def caption_text(data: bytes) -> str:
+    """A caption's file without its mark and last line end; what does not decode comes as lone surrogates."""
+    try:
+        text = data.decode(encoding_of(data[:4]))
+    except UnicodeDecodeError:
+        text = data.decode(errors="surrogateescape")
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def delimiter_of(lines: Sequence[str], names: Collection[str], usual: str) -> str:

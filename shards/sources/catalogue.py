@@ -25,8 +25,8 @@ from shards.errors import (
 from shards.format.side_files import read_table, write_table
 from shards.sources.filters import Rules, filters_of
 from shards.sources.item import Item
-from shards.sources.selection import FURTHER, taken
-from shards.sources.source import Source, SourceSpec
+from shards.sources.selection import FURTHER, NO_PICTURE, taken
+from shards.sources.source import Source, SourceSpec, column_list
 from shards.stores.local import open_storage
 from shards.stores.store import Storage, json_object, read_json_object
 
@@ -180,7 +180,8 @@ def catalogued(storage: Storage, spec: SourceSpec, rules: Rules, folder: Path) -
         if made.record.sha256 != there.record.sha256 and not _completes(made, there):
             raise UsageError(
                 f"import.source: has changed since {storage.root} was begun: it then held {len(there)} items to take, "
-                f"now {len(made)}, or others; give the source as it was, or another import.output"
+                f"now {len(made)}, or others; give the source as it was, or another "
+                "import.output (train.also learns from both)"
             )
         return there
     return made
@@ -244,7 +245,7 @@ def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
     if not count:
         raise UsageError(
             "import.source: nothing to take; left out: "
-            f"{told_left_out(left_out, examples) or 'nothing, it is empty'}"
+            f"{told_left_out(left_out, examples) or 'nothing, it is empty'}{_remedy(left_out, source.columns())}"
         )
     record = SourceRecord(
         kind=kind,
@@ -273,6 +274,21 @@ def told_left_out(left_out: Mapping[str, int], examples: Mapping[str, Sequence[s
         more = ", …" if count > len(examples.get(reason, ())) else ""
         told.append(f"{count:,} {reason}" + (f" ({' '.join(names.split())}{more})" if names else ""))
     return ", ".join(told)
+
+
+def _remedy(left_out: Counter[str], columns: Sequence[str]) -> str:
+    """What to do where nothing could be taken, by its commonest reason."""
+    commonest = max(left_out, key=lambda reason: left_out[reason], default="")
+    if commonest == "caption missing":
+        return (
+            "; captions are NAME.txt or NAME.caption for NAME.jpg, or a column: name it with import.caption_column "
+            f"(there: {column_list(columns)})"
+        )
+    if commonest == NO_PICTURE:
+        return "; a picture and its caption have one name: NAME.jpg, NAME.txt"
+    if "not text" in commonest:
+        return f"; name a column of text with import.caption_column (there: {column_list(columns)})"
+    return "; convert the text to UTF-8" if commonest == "caption not UTF-8" else ""
 
 
 def _broken(storage: Storage, key: str, error: object) -> CorruptShardError:

@@ -8,7 +8,17 @@ from typing import Any, Protocol
 
 from shards.errors import NotFoundError, OversizeError, UsageError
 from shards.sources.item import Place, storable
-from shards.sources.source import Found, PictureFiles, SourceSpec, is_hidden, is_safe, named, tag_of
+from shards.sources.source import (
+    Found,
+    PictureFiles,
+    SourceSpec,
+    each_caption,
+    name_problem,
+    named,
+    relative_path,
+    tag_of,
+)
+from shards.sources.zip_members import ZipMembers
 from shards.stores.local import open_storage
 from shards.stores.random_access import open_seekable
 from shards.stores.store import Storage
@@ -80,7 +90,8 @@ class CocoSource:
             for annotation in captions.pop(_identity(image.get("id")), [{}]):
                 facts = {key: value for key, value in {**annotation, **image}.items() if key in wanted}
                 caption = annotation.get(self._column or "")
-                yield Found(storable(name), caption, self._pictures.place(name), facts)
+                for one in each_caption(caption):
+                    yield Found(storable(name), one, self._pictures.place(name), facts, name_problem(name))
 
 
 class _ZippedPictures:
@@ -94,7 +105,7 @@ class _ZippedPictures:
         entry = storage.stat(key)
         try:
             with open_seekable(storage, key) as file, zipfile.ZipFile(file) as archive:
-                members = [member for member in archive.infolist() if not member.is_dir()]
+                members = archive.infolist()
         except NotFoundError:
             raise UsageError(f"import.images = {storage.url(key)!r}: is not there") from None
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
@@ -102,10 +113,7 @@ class _ZippedPictures:
                 f"import.images = {storage.url(key)!r}: is no whole zip: {error}; download it again"
             ) from None
         self._file, self._url = key, storage.url(key)
-        self._members: dict[str, list[zipfile.ZipInfo]] = {}
-        for member in members:
-            if not is_hidden(member.filename):
-                self._members.setdefault(member.filename.rpartition("/")[2], []).append(member)
+        self._members = ZipMembers(members)
         self.tag = tag_of([entry] if entry else [])
 
     def place(self, name: Any) -> Place | None:
@@ -114,13 +122,12 @@ class _ZippedPictures:
         Raises:
             UsageError: several members have the name.
         """
-        if not is_safe(name):
+        path = relative_path(name)
+        if not path:
             return None
-        same = self._members.get(name.rpartition("/")[2], [])
-        found = [member for member in same if f"/{member.filename}".endswith(f"/{name}")]
-        found = [member for member in found if member.filename == name] or found
-        if not found or not is_safe(found[0].filename):
-            return Place(file=self._file, member=name)
+        found = self._members.of(path)
+        if not found:
+            return Place(file=self._file, member=path)
         first = found[0]
         if len(found) > 1:
             names = " or ".join(repr(storable(member.filename))[1:-1] for member in found[:2])
@@ -132,7 +139,7 @@ class _ZippedPictures:
 
 
 def _pictures(images: str) -> _Pictures:
-    if images.endswith(".zip"):
+    if images.lower().endswith(".zip"):
         root, _, key = images.rpartition("/")
         return _ZippedPictures(open_storage(root or "."), key)
     return PictureFiles(open_storage(images))

@@ -6,25 +6,30 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import NotFoundError, OversizeError, UsageError
-from shards.prompts.text_tables import delimiter_of, encoding_of
+from shards.prompts.text_tables import caption_text, delimiter_of, encoding_of
 from shards.sources.item import Place, storable
 from shards.sources.picture import NOT_READ
 from shards.sources.picture import SUFFIXES as PICTURES
 from shards.sources.source import (
+    BROKEN_JSON,
     CAPTION_COLUMNS,
     HASH_COLUMNS,
     Found,
     SourceSpec,
     column_list,
+    composed,
     each_caption,
     is_hidden,
     is_safe,
+    json_facts,
+    name_problem,
     named,
     picture_hash,
+    relative_path,
     tag_of,
 )
 from shards.stores.local import open_storage
@@ -54,6 +59,15 @@ class FolderSource:
         if spec.images:
             raise UsageError(
                 f"import.images = {spec.images!r}: the folder in import.source holds the pictures; leave it out"
+            )
+        if spec.source.lower().endswith(".zip"):
+            raise UsageError(
+                f"import.source = {spec.source!r}: a zip is read beside COCO annotations only, as import.images; "
+                "unpack it (unzip) and give the folder"
+            )
+        if not spec.source.startswith("s3://") and Path(spec.source).expanduser().is_file():
+            raise UsageError(
+                f"import.source = {spec.source!r}: is a file; give the folder that holds the pictures"
             )
         self._spec, self._storage = spec, open_storage(spec.source)
         entries = [entry for entry in self._storage.list() if not is_hidden(entry.key)]
@@ -92,9 +106,11 @@ class FolderSource:
             for key, (text, facts) in zip(keys, read, strict=True):
                 size = self._pictures[key].size if key in self._pictures else -1
                 place = Place(file=key, size=size) if is_safe(key) else None
-                for caption, told in self._said(self._rows.get(key), text, facts):
+                for caption, told in self._said(self._rows.get(key), text, facts or {}):
                     told_wanted = {name: value for name, value in told.items() if name in wanted}
-                    yield Found(picture_hash(told, hashes) or storable(key), caption, place, told_wanted)
+                    picture = picture_hash(told, hashes) or storable(key)
+                    broken = BROKEN_JSON if facts is None and caption is None else ""
+                    yield Found(picture, caption, place, told_wanted, name_problem(key) or broken)
         for key in self._orphans:
             yield Found(storable(key), None, None, {}, problem="caption without a picture")
         for key in self._unread:
@@ -113,6 +129,7 @@ class FolderSource:
     def _side_files(self, entries: Sequence[Entry]) -> tuple[dict[str, list[str]], list[str]]:
         """Files beside pictures, by picture; and captions beside none."""
         stems = {_stem(key): key for key in reversed(self._pictures)}
+        unread = {_stem(key) for key in self._unread}
         beside: dict[str, list[str]] = {}
         orphans = []
         for entry in entries:
@@ -122,16 +139,17 @@ class FolderSource:
             picture = stem if stem in self._pictures else stems.get(stem)  # NAME.png.txt, or NAME.txt
             if picture is not None:
                 beside.setdefault(picture, []).append(entry.key)
-            elif suffix != ".json":  # a .json that belongs to no picture may be anything
+            elif suffix != ".json" and stem not in unread:  # a .json of no picture may be anything
                 orphans.append(entry.key)
         return beside, orphans
 
-    def _beside_of(self, picture: str) -> tuple[Any, Facts]:
-        """What the files beside a picture say: a caption's text or None, and facts."""
-        text, facts = None, {}
+    def _beside_of(self, picture: str) -> tuple[Any, Facts | None]:
+        """What the files beside a picture say: a caption's text or None, and facts; None for a broken .json."""
+        text: str | None = None
+        facts: Facts | None = {}
         for key in sorted(self._beside.get(picture, ()), key=lambda key: _suffix(key) != ".txt"):
             try:
-                said = _text(self._storage.get_bytes(key, MAX_TEXT))
+                said = caption_text(self._storage.get_bytes(key, MAX_TEXT))
             except OversizeError:
                 said = "x" * MAX_TEXT  # left out as too long
             except NotFoundError:
@@ -139,16 +157,13 @@ class FolderSource:
             if _suffix(key) != ".json":
                 text = said if text is None else text
                 continue
-            try:
-                content = json.loads(said)
-            except (ValueError, RecursionError):
-                continue  # what it would have told is not told
-            facts = content if isinstance(content, dict) else {}
+            facts = json_facts(said)
         return text, facts
 
     def _metadata(self, entries: Sequence[Entry]) -> dict[str, list[Facts]]:
         """Rows of metadata files by the key of the picture that they name, from the file's own folder."""
         rows: dict[str, list[Facts]] = {}
+        spelled = {composed(key): key for key in self._pictures if not key.isascii()}
         for entry in entries:
             where = f"import.source: {self._storage.url(entry.key)}"
             folder = entry.key[: -len(_base(entry.key))]
@@ -166,7 +181,9 @@ class FolderSource:
                 )
             for row in said:
                 name = row.get(column or "")
-                key = f"{folder}{name.removeprefix('./')}" if isinstance(name, str) else ""
+                key = f"{folder}{relative_path(name) or name}" if isinstance(name, str) and name else ""
+                if key not in self._pictures:
+                    key = spelled.get(composed(key), key)
                 rows.setdefault(key, []).append({each: row[each] for each in row if each != column})
         return rows
 
@@ -178,26 +195,21 @@ class FolderSource:
             key for key, files in self._beside.items() if any(_suffix(one) == ".json" for one in files)
         )
         for key in islice(with_json, LOOKED_AT):
-            names |= dict.fromkeys(self._beside_of(key)[1])
+            names |= dict.fromkeys(self._beside_of(key)[1] or ())
         return list(names)
 
     def _instead(self, entries: Sequence[Entry]) -> str:
         """What there is instead of pictures, and what to do."""
+        if not entries:
+            return ": it is empty or not there; give the folder that holds them"
         for suffix, kind in ((".tar", "tars"), (".parquet", "parquet")):
             if count := sum(_suffix(entry.key) == suffix for entry in entries):
                 return f", but {count:,} {suffix} files; give import.kind {kind}"
+        if zips := [entry.key for entry in entries if _suffix(entry.key) == ".zip"]:
+            return f", but {len(zips):,} .zip files, the first {zips[0]!r}; unpack them (unzip)"
         if self._unread:
             return f", but {len(self._unread):,} of formats that are not read, the first {self._unread[0]!r}"
         return f" ({', '.join(PICTURES)}); give the folder that holds them (symbolic links are not followed)"
-
-
-def _text(data: bytes) -> str:
-    """A caption's file without its mark and last line end; what does not decode comes as lone surrogates."""
-    try:
-        text = data.decode(encoding_of(data[:4]))
-    except UnicodeDecodeError:
-        text = data.decode(errors="surrogateescape")
-    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 def _json_rows(data: bytes, where: str) -> Iterator[Facts]:

@@ -62,8 +62,10 @@ class Item:
         """Whether another reading of the source found the same, or what was a missing file at this one."""
         if self == later:
             return True
-        was_missing = self.place.size < 0 and self.place.row < 0 and not self.place.member
-        return was_missing and self == replace(later, place=replace(later.place, size=-1))
+        was_missing = self.place.size < 0 and self.place.row < 0
+        # A zip's member that was missing has the name that the annotations give it, without folders.
+        as_then = replace(later.place, size=-1, member=self.place.member)
+        return was_missing and self == replace(later, place=as_then)
 
     def to_row(self) -> Row:
         """As it stands in the catalogue."""

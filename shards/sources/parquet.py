@@ -21,6 +21,7 @@ from shards.sources.source import (
     column_list,
     each_caption,
     files_of,
+    name_problem,
     named,
     picture_hash,
     tag_of,
@@ -38,6 +39,13 @@ FEW_ROWS = 16  # with their pictures
 BATCH_BYTES = 64 << 20  # that the rows read at once may have by the file's own account
 LONGEST_TEXT = 4 * (LONGEST_CAPTION + 1)  # bytes of a value that is looked at: of more, the beginning
 MOST_CAPTIONS = 1000  # of a picture; further ones are not looked at
+LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 
 
 class ParquetSource:
@@ -106,14 +114,14 @@ class ParquetSource:
     def _without_bytes(self, file: pq.ParquetFile, group: int) -> Collection[int]:
         """Rows of a group, counted from its first, without a picture: those of failed downloads, for one.
 
-        The pictures themselves are read only in a group that lacks some.
+        The pictures themselves are read only in a group that lacks some, or does not say.
         """
         if not self._bytes:
             return ()
         columns = file.metadata.row_group(group)
         leaf = next(i for i in range(columns.num_columns) if columns.column(i).path_in_schema == self._bytes)
         statistics = columns.column(leaf).statistics
-        if statistics is None or not statistics.has_null_count or not statistics.null_count:
+        if statistics is not None and statistics.has_null_count and not statistics.null_count:
             return ()
         name, _, inner = self._bytes.partition(".")
         empty: set[int] = set()
@@ -132,6 +140,7 @@ class ParquetSource:
     ) -> Iterator[Found]:
         if self._pictures:
             place, name = self._pictures.place(facts[self._image]), storable(facts[self._image])
+            problem = name_problem(facts[self._image])
         else:
             place, name = Place(file=file, row=row), storable(f"{file}:{row}")
         picture = picture_hash(facts, hashes) or name
@@ -262,7 +271,7 @@ def caption_column(schema: pa.Schema, wanted: str | None) -> tuple[str, str]:
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
     """What stands in a column, without the lists and dictionaries around it."""
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_dictionary(kind):
+    while pa.types.is_dictionary(kind) or any(is_list(kind) for is_list in LISTS):
         kind = kind.value_type
     return kind
 

@@ -6,6 +6,7 @@ The original bytes are kept where stock readers see in them what this module doe
 import io
 import re
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError, features
 
 from shards.format.sample import MAX_PIXELS, ImageFormat, as_png
+from shards.sources.beginnings import what_it_is
 
 FORMATS: dict[str, ImageFormat] = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 # Read where Pillow reads them; none of these starts another program, as Pillow's EPS does.
@@ -64,31 +66,8 @@ TURNS = {
 }
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
-# How files begin, for an error that says what came instead of a picture.
-BEGINNINGS = (
-    (rb"\x89PNG", "PNG"),
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"RIFF.{4}WEBP", "WebP"),
-    (rb"GIF8", "GIF"),
-    (rb".{4}ftypavi[fs]", "AVIF"),
-    (rb"II\*\0|MM\0\*", "TIFF"),
-    (rb"BM.{4}\0\0\0\0", "BMP"),
-    (rb".{4}ftyp(?:hei|hev|mif1|msf1)", "HEIC"),
-    (rb".{4}ftyp", "a video"),
-    (rb"\0\0\0\x0cJXL |\xff\x0a", "JPEG XL"),
-    (rb"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (rb"8BPS", "Photoshop"),
-    (rb"%PDF", "PDF"),
-    (rb"%!PS", "PostScript"),
-    (rb"PK\x03\x04", "a zip"),
-    (rb"\x1f\x8b", "gzip"),
-    (rb"version https://git-lfs", "a Git LFS pointer (git lfs pull fetches the file)"),
-    (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<svg", "SVG"),
-    (rb"\s*<(?:!doctype html|html|head|body)", "HTML"),
-    (rb"\s*<\?xml", "XML"),
-    (rb"\s*[{\[]", "JSON or other text"),
-    (rb"[\t\n\r -~]+\Z", "text"),
-)
+PNG_PROFILE = b"iCCP"
+MAX_PROFILE = 16 << 20  # bytes of a colour profile; those with tables for print have 2 MB
 
 
 # Blocks so large that the C library gives them back when a picture is done with; each thread would keep smaller ones.
@@ -191,6 +170,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
         if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip at 255
             grey = np.asarray(picture).astype(np.int64).clip(0, 65535)
             seen = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+            if isinstance(clear := picture.info.get("transparency"), int):  # one of its greys
+                seen = seen.convert("RGBA")
+                seen.putalpha(Image.fromarray(np.where(grey == clear, 0, 255).astype(np.uint8)))
         elif picture.mode == "F":
             raise ValueError("their range is not known")
         elif picture.has_transparency_data:
@@ -261,11 +243,14 @@ def _opened(data: bytes) -> tuple[Image.Image, bool]:
     try:
         return _decoded(data), True
     except ImageError:
-        # Pillow refuses a picture for long texts in it, such as the workflow that made it.
-        bare = _without_text(data)
+        # Pillow refuses a PNG for long texts in it, such as the workflow that made it, and for a long colour profile.
+        bare, packed = _bare(data)
         if len(bare) == len(data):
             raise
-    return _decoded(bare), False
+    picture = _decoded(bare)
+    if packed:
+        picture.info["icc_profile"] = _unpacked_profile(packed)
+    return picture, False
 
 
 def _decoded(data: bytes) -> Image.Image:
@@ -284,7 +269,8 @@ def _decoded(data: bytes) -> Image.Image:
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"image does not decode: {what_it_is(data)}") from None
+        names = [READ[name] for name in _formats()]
+        raise ImageError(f"image does not decode: {what_it_is(data, names)}") from None
     except Exception as error:  # what a broken file makes Pillow's decoders raise is not documented
         raise ImageError(f"image does not decode: {_without_addresses(error)}") from None
     return picture
@@ -298,34 +284,37 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in there if name not in ("WEBP", "AVIF") or features.check(name.lower()))
 
 
-def what_it_is(data: bytes) -> str:
-    """What a file that is no picture is by its content, and what would be read: `is HTML; PNG, ... are read`."""
-    begins = data[:1024]
-    found = next(
-        (name for start, name in BEGINNINGS if re.match(start, begins, re.DOTALL | re.IGNORECASE)), ""
-    )
-    *names, last = (READ[name] for name in _formats())
-    if found in (*names, last):
-        return f"is {found}, cut off or broken; save it again"
-    return f"is {found or 'of no known format'}; {', '.join(names)} or {last} are read"
-
-
 def _without_addresses(error: Exception) -> str:
     """An error's text, the same in every run."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
 
 
-def _without_text(data: bytes) -> bytes:
-    """A PNG without its texts; anything else, and what follows a broken chunk, as it is."""
+def _bare(data: bytes) -> tuple[bytes, bytes]:
+    """A PNG without texts and colour profile, and that profile's chunk; anything else as it is."""
     if not data.startswith(PNG_START):
-        return data
-    kept_parts, at = [PNG_START], len(PNG_START)
+        return data, b""
+    kept_parts, profile, at = [PNG_START], b"", len(PNG_START)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in PNG_TEXT:
+        kind = data[at + 4 : at + 8]
+        if kind == PNG_PROFILE:
+            profile = data[at + 8 : end - 4]
+        elif kind not in PNG_TEXT:
             kept_parts.append(data[at:end])
         at = end
-    return b"".join(kept_parts)
+    return b"".join(kept_parts), profile
+
+
+def _unpacked_profile(chunk: bytes) -> bytes:
+    """The colour profile of a PNG's chunk: a name, a zero, the method, and the packed bytes."""
+    unpacking = zlib.decompressobj()
+    try:
+        profile = unpacking.decompress(chunk.partition(b"\0")[2][1:], MAX_PROFILE)
+    except zlib.error as error:
+        raise ImageError(f"image does not decode: its colour profile is broken: {error}") from None
+    if unpacking.unconsumed_tail:
+        raise ImageError(f"image has a colour profile of more than {MAX_PROFILE:,} bytes; save it without")
+    return profile
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:

@@ -11,6 +11,7 @@ from shards.errors import NotFoundError, StorageError
 from shards.sources.item import Place
 from shards.sources.picture import MAX_BYTES, ImageError, MissingPictureError
 from shards.sources.source import SourceSpec
+from shards.sources.zip_members import ZipMembers
 from shards.stores.local import open_storage
 from shards.stores.random_access import open_seekable
 from shards.stores.store import Storage
@@ -41,7 +42,7 @@ class Originals(Protocol):
 
 def open_originals(spec: SourceSpec) -> Originals:
     """The pictures of a source; none of its files is opened before the first picture is read."""
-    if spec.images.endswith(".zip"):
+    if spec.images.lower().endswith(".zip"):
         root, _, key = spec.images.rpartition("/")
         return _Zip(open_storage(root or "."), key)
     storage = open_storage(spec.root)
@@ -125,7 +126,19 @@ class _Zip:
         except zipfile.BadZipFile as error:
             raise StorageError(f"{self._storage.url(self._key)} is no whole zip any more: {error}") from None
 
+    @cached_property
+    def _members(self) -> ZipMembers:
+        return ZipMembers(self._archive.infolist())
+
+    def _came_since(self, place: Place) -> Place:
+        """Where a picture lies by now that the zip had not when the source was read."""
+        found = self._members.of(place.member) if place.size < 0 else ()
+        if len(found) != 1:
+            return place
+        return replace(place, member=found[0].filename, size=found[0].file_size)
+
     def read(self, place: Place) -> bytes:
+        place = self._came_since(place)
         check(place)
         try:
             with self._archive.open(place.member) as member:
@@ -144,7 +157,7 @@ class _Zip:
         return data
 
     def size(self, place: Place) -> int:
-        return place.size  # a zip with more in it is another zip
+        return self._came_since(place).size
 
     def close(self) -> None:
         self._open.close()

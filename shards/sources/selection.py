@@ -1,6 +1,7 @@
 """Which of what a source holds becomes samples, and why the rest is left out; takes 190 bytes of memory a sample."""
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,21 +12,27 @@ from shards.sources.filters import Filter, Rules
 from shards.sources.item import Item
 from shards.sources.source import Found
 
-NO_PICTURE = "no picture, or an unsafe name"
+NO_PICTURE = "no picture"
 FURTHER = "further caption"
 MOST_EXAMPLES = 3  # names of what is left out, for each reason
 LONGEST_NAME = 80  # characters of one
 LONGEST_CAPTION = 10_000  # characters; the text encoder takes some 2,000 of them at 512 tokens
+NO_UTF_8 = re.compile("[\udc80-\udcff]")  # bytes that did not decode, as surrogateescape has them
+TYPES = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
 
 
 def caption_problem(caption: Any) -> str:
     """Why something cannot be a caption; empty where it can."""
-    if not isinstance(caption, str):
+    if caption is None:
         return "caption missing"
+    if not isinstance(caption, str):
+        return f"caption that is {TYPES.get(type(caption), type(caption).__name__)}, not text"
     if not caption.strip():
         return "caption blank"
     if len(caption) > LONGEST_CAPTION:
         return "caption too long"
+    if NO_UTF_8.search(caption):
+        return "caption not UTF-8"
     if any(unicodedata.category(sign) == "Cc" and sign not in "\t\n\r" for sign in caption):
         return "caption with control characters"
     if any(unicodedata.category(sign) == "Cs" for sign in caption):

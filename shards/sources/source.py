@@ -1,7 +1,9 @@
 """Where an import takes pictures and captions from: what every kind of source is asked, and how its files are found."""
 
 import hashlib
+import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,8 +22,10 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 # What img2dataset writes of the bytes it downloaded (--compute_hash); equal ones are one picture.
 HASH_COLUMNS = ("sha256", "md5")
 HASH = re.compile(r"[0-9a-f]{32,64}")
+COMPRESSED = re.compile(r"\.(tar|parquet)\.(gz|bz2|xz|zst|lz4|br|z)$|\.t(gz|bz2?|xz|zst)$")
 MAGIC = re.compile(r"[*?\[{]")
 MOST_PATTERNS = 1_000_000
+BROKEN_JSON = "a .json that is no JSON object"
 
 
 @dataclass(frozen=True)
@@ -116,17 +120,26 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
         if absent:
             raise UsageError(f"import.source = {place!r}: {absent[0]} ({len(absent)} files) is not there")
     if not found:
-        compressed = next((entry.key for entry in there if entry.key.endswith((f"{suffix}.gz", ".tgz"))), "")
-        if compressed:
-            raise UsageError(
-                f"import.source = {place!r}: {compressed} is compressed, and pictures are read where they lie; "
-                f"unpack it to a {suffix} file first"
-            )
-        raise UsageError(
-            f"import.source = {place!r}: no {suffix} file there (symbolic links that lead out of it are not followed); "
-            f"give a folder, a file or a pattern such as folder/{{000..123}}{suffix}"
-        )
+        raise UsageError(f"import.source = {place!r}: {_instead(there, spec.kind)}")
     return storage, tuple(found)
+
+
+def _instead(there: Sequence[Entry], kind: Kind) -> str:
+    """What there is instead of files of a kind, and what to do."""
+    suffix = SUFFIXES[kind]
+    compressed = next((entry.key for entry in there if COMPRESSED.search(entry.key.lower())), "")
+    if compressed:
+        return f"{compressed} is compressed, and pictures are read where they lie; unpack it to a {suffix} file first"
+    for other, option in (("tar", "tars"), ("parquet", "parquet"), ("jpg", "folder"), ("png", "folder")):
+        count = sum(entry.key.lower().endswith(f".{other}") for entry in there)
+        if count and f".{other}" != suffix:
+            return f"no {suffix} file there, but {count:,} .{other} files; give import.kind {option}"
+    if zips := [entry.key for entry in there if entry.key.lower().endswith(".zip")]:
+        return f"no {suffix} file there, but {len(zips):,} .zip files, the first {zips[0]!r}; unpack them (unzip)"
+    return (
+        f"no {suffix} file there (symbolic links that lead out of it are not followed); "
+        f"give a folder, a file or a pattern such as folder/{{000..123}}{suffix}"
+    )
 
 
 def _root_and_pattern(place: str, suffix: str) -> tuple[str, str]:
@@ -202,10 +215,21 @@ def picture_hash(facts: Mapping[str, Any], columns: Iterable[str]) -> str:
 def each_caption(value: Any) -> Sequence[Any]:
     """The captions that stand in one field: itself, or those of a list; one that is None where it is empty.
 
-    Bytes are read as UTF-8; what is none comes as lone surrogates, which no caption may hold.
+    Bytes are read as UTF-8; what is none comes as lone surrogates, which no caption may hold. A mark of the byte order
+    is no part of a caption.
     """
     found = (value or [None]) if isinstance(value, list) else [value]
-    return [one.decode(errors="surrogateescape") if isinstance(one, bytes) else one for one in found]
+    texts = [one.decode(errors="surrogateescape") if isinstance(one, bytes) else one for one in found]
+    return [text.removeprefix("\ufeff") if isinstance(text, str) else text for text in texts]
+
+
+def json_facts(text: str) -> Mapping[str, Any] | None:
+    """What a .json beside a picture says; None where it is no JSON object."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 class PictureFiles:
@@ -218,19 +242,41 @@ class PictureFiles:
     def __init__(self, storage: Storage) -> None:
         entries = tuple(storage.list())
         self._sizes = {entry.key: entry.size for entry in entries}
+        self._spelled = {composed(key): key for key in self._sizes if not key.isascii()}
         self.tag = tag_of(entries)
 
     def place(self, name: Any) -> Place | None:
         """Where a picture lies; None for a name that is none, or that leads elsewhere."""
-        if not is_safe(name):
+        path = relative_path(name)
+        if not path:
             return None
-        return Place(file=name, size=self._sizes.get(name, -1))
+        if path not in self._sizes:
+            path = self._spelled.get(composed(path), path)
+        return Place(file=path, size=self._sizes.get(path, -1))
 
 
 def is_hidden(name: str) -> bool:
     """Whether a path is of what systems leave beside people's files: `._0.jpg`, `.DS_Store`, `__MACOSX/…`."""
     parts = [part for part in name.split("/") if part not in (".", "..")]
     return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in parts)
+
+
+def composed(name: str) -> str:
+    """A name as most systems spell it: a Mac has an accent as a sign of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def relative_path(name: Any) -> str:
+    """The path under its root that a picture's name from outside means, as Windows writes it too; empty if none."""
+    path = name.replace("\\", "/").removeprefix("./") if isinstance(name, str) else ""
+    return path if is_safe(path) else ""
+
+
+def name_problem(name: Any) -> str:
+    """Why a picture's name from outside leads to none; empty where it may lead to one."""
+    if not isinstance(name, str) or not name.strip():
+        return "no picture named"
+    return "" if relative_path(name) else "a name that leads out of the source or is no path"
 
 
 def is_safe(name: Any) -> bool:

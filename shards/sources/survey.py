@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import closing
+from pathlib import PurePosixPath
 
 from shards.errors import UsageError
 from shards.sources.item import Item, Place
-from shards.sources.picture import MAX_BYTES, ImageError, kept
+from shards.sources.picture import MAX_BYTES, NOT_READ, ImageError, kept, open_picture
 from shards.sources.picture_bytes import MISSING, Originals, open_originals
 from shards.sources.selection import LONGEST_NAME, MOST_EXAMPLES
 from shards.sources.source import SourceSpec
@@ -35,8 +36,9 @@ def survey(spec: SourceSpec, items: Sequence[Item], max_side: int, most: float) 
     with closing(open_originals(spec)) as originals:
         sound = []
         absent = _still_absent(originals, items)
+        unread = _unread(originals, [item for item in items if item.place not in absent])
         for item in items:
-            reason = _known_problem(item, absent)
+            reason = _known_problem(item, absent) or unread.get(_suffix(item.place), "")
             if reason:
                 known.setdefault(reason, []).append(item)
             else:
@@ -79,6 +81,31 @@ def _still_absent(originals: Originals, items: Sequence[Item]) -> Collection[Pla
     return frozenset([*first, *(place for place in missing[ASKED_FOR:] if originals.size(place) < 0)])
 
 
+def _unread(originals: Originals, items: Sequence[Item]) -> dict[str, str]:
+    """Suffixes of formats that are not read and why, where a few pictures of that name are what it says."""
+    named: dict[str, list[Item]] = {}
+    for item in items:
+        if (suffix := _suffix(item.place)) in NOT_READ:
+            named.setdefault(suffix, []).append(item)
+    return {
+        suffix: f"a format that is not read ({suffix})"
+        for suffix, those in named.items()
+        if not any(_is_picture(originals, item) for item in _spread(those))
+    }
+
+
+def _is_picture(originals: Originals, item: Item) -> bool:
+    try:
+        open_picture(originals.read(item.place))
+    except ImageError:
+        return False
+    return True
+
+
+def _suffix(place: Place) -> str:
+    return PurePosixPath(place.member or place.file).suffix.lower()
+
+
 def _known_problem(item: Item, absent: Collection[Place]) -> str:
     """What the catalogue knows against a picture."""
     place = item.place
@@ -112,6 +139,8 @@ def _option(spec: SourceSpec) -> str:
 
 
 def _remedy(spec: SourceSpec, known: dict[str, list[Item]]) -> str:
+    if any("not read" in reason for reason in known):
+        return "convert them"
     if MISSING not in known:
         return "download them again"
     option = "import.images" if spec.images else "import.source"

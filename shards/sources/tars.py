@@ -1,6 +1,5 @@
 """WebDataset tars as img2dataset, LAION and other tools have them: KEY.jpg, KEY.txt and KEY.json."""
 
-import json
 import tarfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -9,9 +8,11 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from shards.errors import UsageError
+from shards.prompts.text_tables import caption_text
 from shards.sources.item import Place, storable
 from shards.sources.picture import NOT_READ, SUFFIXES
 from shards.sources.source import (
+    BROKEN_JSON,
     CAPTION_COLUMNS,
     HASH_COLUMNS,
     Found,
@@ -19,6 +20,7 @@ from shards.sources.source import (
     each_caption,
     files_of,
     is_hidden,
+    json_facts,
     named,
     picture_hash,
     tag_of,
@@ -27,7 +29,7 @@ from shards.stores.random_access import open_seekable
 from shards.stores.store import Entry
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
-KNOWN = (*PICTURES, "txt", "json")
+KNOWN = (*PICTURES, "txt", "caption", "json")
 MAX_TEXT = 1 << 20  # bytes of a .txt or .json; more is no caption
 LOOKED_AT = 100  # samples whose .json is looked at for its columns
 PADDING = 1 << 20  # bytes read at a time behind the end of a tar
@@ -47,13 +49,19 @@ class _Group:
     key: str
     begin: int = 0
     place: Place | None = None
-    text: Any = None
+    texts: Mapping[str, str] = field(default_factory=dict)  # by suffix
     facts: Mapping[str, Any] = field(default_factory=dict)
     unread: str = ""  # suffix of a picture in a format that is not read
+    broken: bool = False  # whether its .json could not be read
 
     @property
-    def problem(self) -> str:
-        return f"a format that is not read ({self.unread})" if self.unread and self.place is None else ""
+    def text(self) -> str | None:
+        return self.texts.get("txt", self.texts.get("caption"))
+
+    def problem(self, caption: Any) -> str:
+        if self.unread and self.place is None:
+            return f"a format that is not read ({self.unread})"
+        return BROKEN_JSON if self.broken and caption is None else ""
 
     @property
     def is_whole(self) -> bool:
@@ -104,7 +112,7 @@ class TarSource:
                     caption = group.facts.get(usual or "") if group.text is None else group.text
                 facts = {name: value for name, value in group.facts.items() if name in wanted}
                 for one in each_caption(caption):
-                    yield Found(picture, one, group.place, facts, group.problem)
+                    yield Found(picture, one, group.place, facts, group.problem(one))
 
     def _look(self) -> Sequence[str]:
         names: dict[str, None] = {}
@@ -217,9 +225,10 @@ def _joined(earlier: _Group, later: _Group) -> _Group:
         later.key,
         later.begin,
         earlier.place or later.place,
-        later.text if earlier.text is None else earlier.text,
+        {**later.texts, **earlier.texts},
         earlier.facts or later.facts,
         earlier.unread or later.unread,
+        earlier.broken or later.broken,
     )
 
 
@@ -229,18 +238,15 @@ def _note(group: _Group, tar: tarfile.TarFile, member: tarfile.TarInfo, file: st
         group.place = Place(file=file, offset=member.offset_data, size=member.size)
     elif f".{suffix}" in NOT_READ:
         group.unread = f".{suffix}"
-    elif suffix == "txt" and group.text is None:
-        group.text = _text(tar, member)
+    elif suffix in ("txt", "caption"):
+        group.texts = {suffix: _text(tar, member), **group.texts}
     elif suffix == "json" and not group.facts:
-        try:
-            content = json.loads(_text(tar, member))
-        except (ValueError, RecursionError):
-            return  # what it would have told is not told
-        group.facts = content if isinstance(content, dict) else {}
+        facts = json_facts(_text(tar, member))
+        group.facts, group.broken = facts or {}, facts is None
 
 
 def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    """A member as text; what is no UTF-8 comes as lone surrogates, which no caption may hold."""
+    """A member as text; see `caption_text`."""
     file = tar.extractfile(member)
     assert file is not None, "only plain files are read"
-    return file.read(MAX_TEXT).decode(errors="surrogateescape")
+    return caption_text(file.read(MAX_TEXT))

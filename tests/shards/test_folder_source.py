@@ -79,6 +79,8 @@ def test_what_is_left_out_is_counted_by_its_cause_with_the_first_names(tmp_path)
         "__MACOSX/a.jpg": b"mac",
         "broken.jpg": encoded(4),
         "broken.json": "{",
+        "array.jpg": encoded(7),
+        "array.json": '["a fox"]',
         "long.jpg": encoded(5),
         "long.txt": "word " * 300_000,
         "readme.md": "x",
@@ -87,11 +89,11 @@ def test_what_is_left_out_is_counted_by_its_cause_with_the_first_names(tmp_path)
     found, left_out = items_of(written(tmp_path, files))
     assert captions(found) == {"a.jpg": "a fox"}
     assert left_out == {
-        "caption missing": 2,
+        "caption missing": 1,
+        "a .json that is no JSON object": 2,
         "caption blank": 1,
-        "caption with control characters": 1,
-        "caption with lone surrogates": 1,
-        "caption without a picture": 2,
+        "caption not UTF-8": 2,
+        "caption without a picture": 1,
         "a format that is not read (.heic)": 1,
         "caption too long": 1,
     }
@@ -102,9 +104,11 @@ def test_what_is_left_out_is_counted_by_its_cause_with_the_first_names(tmp_path)
     )
     told = told_left_out(made.record.left_out, made.record.examples)
     assert told.startswith(
-        "2 caption missing (alone.jpg, broken.jpg), 2 caption without a picture (orphan.txt, "
+        "2 a .json that is no JSON object (array.jpg, broken.jpg), 2 caption not UTF-8 (half.jpg, latin.jpg), "
     )
-    assert "1 caption with lone surrogates (latin.jpg)" in told
+    assert (
+        "1 caption without a picture (orphan.txt)" in told
+    )  # phone.txt has one, of a format that is not read
 
 
 def parquet(rows):
@@ -160,7 +164,39 @@ def test_metadata_that_names_other_files_or_none(tmp_path):
         ("2.jpg", "beside", False),
         ("gone.jpg", "gone", True),
     ]
-    assert left_out == {"caption missing": 1, "no picture, or an unsafe name": 2}
+    assert left_out == {
+        "caption missing": 1,
+        "a name that leads out of the source or is no path": 1,
+        "no picture named": 1,
+    }
+
+
+def test_names_as_other_systems_write_them(tmp_path):
+    """Windows has backslashes, a Mac accents as signs of their own."""
+    rows = [{"file_name": "i\\0.jpg", "text": "zero"}, {"file_name": "caf\u00e9.jpg", "text": "one"}]
+    files = {"i/0.jpg": encoded(0), "cafe\u0301.jpg": encoded(1)}
+    spec = written(tmp_path, files | {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    found, left_out = items_of(spec, val_fraction=0.0)
+    assert (captions(found), left_out) == ({"cafe\u0301.jpg": "one", "i/0.jpg": "zero"}, {})
+    assert read_all(spec, found) == [encoded(1), encoded(0)]
+
+
+def test_captions_of_another_type_are_named(tmp_path):
+    rows = [{"file_name": f"{n}.jpg", "text": text} for n, text in enumerate([{"en": "x"}, 7, True, [["x"]]])]
+    spec = written(tmp_path, {"0.jpg": encoded(0), "metadata.parquet": parquet(rows[:1])})
+    with pytest.raises(
+        UsageError,
+        match=r"1 caption that is an object, not text \(0.jpg\); name a column .* \(there: text\)",
+    ):
+        catalogued(open_storage(str(tmp_path / "data")), spec, Rules(), tmp_path)
+    (tmp_path / "metadata.parquet").unlink()
+    written(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
+    assert items_of(spec)[1] == {
+        "caption that is an object, not text": 1,
+        "caption that is a number, not text": 1,
+        "caption that is true or false, not text": 1,
+        "caption that is a list, not text": 1,
+    }
 
 
 def test_columns_can_be_named_and_filter(tmp_path):
@@ -176,8 +212,13 @@ def test_columns_can_be_named_and_filter(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, r"no pictures there \(.png.*links are not followed"),
+        ({}, r"no pictures there: it is empty or not there"),
+        ({"y.md": b""}, r"no pictures there \(.png.*links are not followed"),
         ({"0.tar": b""}, r"no pictures there, but 1 .tar files; give import.kind tars"),
+        (
+            {"sub/x.zip": b"", "y.md": b""},
+            "no pictures there, but 1 .zip files, the first 'sub/x.zip'; unpack",
+        ),
         ({"0.heic": b""}, "no pictures there, but 1 of formats that are not read, the first '0.heic'"),
         ({"0.jpg": b"x"}, "1 pictures and no captions; put NAME.txt"),
         ({"0.jpg": b"x", "metadata.jsonl": "{"}, "metadata.jsonl, line 1: not JSON"),
@@ -199,6 +240,14 @@ def test_folders_that_will_not_do(tmp_path, files, message):
     with pytest.raises(UsageError, match=message) as caught:
         open_source(written(tmp_path, files))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded(0))
+    with pytest.raises(UsageError, match=r"import.source = '.*a.jpg': is a file; give the folder"):
+        open_source(SourceSpec("folder", str(tmp_path / "a.jpg")))
+    with pytest.raises(UsageError, match=r"a zip is read beside COCO annotations only.*unpack it"):
+        open_source(SourceSpec("folder", str(tmp_path / "a.ZIP")))
 
 
 def test_options_that_a_folder_has_no_use_for(tmp_path):

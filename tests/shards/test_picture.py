@@ -165,6 +165,32 @@ def swapped_primaries(data):
     return data.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
 
 
+def test_a_long_colour_profile_in_a_png_is_followed_and_one_without_end_is_not():
+    """Pillow refuses a PNG with a profile of more than 1 MiB, as tables for print have."""
+    swapped = profile("sRGB").replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+
+    def with_profile(padding):
+        data = (len(swapped) + padding).to_bytes(4, "big") + swapped[4:] + bytes(padding)
+        return encoded(1, format="PNG", icc_profile=data)
+
+    with pytest.raises(ValueError, match="too large"):
+        Image.open(io.BytesIO(with_profile(2 << 20))).load()
+    found = kept(with_profile(2 << 20), 1024)
+    assert found.pixels.tobytes() == kept(with_profile(0), 1024).pixels.tobytes()
+    assert found.pixels.tobytes() != by_hand(encoded(1, format="PNG")).tobytes()
+    with pytest.raises(ImageError, match="colour profile of more than 16,777,216 bytes"):
+        kept(with_profile(17 << 20), 1024)
+
+
+def test_a_transparent_grey_of_16_bits_shows_white():
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG", transparency=0)
+    pixels = np.asarray(kept(buffer.getvalue(), 1024).pixels)
+    assert pixels[0, 0].tolist() == [255] * 3
+    assert pixels[0, 1].tolist() == [4] * 3
+
+
 def test_transparent_parts_show_white():
     image = Image.new("RGBA", (8, 8), (10, 20, 30, 255))
     image.paste((200, 0, 0, 0), (0, 0, 4, 8))

@@ -25,11 +25,13 @@ from import_support import (
 from s3_support import use
 from shards.errors import StorageError, UsageError
 from shards.sources import parquet_rows as rows
-from shards.sources.catalogue import open_source
+from shards.sources.catalogue import catalogued, open_source
+from shards.sources.filters import Rules
 from shards.sources.item import Item, Place
 from shards.sources.picture import MAX_BYTES, ImageError
 from shards.sources.picture_bytes import open_originals
 from shards.sources.source import SourceSpec
+from shards.stores.local import open_storage
 
 
 def read(spec, *places):
@@ -88,7 +90,7 @@ def test_no_name_leads_out_of_the_pictures(tmp_path, zipped):
     spec = SourceSpec("coco", **write_coco(tmp_path / "set", content, files, zipped=zipped))
     found, left_out = items_of(spec)
     assert [item.picture for item in found] == list(files)[-2:]
-    assert left_out == {"no picture, or an unsafe name": len(OUTSIDE)}
+    assert left_out == {"no picture named": 4, "a name that leads out of the source or is no path": 5}
 
 
 def test_links_and_absent_pictures_fail_when_they_are_read(tmp_path):
@@ -224,7 +226,31 @@ def test_hostile_annotations_are_left_out_one_by_one(tmp_path):
     content["annotations"] += [None, {"image_id": {}, "caption": "nobody's"}, {"image_id": 1, "caption": 5}]
     found, left_out = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)), captions="all")
     assert [item.picture for item in found] == list(files)
-    assert left_out == {"caption missing": 4}
+    assert left_out == {
+        "caption missing": 2,
+        "caption that is a number, not text": 1,
+        "no picture named": 1,
+    }
+
+
+def test_coco_names_as_other_systems_write_them(tmp_path):
+    content, _ = coco_content(count=2, captions=1)
+    for image, name in zip(content["images"], ("i\\0.jpg", "caf\u00e9.jpg"), strict=True):
+        image["file_name"] = name
+    files = {"i/0.jpg": encoded(0), "cafe\u0301.jpg": encoded(1)}
+    for zipped in (False, True):
+        folder = tmp_path / f"{zipped}"
+        (folder / "val2017" / "i").mkdir(parents=True)
+        spec = SourceSpec("coco", **write_coco(folder, content, files, zipped=zipped))
+        found, left_out = items_of(spec, val_fraction=0.0)
+        assert (read_all(spec, found), left_out) == (list(files.values()), {})
+
+
+def test_a_zip_may_have_its_suffix_in_capitals(tmp_path):
+    content, files = coco_content(count=2, captions=1)
+    options = write_coco(tmp_path, content, files, zipped=True)
+    spec = SourceSpec("coco", options["source"], str(Path(options["images"]).rename(tmp_path / "P.ZIP")))
+    assert read_all(spec, items_of(spec)[0]) == list(files.values())
 
 
 def test_tars_with_captions_facts_and_places(tmp_path):
@@ -337,9 +363,8 @@ def test_hostile_members_are_names_and_nothing_else(tmp_path):
     found, left_out = items_of(spec)
     assert [item.caption for item in found] == ["picture 0", "climbs", "sound all the same", "an odd name"]
     assert left_out == {
-        "no picture, or an unsafe name": 3,
-        "caption with control characters": 1,
-        "caption with lone surrogates": 1,
+        "no picture": 3,
+        "caption not UTF-8": 2,
         "caption too long": 1,
         "caption missing": 1,
     }
@@ -389,6 +414,56 @@ def test_formats_that_are_not_read_are_counted_as_such(tmp_path):
     assert left_out == {"a format that is not read (.heic)": 1}
 
 
+def test_captions_in_tars_as_people_save_them(tmp_path):
+    members = [
+        *[("a.jpg", encoded(0)), ("a.txt", "\ufeffa fox\r\n".encode())],
+        *[("b.jpg", encoded(1)), ("b.txt", "ein K\u00e4fer".encode("utf-16"))],
+        *[("c.jpg", encoded(2)), ("c.json", '\ufeff{"caption": "a cat"}'.encode())],
+        *[("d.jpg", encoded(3)), ("d.caption", b"a dog\n")],
+        *[("e.jpg", encoded(4)), ("e.caption", b"not this"), ("e.txt", b"an elk")],
+        *[("f.jpg", encoded(5)), ("f.json", b"{broken")],
+        *[("g.jpg", encoded(6)), ("g.json", b'["a goat"]')],
+        *[("h.jpg", encoded(7)), ("h.json", b'{"caption": {"en": "a hen"}}')],
+        *[("i.jpg", encoded(8)), ("i.json", b"{broken"), ("i.txt", b"an ibis")],
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    found, left_out = items_of(SourceSpec("webdataset", str(tmp_path)), val_fraction=0.0)
+    assert [i.caption for i in found] == ["a fox", "ein K\u00e4fer", "a cat", "a dog", "an elk", "an ibis"]
+    assert left_out == {
+        "a .json that is no JSON object": 2,
+        "caption that is an object, not text": 1,
+    }
+
+
+def test_tars_without_captions_are_refused_with_the_remedy(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_of([("0.jpg", encoded(0)), ("0.json", b'{"alt": "a fox"}')]))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    (tmp_path / "work").mkdir()
+    with pytest.raises(
+        UsageError,
+        match=r"1 caption missing \(a.tar:0\); captions are NAME.txt .*import.caption_column \(there: alt\)",
+    ):
+        catalogued(open_storage(str(tmp_path / "data")), spec, Rules(), tmp_path / "work")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("webdataset", "a.tar.zst", "a.tar.zst is compressed"),
+        ("webdataset", "a.tar.bz2", "a.tar.bz2 is compressed"),
+        ("webdataset", "a.txz", "a.txz is compressed"),
+        ("webdataset", "a.zip", "no .tar file there, but 1 .zip files, the first 'a.zip'; unpack them"),
+        ("webdataset", "a.jpg", "no .tar file there, but 1 .jpg files; give import.kind folder"),
+        ("webdataset", "a.parquet", "no .tar file there, but 1 .parquet files; give import.kind parquet"),
+        ("parquet", "a.tar", "no .parquet file there, but 1 .tar files; give import.kind tars"),
+    ],
+)
+def test_what_is_there_instead_of_a_kind_s_files_is_named(tmp_path, kind, name, message):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=message):
+        open_source(SourceSpec(kind, str(tmp_path)))
+
+
 def test_members_sorted_by_type(tmp_path):
     members = sorted(laion_samples(range(4)), key=lambda member: member[0].rpartition(".")[2])
     members += [("lost.txt", b"no picture"), ("alone.jpg", encoded(8))]
@@ -397,7 +472,7 @@ def test_members_sorted_by_type(tmp_path):
     found, left_out = items_of(spec, min_similarity=0.0)
     assert [item.caption for item in found] == [f"picture {n}" for n in range(4)]
     assert read_all(spec, found) == [encoded(n) for n in range(4)]
-    assert left_out == {"no picture, or an unsafe name": 1, "caption missing": 1}
+    assert left_out == {"no picture": 1, "caption missing": 1}
 
 
 def test_several_tars_in_one(tmp_path):
@@ -545,7 +620,7 @@ def test_parquet_with_paths(tmp_path):
         (tmp_path / "set" / name).write_bytes(encoded(number))
     found, left_out = items_of(spec)
     assert [item.picture for item in found] == ["a/0.jpg", "1.jpg", "gone.jpg"]
-    assert left_out == {"no picture, or an unsafe name": 3}
+    assert left_out == {"no picture named": 1, "a name that leads out of the source or is no path": 2}
     assert read_all(spec, found[:2]) == [encoded(0), encoded(1)]
     with pytest.raises(ImageError, match="no such picture"):
         read_all(spec, found[2:])
@@ -584,6 +659,10 @@ PAIR = ["one", "two"]
         (pa.array([[{"raw": "one"}, {"raw": "more"}], [{"raw": "two"}]]), PAIR),
         (pa.array([{"raw": ["one", "more"]}, {"raw": ["two"]}]), PAIR),
         (pa.array([[b"one"], [b"two"]]), PAIR),
+        (pa.array([["one", "more"], ["two", "more"]], pa.list_(pa.string(), 2)), PAIR),
+        (pa.array([["one"], ["two"]], pa.list_view(pa.string())), PAIR),
+        (pa.array(["\ufeffone", "two"]), PAIR),
+        (pa.array([b"\xef\xbb\xbfone", b"two"]), PAIR),
         (pa.array([b"one", b"caf\xe9"]), ["one"]),
         (pa.array([{"text": "one"}, None]), ["one"]),
     ],
@@ -701,6 +780,16 @@ def test_what_many_rows_share_is_in_memory_once(tmp_path, column, shape):
     else:
         assert (taken, left_out) == (0, {"caption too long": count})
         assert examples == {"caption too long": [f"a.parquet:{row}" for row in range(3)]}
+
+
+@pytest.mark.parametrize("with_status", [False, True])
+def test_failed_downloads_are_found_in_files_without_statistics(tmp_path, with_status):
+    status = {"status": ["success", "failed_to_download", "success"]} if with_status else {}
+    table = pa.table({"jpg": [encoded(0), None, encoded(2)], "caption": ["a", "b", "c"], **status})
+    pq.write_table(table, tmp_path / "a.parquet", write_statistics=False)
+    found, left_out = items_of(SourceSpec("parquet", str(tmp_path)), val_fraction=0.0)
+    assert [item.caption for item in found] == ["a", "c"]
+    assert left_out == {"failed download" if with_status else "no picture in the row": 1}
 
 
 def test_parquet_without_what_it_needs(tmp_path):

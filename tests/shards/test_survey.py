@@ -99,5 +99,42 @@ def test_a_source_that_is_completed_later_goes_on(coco, tmp_path):
         catalogued(root, coco, rules, tmp_path / "third")
 
 
+def test_a_zip_that_is_completed_later_goes_on(tmp_path):
+    content, files = coco_content(COUNT, captions=1)
+    name, data = next(iter(files.items()))
+    options = write_coco(
+        tmp_path / "set", content, {n: d for n, d in files.items() if n != name}, zipped=True
+    )
+    spec, root, rules = SourceSpec("coco", **options), open_storage(str(tmp_path / "data")), Rules()
+    for folder in ("first", "second", "third"):
+        (tmp_path / folder).mkdir()
+    catalogued(root, spec, rules, tmp_path / "first").put(root)
+    assert "1 of 24 pictures cannot be used" in surveyed(spec)
+    write_coco(tmp_path / "set", content, files, zipped=True)
+    items = catalogued(root, spec, rules, tmp_path / "second").items(20)
+    assert read_all(spec, items)[0] == data
+    assert survey(spec, items, 1024, 0.0) == ""
+    write_coco(tmp_path / "set", content, files | {name: data + b"x", list(files)[1]: data}, zipped=True)
+    with pytest.raises(UsageError, match="has changed"):
+        catalogued(root, spec, rules, tmp_path / "third")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_formats_that_are_not_read_are_known_by_name_and_content(tmp_path, zipped):
+    content, files = coco_content(COUNT, captions=1)
+    for image in content["images"][:10]:
+        data = files.pop(image["file_name"])
+        image["file_name"] += ".HEIC"
+        files[image["file_name"]] = b"\0\0\0\x18ftypheic"
+    spec = SourceSpec("coco", **write_coco(tmp_path, content, files, zipped=zipped))
+    with pytest.raises(
+        UsageError, match=r"10 of 24 pictures cannot be used: a format that is not read \(.heic\).*convert"
+    ):
+        surveyed(spec)
+    files = dict.fromkeys(files, data)  # of another name than content: read all the same
+    write_coco(tmp_path, content, files, zipped=zipped)
+    assert surveyed(spec) == ""
+
+
 def test_what_was_missing_is_tried_again():
     assert MissingPictureError.__name__ not in HOPELESS
