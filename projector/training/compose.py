@@ -8,6 +8,7 @@ B batch, N pairs, P rows of a prompt, R rows of a conditioning, D hidden.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class EditedPairs:
     def _targets(self, conditionings: Iterator[Conditioning], first: int) -> Iterator[Conditioning]:
         """What the edited pictures are made from."""
         place = first
-        while block := [item for item, _ in zip(conditionings, range(ENCODED_TOGETHER), strict=False)]:
+        while block := list(islice(conditionings, ENCODED_TOGETHER)):
             edits = [
                 draw_edit(item.caption, np.random.default_rng([self._seed, place + number]))
                 for number, item in enumerate(block)

@@ -5,6 +5,7 @@ B batch, N pairs, K steps of sampling, C latent channels, h and w latent pixels.
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Trajectories:
             kept = Packed(model.numbers, dtype, folder)
         self.seeds: list[int] = []
         self._begun = self._said = time.monotonic()
-        while block := [item for item, _ in zip(conditionings, range(SORTED_TOGETHER), strict=False)]:
+        while block := list(islice(conditionings, SORTED_TOGETHER)):
             for velocities in self._sampled(block):
                 kept.append(velocities.to("cpu", dtype))
             self.seeds += [item.seed for item in block]

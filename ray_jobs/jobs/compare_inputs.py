@@ -10,10 +10,10 @@ from projector.comparison.cases import (
     PROJECTED,
     Case,
     cases_of,
-    held_out_pictures,
     name_of,
     paired,
     part_of,
+    reference_pictures,
     user_pictures,
 )
 from projector.comparison.comparer import UNTRAINED
@@ -97,7 +97,7 @@ def cases_to_make(
         prompts = [prompt.caption for prompt in source.prompts]
     if options.images is None:
         dataset = Dataset.open(open_storage(data_of(options, projector)))
-        pairs = held_out_pictures(dataset, max(options.samples, 1 if prompts else 2))
+        pairs = reference_pictures(dataset, max(options.samples, 1 if prompts else 2))
         if not prompts:
             return _held_out_cases(options, pairs, alone=alone, with_prompt=with_prompt)
         pictures = [picture for picture, _ in pairs]

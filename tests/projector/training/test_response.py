@@ -17,6 +17,7 @@ from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import resolve_models
 from projector.models.text_encoder import TextEncoder
 from projector.options import TrainOptions
+from projector.training import compose, trajectories
 from projector.training.compose import EditedPairs, draw_edit
 from projector.training.loop import train
 from projector.training.response import ResponseTrainer
@@ -310,3 +311,22 @@ def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothin
     errors = velocity_errors(conditioned_by(methods, {"projector": projector}, held_out), held_out, model)
     assert errors["projector"] == pytest.approx(summary["best_val_loss"], rel=1e-3)
     assert errors["projector"] < errors["identity"]
+
+
+def test_no_pair_is_lost_between_blocks(model, scene_sources, monkeypatch):
+    made_from = list(scene_sources[0].conditionings(0, 5))
+    whole = Trajectories(model, iter(made_from), 5)
+    monkeypatch.setattr(trajectories, "SORTED_TOGETHER", 2)
+    paths = Trajectories(model, iter(made_from), 5)
+    assert paths.seeds == [item.seed for item in made_from]
+    for ours, theirs in zip(
+        paths.at(torch.arange(5), torch.ones(5, dtype=torch.int64)),
+        whole.at(torch.arange(5), torch.ones(5, dtype=torch.int64)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(compose, "ENCODED_TOGETHER", 2)
+    path = resolve_models("tiny").image.path
+    encoder = TextEncoder.from_pretrained(path, device="cpu", dtype=torch.float32)
+    edits = EditedPairs(model, encoder, iter(made_from), first=0, count=5, seed=3)
+    assert len(edits.places) == 5
