@@ -173,14 +173,14 @@ def driver_memory(planned: int) -> dict[str, Any]:
         "monitor = start_monitor(plan.shards, BuildOptions(), 'build')\n"
         "ray.get(monitor.snapshot.remote()); handed = time.time()\n"
         "n = len(plan.shards)\n"
-        "rows = ray.data.from_items([{'ticket': i} for i in range(n)], override_num_blocks=n)\n"
+        "rows = ray.data.from_items([{'row': i} for i in range(n)], override_num_blocks=n)\n"
         "print('\\n', n, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, planned - begun, "
         "handed - planned, time.time() - handed)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
     )
-    shards, before, after, plan, hand, tickets = done.stdout.split()[-6:]
+    shards, before, after, plan, hand, rows = done.stdout.split()[-6:]
     return {
         "planned": planned,
         "shards": int(shards),
@@ -188,7 +188,7 @@ def driver_memory(planned: int) -> dict[str, Any]:
         "driver_mb_before_the_plan": round(int(before) / 1e3),
         "seconds_to_plan": round(float(plan), 1),
         "seconds_to_hand_over": round(float(hand), 1),
-        "seconds_for_tickets": round(float(tickets), 1),
+        "seconds_for_rows": round(float(rows), 1),
     }
 
 

@@ -12,7 +12,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs.building.builder import BuilderSpec, ShardBuilder
-from ray_jobs.building.messages import Snapshot
+from ray_jobs.building.failure_budget import FailureBudget
+from ray_jobs.building.messages import Outcome, Snapshot
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.run_account import RECORD_SECONDS, Account
 from ray_jobs.building.shard_output import Reader
@@ -98,7 +99,7 @@ def complete(
         readers = start_readers(crew, Reader, spec.finish, make_reader)
         with _watched(monitor, progress, guard, account, dataset):
             for row in _run(len(todo), crew, spec, monitor, readers):
-                taken += row["outcome"] in ("taken", "duplicate")
+                taken += row["outcome"] in (Outcome.TAKEN, Outcome.DUPLICATE)
     if taken:
         tell("shared", f"{taken} shards were committed by another build meanwhile")
     end: Snapshot = ray.get(monitor.snapshot.remote())
@@ -117,47 +118,47 @@ def complete(
 
 
 def start_monitor(
-    todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str, builders: int
+    todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str, builders: int = 1
 ) -> Any:
     """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Monitor)
-    return actor.options(num_cpus=0, scheduling_strategy=here).remote(
-        todo, options.max_failed_fraction, options.max_consecutive_failures, job, builders
-    )
+    budget = FailureBudget(job, options.max_failed_fraction, options.max_consecutive_failures)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote(todo, budget, builders)
 
 
 def _run(
     shards: int, crew: Crew, spec: BuilderSpec, monitor: Any, readers: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-    """One pass of Ray Data: a row is a ticket for one shard, which the monitor chooses when a builder is free."""
+    """One pass of Ray Data: a row for each shard, which the monitor chooses when a builder is free.
+
+    Ray Data keeps two rows with each builder, so a row that named its shard would let that wait behind a slow one.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A builder has two tickets, one of which waits: with both taken, all are busy and another GPU is of use.
+    # A builder has two rows, one of which waits: with both taken, all are busy and another GPU is of use.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     actors, most = min(crew.actors, shards), min(crew.most, shards)
-    # A ticket may wait behind a slow builder's shard, or with a builder that cannot load the models; as many more as
-    # builders may hold, and no shard waits with them.
-    tickets = shards + CALLS_AT_ONCE * most
-    rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
-    return iter(
-        rows.map_batches(
-            ShardBuilder,
-            fn_constructor_args=(spec, monitor, readers),
-            batch_size=1,
-            num_cpus=BUILDER_CPUS,
-            num_gpus=crew.gpus,
-            compute=ActorPoolStrategy(
-                min_size=1,
-                max_size=most,
-                initial_size=actors,
-                max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
-                max_concurrent_calls_per_actor=CALLS_AT_ONCE,
-                enable_true_multi_threading=True,
-            ),
-        ).iter_rows()
+    # As many more as builders may hold: one whose models cannot be loaded keeps its rows until the others are done.
+    rows = shards + CALLS_AT_ONCE * most
+    pool = ActorPoolStrategy(
+        min_size=1,
+        max_size=most,
+        initial_size=actors,
+        max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+        max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+        enable_true_multi_threading=True,
     )
+    made = ray.data.from_items([{"row": row} for row in range(rows)], override_num_blocks=rows).map_batches(
+        ShardBuilder,
+        fn_constructor_args=(spec, monitor, readers),
+        batch_size=1,
+        num_cpus=BUILDER_CPUS,
+        num_gpus=crew.gpus,
+        compute=pool,
+    )
+    return iter(made.iter_rows())
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """The options of `import`."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from projector.options import Models
 from ray_jobs.cli.run_options import ReadingOptions
-from shards.sources.filters import Rules
+
+if TYPE_CHECKING:
+    from shards.sources.filters import Rules
 
 
 def _listed(words: object) -> object:
@@ -72,8 +74,12 @@ class ImportOptions(ReadingOptions):
     """Grow an existing dataset to `samples`."""
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> "Rules":
         """What is taken of it."""
+        from shards.sources.filters import (
+            Rules,
+        )  # draws in numpy, which no mistake in options should wait for
+
         return Rules(
             captions=self.captions,
             caption_column=self.caption_column,
