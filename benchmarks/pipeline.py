@@ -31,16 +31,14 @@ from training import hardware
 
 from projector.making.batching import BatchMaker
 from projector.making.shard_maker import InOneStage
-from ray_jobs.building.builder import BuilderSpec
 from ray_jobs.building.run import Guard, complete
-from ray_jobs.building.shard_output import FinishSpec
 from ray_jobs.building.shard_schedule import simulate
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import StopRequest
 from ray_jobs.cluster.crew import Crew
 from shards.dataset.dataset import Dataset
 from shards.format.plan import PlannedSample, make_plan, shard_sizes
-from shards.format.sample import Expected, Failure, Sample, make_sample
+from shards.format.sample import Failure, Sample, make_sample
 from shards.prompts.prompt import Prompt
 from shards.stores.local import open_storage
 
@@ -98,7 +96,8 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "logs").mkdir()
-        dataset = Dataset.create_or_open(open_storage(str(folder / "data")), {"benchmark": actors}, {})
+        settings = {"text_modes": ["caption"], "layers": [-8], "width": SIDE, "height": SIDE}
+        dataset = Dataset.create_or_open(open_storage(str(folder / "data")), settings, {})
         dataset.grow(samples, append=False)
         plan = make_plan(
             [Prompt(f"caption {index}") for index in range(samples)],
@@ -107,9 +106,6 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
             samples_per_shard=PER_SHARD,
             segments=(samples,),
         )
-        expected = Expected(("caption",), (-8,), SIDE, SIDE)
-        finish = FinishSpec(dataset.storage.root, expected, str(folder / "spool"), 0)
-        spec = BuilderSpec(finish, partial(sleeping, str(folder / "logs"), actors, seconds))
         ray.init(
             num_cpus=2,
             num_gpus=actors,
@@ -125,9 +121,10 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
                 "build",
                 dataset,
                 plan,
-                BuildOptions(output=dataset.storage.root),
+                BuildOptions(output=dataset.storage.root, spool=str(folder / "spool")),
                 Crew(actors, 1.0),
-                spec,
+                partial(sleeping, str(folder / "logs"), actors, seconds),
+                0,
                 Guard(StopRequest(), None, 3600),
             )
             ended = time.time()

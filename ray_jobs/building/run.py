@@ -1,31 +1,37 @@
-"""One pass over what is missing: builders make it, the monitor watches, and the end is checked to be whole."""
+"""The way of `build`, `import` and `extract`: builders make what is missing, watched, and the end is checked."""
 
 import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from projector.making.shard_maker import ShardMaker
+from projector.models.resolve import ModelSource
 from ray_jobs.building.builder import BuilderSpec, ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import Outcome, Snapshot
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.run_account import RECORD_SECONDS, Account
-from ray_jobs.building.shard_output import Reader
+from ray_jobs.building.shard_output import FinishSpec, Reader
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import BuildOptions, ReadingOptions
-from ray_jobs.cluster.connect import StopRequest
+from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
+from ray_jobs.cluster.node_checks import check_nodes
 from shards.dataset.dataset import Dataset
 from shards.dataset.progress_figures import duration
 from shards.format.plan import Plan, PlannedShard
-from shards.stores.lease import HeldError, Lease
+from shards.stores.lease import HeldError, Lease, sole_writer
+from shards.stores.spool import Spool
+from shards.stores.store import Storage
+from shards.tools.verify import expected_of
 
 MANIFEST_SECONDS = 600.0  # between manifests: what is read anew, a request a shard, after a driver was killed
 CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
@@ -57,13 +63,37 @@ class Guard:
         return ""
 
 
+@contextmanager
+def guarded(
+    options: BuildOptions | ReadingOptions,
+    storage: Storage,
+    shard_bytes: int,
+    models: Sequence[ModelSource],
+    reads: Sequence[str] = (),
+) -> Iterator[tuple[Cluster, Guard]]:
+    """Join a cluster whose nodes are fit, as the only one that writes to a root, heeding signals.
+
+    Args:
+        options: of the job.
+        storage: the root.
+        shard_bytes: what a full shard takes in the spool, about.
+        models, reads: what every node must find.
+    """
+    stop = StopRequest()
+    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
+        writes, spool = [storage.root], options.spool
+        check_nodes(cluster, writes=writes, reads=reads, models=models, spool=spool, spool_bytes=shard_bytes)
+        yield cluster, Guard(stop, lease, options.stuck_seconds)
+
+
 def complete(
     job: str,
     dataset: Dataset,
     plan: Plan,
     options: BuildOptions | ReadingOptions,
     crew: Crew,
-    spec: BuilderSpec,
+    maker: Callable[[], ShardMaker],
+    shard_bytes: int,
     guard: Guard,
     make_reader: Callable[[], Any] | None = None,
 ) -> int:
@@ -75,19 +105,22 @@ def complete(
         plan: all that it should hold.
         options: how many failures are too many.
         crew: who makes it.
-        spec: what each one is told.
+        maker: makes what leads planned samples through the models.
+        shard_bytes: what a full shard takes in the spool, about.
         guard: what may end the run early.
         make_reader: loads what the crew's readers read pictures with.
 
     Returns:
         exit code.
     """
+    Spool.at(options.spool).check_room(shard_bytes)
+    finish = FinishSpec(dataset.storage.root, expected_of(dataset), options.spool, shard_bytes)
+    spec = BuilderSpec(finish, maker, plan.superseded, crew.devices_each, run=uuid.uuid4().hex)
     todo = dataset.missing(plan)
     todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
         tell("resumed", f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make")
         dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
-    spec = replace(spec, superseded=plan.superseded, run=uuid.uuid4().hex)
     account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
