@@ -1,8 +1,6 @@
 """What one builder does: take a planned shard, make its samples, commit it. Runs inside a Ray Data actor."""
 
 import json
-import os
-import socket
 import threading
 import time
 import uuid
@@ -31,17 +29,16 @@ from ray_jobs.building.shard_output import (
     loading,
 )
 from ray_jobs.cli.log import utc_now
+from ray_jobs.cluster.this_actor import device_name, whereabouts
 from shards.dataset.crash_points import crash_point
 from shards.dataset.publish import Circumstances, adopt
 from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.format.commit import Commit, Maker
+from shards.format.commit import Commit
 from shards.format.plan import PlannedSample, PlannedShard
 from shards.format.sample import Failure
 
-WAITING_SECONDS = (
-    1.0  # between two looks: of a builder that is left out whether the run is over, and of one whose
-)
-# reader died whether that is back
+READER_SECONDS = 300.0  # to wait for a reader that died: a process with torch may start slowly
+WAITING_SECONDS = 1.0  # between two looks at whether the run is over, or whether a reader is back
 BATCHES_BEHIND = 2  # that wait to be written: more would only fill memory
 
 
@@ -97,7 +94,7 @@ class ShardBuilder:
 
     def __init__(self, spec: BuilderSpec, monitor: Any, readers: Sequence[Any] = ()) -> None:
         self._spec, self._monitor, self._readers = spec, monitor, readers
-        self._device = _device_name()
+        self._device = device_name()
         self._itself = whereabouts(spec.run)
         self._gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._models = threading.Lock()
@@ -120,7 +117,7 @@ class ShardBuilder:
     def __call__(self, _row: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Make one shard, whichever the monitor names, and say what became of it: a row of one `outcome`."""
         while (outcome := self._one()) is Outcome.DIED:
-            time.sleep(WAITING_SECONDS)
+            pass  # with the shard's reader; it is begun anew
         while self._left_out and not self._ask("is_finished"):
             # A row given back at once would soon be followed by all others.
             time.sleep(WAITING_SECONDS)
@@ -183,7 +180,7 @@ class ShardBuilder:
         readers = self._readers
         where = Remote(readers[shard.index % len(readers)]) if readers else self._here
         work = _Attempt(attempt, shard, orders, where, circumstances)
-        where.begin(attempt, shard)
+        self._open(work)
         try:
             whole = self._write(work)
         except BaseException:
@@ -200,6 +197,18 @@ class ShardBuilder:
             busy_seconds=work.busy_seconds,
         )
         return partial(self._publish, work)
+
+    def _open(self, work: _Attempt) -> None:
+        """Open the shard; a reader that died is waited for, since every attempt before it is back would be lost too."""
+        deadline = time.monotonic() + READER_SECONDS
+        while True:
+            try:
+                work.where.begin(work.id, work.shard)
+                return
+            except ShardLostError:
+                if time.monotonic() > deadline or not self._report(work):
+                    raise
+            time.sleep(WAITING_SECONDS)
 
     def _found(self, attempt: str, outcome: Outcome, commit: Commit) -> Outcome:
         """A shard that needed no making counts as far as it is."""
@@ -290,32 +299,6 @@ def _reasons(results: Sequence[Any], samples: Sequence[PlannedSample]) -> list[t
     ]
 
 
-def whereabouts(run: str) -> Maker:
-    """This actor, by all that leads to its log."""
-    here = ray.get_runtime_context()
-    job, pid = here.get_job_id(), os.getpid()
-    return Maker(
-        run=run,
-        node=here.get_node_id(),
-        host=socket.gethostname(),
-        address=ray.util.get_node_ip_address(),
-        actor=here.get_actor_id() or "",
-        pid=pid,
-        job=job,
-        # https://docs.ray.io/en/latest/ray-observability/user-guides/configure-logging.html: worker log files
-        log=f"worker-{here.get_worker_id()}-{job}-{pid}",
-    )
-
-
 def _log(event: str, attempt: str, **facts: Any) -> None:
     """A line in this worker's own log, where an attempt's id is looked for."""
     print(json.dumps({"time": utc_now(), "event": event, "attempt": attempt, **facts}), flush=True)
-
-
-def _device_name() -> str:
-    """The accelerator Ray gave this actor, or the CPU: `GPU 2 (NVIDIA H200)`, `CPU`."""
-    ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    if not ids:
-        return "CPU"
-    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "declared, no device found"
-    return f"GPU {','.join(ids)} ({kind})"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ray.exceptions import RayActorError
 
 from projector.making.batching import BatchMaker
 from projector.making.shard_maker import InOneStage
@@ -16,8 +17,9 @@ from ray_jobs.building import shard_output
 from ray_jobs.building.builder import BuilderSpec, ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import Outcome
-from ray_jobs.building.monitor import Monitor
+from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.shard_output import Finisher, FinishSpec, Reader
+from ray_jobs.cluster import this_actor
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
 from shards.format.commit import Maker
@@ -93,7 +95,8 @@ def a_builder(dataset, monkeypatch, tmp_path):
         util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"),
     )
     monkeypatch.setattr(module, "ray", ray)
-    monkeypatch.setattr(shard_output, "ray", ray)
+    for used in (shard_output, this_actor):
+        monkeypatch.setattr(used, "ray", ray)
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
     finish = FinishSpec(dataset.storage.root, Expected(("caption",), (-8,), SIDE, SIDE), str(tmp_path), 0)
 
@@ -173,6 +176,30 @@ def test_a_shard_lost_with_its_reader_is_begun_anew(dataset, shards, a_builder, 
     (commit,) = dataset.commits()
     assert (commit.attempt, [(t.attempt, t.end) for t in commit.earlier]) == (begun[1], [(begun[0], "died")])
     assert len(begun) == 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_reader_that_takes_long_to_restart_costs_no_attempts(shards, a_builder, monkeypatch, stopped):
+    reader, refused = Finisher(a_builder.finish), []
+    begin = reader.begin
+
+    def restarting(attempt, planned):
+        if len(refused) < 2 * MAX_ATTEMPTS:
+            refused.append(attempt)
+            raise RayActorError
+        begin(attempt, planned)
+
+    def wait(_):
+        if stopped and len(refused) == 3:
+            monitor.stop("stopped by a signal")
+
+    monkeypatch.setattr(reader, "begin", restarting)
+    monitor = a_monitor(shards[:1])
+    builder = a_builder(monitor, readers=[Called(reader)])
+    monkeypatch.setattr(module.time, "sleep", wait)
+    assert outcomes(builder, 1) == (["nothing"] if stopped else ["committed"])
+    assert len(set(refused)) == 1
+    assert len(refused) == (4 if stopped else 2 * MAX_ATTEMPTS)
 
 
 def test_a_shard_begun_again_throws_away_what_was_open_of_it(shards, a_builder):
