@@ -31,16 +31,14 @@ from training import hardware
 
 from projector.making.batching import BatchMaker
 from projector.making.shard_maker import InOneStage
-from ray_jobs.building.builder import BuilderSpec
 from ray_jobs.building.run import Guard, complete
-from ray_jobs.building.shard_output import FinishSpec
 from ray_jobs.building.shard_schedule import simulate
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import StopRequest
 from ray_jobs.cluster.crew import Crew
 from shards.dataset.dataset import Dataset
 from shards.format.plan import PlannedSample, make_plan, shard_sizes
-from shards.format.sample import Expected, Failure, Sample, make_sample
+from shards.format.sample import Failure, Sample, make_sample
 from shards.prompts.prompt import Prompt
 from shards.stores.local import open_storage
 
@@ -98,7 +96,8 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "logs").mkdir()
-        dataset = Dataset.create_or_open(open_storage(str(folder / "data")), {"benchmark": actors}, {})
+        settings = {"text_modes": ["caption"], "layers": [-8], "width": SIDE, "height": SIDE}
+        dataset = Dataset.create_or_open(open_storage(str(folder / "data")), settings, {})
         dataset.grow(samples, append=False)
         plan = make_plan(
             [Prompt(f"caption {index}") for index in range(samples)],
@@ -107,9 +106,6 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
             samples_per_shard=PER_SHARD,
             segments=(samples,),
         )
-        expected = Expected(("caption",), (-8,), SIDE, SIDE)
-        finish = FinishSpec(dataset.storage.root, expected, str(folder / "spool"), 0)
-        spec = BuilderSpec(finish, partial(sleeping, str(folder / "logs"), actors, seconds))
         ray.init(
             num_cpus=2,
             num_gpus=actors,
@@ -125,9 +121,10 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
                 "build",
                 dataset,
                 plan,
-                BuildOptions(output=dataset.storage.root),
+                BuildOptions(output=dataset.storage.root, spool=str(folder / "spool")),
                 Crew(actors, 1.0),
-                spec,
+                partial(sleeping, str(folder / "logs"), actors, seconds),
+                0,
                 Guard(StopRequest(), None, 3600),
             )
             ended = time.time()
@@ -173,14 +170,14 @@ def driver_memory(planned: int) -> dict[str, Any]:
         "monitor = start_monitor(plan.shards, BuildOptions(), 'build')\n"
         "ray.get(monitor.snapshot.remote()); handed = time.time()\n"
         "n = len(plan.shards)\n"
-        "rows = ray.data.from_items([{'ticket': i} for i in range(n)], override_num_blocks=n)\n"
+        "rows = ray.data.from_items([{'row': i} for i in range(n)], override_num_blocks=n)\n"
         "print('\\n', n, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, planned - begun, "
         "handed - planned, time.time() - handed)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
     )
-    shards, before, after, plan, hand, tickets = done.stdout.split()[-6:]
+    shards, before, after, plan, hand, rows = done.stdout.split()[-6:]
     return {
         "planned": planned,
         "shards": int(shards),
@@ -188,7 +185,7 @@ def driver_memory(planned: int) -> dict[str, Any]:
         "driver_mb_before_the_plan": round(int(before) / 1e3),
         "seconds_to_plan": round(float(plan), 1),
         "seconds_to_hand_over": round(float(hand), 1),
-        "seconds_for_tickets": round(float(tickets), 1),
+        "seconds_for_rows": round(float(rows), 1),
     }
 
 

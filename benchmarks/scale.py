@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from resume import note_requests
 from servers import serving
 from training import hardware
 
+from ray_jobs.building.failure_budget import FailureBudget
+from ray_jobs.building.messages import Outcome
 from ray_jobs.building.monitor import Monitor
 from ray_jobs.building.shard_schedule import simulate
 from shards.dataset.dataset import Dataset
@@ -56,10 +59,10 @@ def planned(samples: int, per_shard: int = PER_SHARD) -> list[PlannedShard]:
 def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
     """Calls a second that a monitor answers, with so many builders at work from begin to end of the plan."""
     shards = planned(samples)
-    monitor = Monitor(shards, 0.5, 50)
+    monitor = Monitor(shards, FailureBudget("build", 0.5, 50))
     calls, begun = 0, time.perf_counter()
-    held: dict[int, PlannedShard] = {}
-    ticket = 0
+    held: dict[str, PlannedShard] = {}
+    attempts = 0
     spent: Counter[str] = Counter()
 
     def call(name: str, *arguments: Any, **options: Any) -> Any:
@@ -72,20 +75,21 @@ def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
 
     while True:
         while len(held) < builders:
-            shard = call("begin", f"builder {ticket % builders}", ticket, None, f"try {ticket}", MAKER).shard
+            attempt, maker = f"attempt {attempts}", replace(MAKER, actor=f"{attempts % builders}")
+            shard = call("begin", attempt, maker).shard
             if shard is None:
                 break
-            held[ticket] = shard
-            ticket += 1
+            held[attempt] = shard
+            attempts += 1
         if not held:
             break
-        for number, shard in list(held.items()):
+        for attempt, shard in list(held.items()):
             size = len(shard.samples)
             for part in range(1, REPORTS + 1):
-                call("report", number, f"try {number}", made=size * part // REPORTS, failed=0, at_work=("x",))
-            call("may_publish", number, f"try {number}")
-            call("end", number, f"try {number}", done=True, outcome="committed")
-            del held[number]
+                call("report", attempt, made=size * part // REPORTS, failed=0, at_work=("x",))
+            call("may_publish", attempt)
+            call("end", attempt, Outcome.COMMITTED)
+            del held[attempt]
         for question in ("snapshot", "take_events"):
             call(question)
         call("stuck", 60.0)
@@ -105,15 +109,13 @@ def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
 class Caller:
     """Builders in another process, many at once."""
 
-    def call(self, monitor: Any, first: int, tickets: int, rounds: int) -> float:
-        """Report for each of its tickets, so many times; all answers of a round are waited for together."""
-        numbers = range(first, first + tickets)
-        ray.get([monitor.begin.remote(f"builder {number}", number) for number in numbers])
+    def call(self, monitor: Any, first: int, builders: int, rounds: int) -> float:
+        """Report for each of its builders, so many times; all answers of a round are waited for together."""
+        names = [f"{number}" for number in range(first, first + builders)]
+        ray.get([monitor.begin.remote(name, replace(MAKER, actor=name)) for name in names])
         begun = time.perf_counter()
         for done in range(rounds):
-            ray.get(
-                [monitor.report.remote(number, made=done, failed=0, at_work=("x",)) for number in numbers]
-            )
+            ray.get([monitor.report.remote(name, made=done, failed=0, at_work=("x",)) for name in names])
         return time.perf_counter() - begun
 
 
@@ -121,7 +123,9 @@ def monitor_as_actor(builders: int, callers: int = 2, rounds: int = 30) -> dict[
     """Reports a second that the monitor answers as an actor, from callers in processes of their own."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        monitor: Any = ray.remote(num_cpus=0)(Monitor).remote(planned(builders * PER_SHARD * 2), 0.5, 50)
+        monitor: Any = ray.remote(num_cpus=0)(Monitor).remote(
+            planned(builders * PER_SHARD * 2), FailureBudget("build", 0.5, 50)
+        )
         each = builders // callers
         begun = time.perf_counter()
         running = [

@@ -25,9 +25,7 @@ from ray_jobs.cli.run_options import (
     WatchedOptions,
 )
 from ray_jobs.cli.signals import noting_signals
-from shards.dataset.progress_figures import plain
-from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.tools.terminal import visible_output
+from shards.tools.terminal import exit_code, visible_output
 
 JOBS = {
     job.name: job
@@ -169,7 +167,7 @@ def main(argv: Sequence[str]) -> int:
     """
     with visible_output(), noting_signals() as arrived:
         try:
-            return _run(argv)
+            return exit_code(lambda: _run(argv))
         except SystemExit:
             if number := arrived():
                 print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
@@ -178,20 +176,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    try:
-        invocation = parse(argv, JOBS)
-        if invocation.print_config:
-            print(as_yaml(invocation.options), end="")
-            return 0
-        start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
-        job = JOBS[invocation.job].load()
-        return int(job(*map(with_lasting_paths, invocation.options.values())))
-    except UsageError as error:
-        print(f"error: {plain(error)}", file=sys.stderr)
-        return 2
-    except (StorageError, CorruptShardError) as error:
-        print(f"failed: {plain(error)}", file=sys.stderr)
-        return 1
+    invocation = parse(argv, JOBS)
+    if invocation.print_config:
+        print(as_yaml(invocation.options), end="")
+        return 0
+    start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
+    job = JOBS[invocation.job].load()
+    return int(job(*map(with_lasting_paths, invocation.options.values())))
 
 
 def console() -> None:

@@ -13,14 +13,14 @@ from typing import Any
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import retryable
 from shards.dataset.progress_figures import plain
-from shards.errors import CorruptShardError, StorageError, UsageError
+from shards.errors import UsageError
 from shards.format.commit import MOST
 from shards.format.plan import SPLITS
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
 from shards.tools.gc_and_repair import SPARED, collect_garbage, leftovers, repair, require_shards
 from shards.tools.info import details, info
-from shards.tools.terminal import behind, visible_output
+from shards.tools.terminal import behind, exit_code, visible_output
 from shards.tools.trace import lines, trace
 from shards.tools.watch import watch
 
@@ -38,14 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     with visible_output():
-        try:
-            return int(options.run(options))
-        except UsageError as error:
-            print(f"error: {plain(error)}", file=sys.stderr)
-            return 2
-        except (StorageError, CorruptShardError) as error:
-            print(f"failed: {plain(error)}", file=sys.stderr)
-            return 1
+        return exit_code(lambda: int(options.run(options)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,6 +77,11 @@ def test_importing_a_package_is_light(package):
     assert intruders(f"import {package}", heavy) == []
 
 
+def test_a_mistake_in_options_is_told_before_anything_heavy_is_imported():
+    wrong = "from ray_jobs.__main__ import main; assert main(['train', '--train.nonsense', '1']) == 2"
+    assert intruders(wrong, ("numpy", "torch", "pyarrow", "boto3", "ray", "diffusers", "transformers")) == []
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules imported when the file runs or one of its functions does; what only type checkers read is left out."""
     tree = ast.parse(path.read_text())

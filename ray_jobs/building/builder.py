@@ -1,16 +1,13 @@
 """What one builder does: take a planned shard, make its samples, commit it. Runs inside a Ray Data actor."""
 
 import json
-import os
-import socket
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any
@@ -19,31 +16,30 @@ import numpy as np
 import ray
 import torch
 
-from projector.making.shard_maker import ShardMaker
-from ray_jobs.building.messages import Orders
+from projector.making.shard_maker import ShardMaker, Step
+from ray_jobs.building.messages import Orders, Outcome, worker_name
 from ray_jobs.building.monitor import DEATHS_ALONE, DEATHS_FATAL
 from ray_jobs.building.shard_output import (
+    CannotLoadError,
     Finisher,
     FinishSpec,
     Remote,
     ShardLostError,
     ending_with_the_device,
+    loading,
 )
-from ray_jobs.building.stopwatch import Stopwatch
 from ray_jobs.cli.log import utc_now
+from ray_jobs.cluster.this_actor import device_name, whereabouts
 from shards.dataset.crash_points import crash_point
 from shards.dataset.publish import Circumstances, adopt
 from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.format.commit import Commit, Maker
+from shards.format.commit import Commit
 from shards.format.plan import PlannedSample, PlannedShard
 from shards.format.sample import Failure
 
-WAITING_SECONDS = 1.0  # between two looks of a builder that is left out at whether the run is over
+READER_SECONDS = 300.0  # to wait for a reader that died: a process with torch may start slowly
+WAITING_SECONDS = 1.0  # between two looks at whether the run is over, or whether a reader is back
 BATCHES_BEHIND = 2  # that wait to be written: more would only fill memory
-
-
-class CannotLoadError(StorageError):
-    """A device on which the models cannot be loaded; others may do."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,26 @@ class BuilderSpec:
     run: str = ""
 
 
+@dataclass
+class _Attempt:
+    """At one shard: how it began, and how far it is."""
+
+    id: str
+    shard: PlannedShard
+    orders: Orders
+    where: Finisher | Remote
+    circumstances: Circumstances
+    made: int = 0
+    failed: int = 0
+    busy_seconds: float = 0.0
+    behind: deque[tuple[Future[int], Sequence[PlannedSample]]] = field(default_factory=deque)  # being written
+
+    def settle(self) -> None:
+        """Count the samples of the oldest batch that were not sound, once it is written."""
+        refused = self.behind.popleft()[0].result()
+        self.made, self.failed = self.made - refused, self.failed + refused
+
+
 class ShardBuilder:
     """One process with models in memory; each call makes one shard.
 
@@ -77,11 +93,8 @@ class ShardBuilder:
     """
 
     def __init__(self, spec: BuilderSpec, monitor: Any, readers: Sequence[Any] = ()) -> None:
-        self._spec = spec
-        self._monitor = monitor
-        self._readers = readers
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
-        self._device = _device_name()
+        self._spec, self._monitor, self._readers = spec, monitor, readers
+        self._device = device_name()
         self._itself = whereabouts(spec.run)
         self._gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._models = threading.Lock()
@@ -91,202 +104,189 @@ class ShardBuilder:
     @cached_property
     def _maker(self) -> ShardMaker:
         # With the first shard and not in __init__, where an error would be a worker's traceback.
-        try:
+        itself = f"{worker_name(self._itself)}, {self._device}"
+        with loading(f"the models cannot be loaded on {itself}", CannotLoadError):
             maker = self._spec.maker()
-        except RuntimeError as error:  # torch's, of a device that is full, broken or occupied
-            reason = " ".join(str(error).split())[:500]
-            raise CannotLoadError(
-                f"the models cannot be loaded on {self._name}, {self._device}: {reason}"
-            ) from error
         for note in maker.notes:
-            ray.get(self._monitor.note.remote(f"{self._name}, {self._device}: {note}"))
+            self._ask("note", f"{itself}: {note}")
         return maker
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Make one shard, whichever the monitor names.
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self._monitor, method).remote(*arguments))
 
-        Args:
-            batch: one row: `ticket`.
+    def __call__(self, _row: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Make one shard, whichever the monitor names, and say what became of it: a row of one `outcome`."""
+        while (outcome := self._one()) is Outcome.DIED:
+            pass  # with the shard's reader; it is begun anew
+        while self._left_out and not self._ask("is_finished"):
+            # A row given back at once would soon be followed by all others.
+            time.sleep(WAITING_SECONDS)
+        return {"outcome": [outcome.value]}
 
-        Returns:
-            one row: `outcome` (committed, adopted, there by a worker of this run that died since, taken by another
-            build before it was begun, duplicate of what another build committed meanwhile, overtaken by a second try
-            elsewhere, stopped, refused, or nothing where nothing was left or the models cannot be loaded here) and
-            `name` of the shard.
-        """
-        ticket = int(batch["ticket"][0])
-        while True:
-            try:
-                name, outcome = self._one(ticket)
-                while self._left_out and not ray.get(self._monitor.is_finished.remote()):
-                    # A ticket given back at once would soon be followed by all others.
-                    time.sleep(WAITING_SECONDS)
-                return {"name": [name], "outcome": [outcome]}
-            except ShardLostError:
-                time.sleep(1)  # the reader that had it died and is being restarted: begin anew
-
-    def _one(self, ticket: int) -> tuple[str, str]:
+    def _one(self) -> Outcome:
         """Ask for a shard and see it through."""
         with self._models:
             # One thread per builder on a CPU: sums must not depend on how many cores happened to be free. Set here,
             # since each thread of this process has a number of its own.
             torch.set_num_threads(1)
             if self._left_out:
-                return "", "nothing"
-            itself = ray.get_runtime_context().current_actor
+                return Outcome.NOTHING
             attempt = uuid.uuid4().hex
-            begin = self._monitor.begin.remote(self._name, ticket, itself, attempt, self._itself)
-            orders: Orders = ray.get(begin)
-            shard = orders.shard
-            if shard is None:
-                return "", "nothing"
-            outcome = self._guarded(
-                ticket, attempt, shard.name, lambda: self._make(ticket, attempt, shard, orders)
+            orders: Orders = self._ask(
+                "begin", attempt, self._itself, ray.get_runtime_context().current_actor
             )
-        if callable(outcome):
-            outcome = self._guarded(ticket, attempt, shard.name, outcome)
-        return shard.name, outcome
+            if orders.shard is None:
+                return Outcome.NOTHING
+            made = self._guarded(attempt, orders.shard, partial(self._make, attempt, orders.shard, orders))
+        return made if isinstance(made, Outcome) else self._guarded(attempt, orders.shard, made)
 
-    def _guarded(self, ticket: int, attempt: str, name: str, work: Callable[[], Any]) -> Any:
-        """What work returns; "refused", with the run stopped, where the store refuses."""
+    def _guarded(self, attempt: str, shard: PlannedShard, work: Callable[[], Any]) -> Any:
+        """What work returns, or how it failed."""
         try:
             return work()
         except CannotLoadError as error:
             self._left_out = True
-            ray.get(self._monitor.leave_out.remote(self._name, ticket, attempt, str(error)))
-            return "nothing"
+            self._ask("leave_out", worker_name(self._itself), attempt, str(error))
+            return Outcome.LEFT_OUT
+        except ShardLostError:
+            return self._end(attempt, Outcome.DIED)
         except (StorageError, CorruptShardError, UsageError) as error:
             # The store's failure is every builder's: the run stops with its words instead of a worker's traceback.
-            ray.get(self._monitor.stop.remote(f"{name}: {error}"))
-            return self._end(ticket, attempt, "refused")
+            self._ask("stop", f"{shard.name}: {error}")
+            return self._end(attempt, Outcome.REFUSED)
 
-    def _make(
-        self, ticket: int, attempt: str, planned: PlannedShard, orders: Orders
-    ) -> str | Callable[[], str]:
+    def _make(self, attempt: str, shard: PlannedShard, orders: Orders) -> Outcome | Callable[[], Outcome]:
         """Make a shard up to its commit; gives what is left to do, or how it ended."""
-        if self._here.dataset.is_committed(planned.name):
-            commit = self._here.dataset.commit(planned.name)
-            outcome = "there" if commit.made_by.run == self._spec.run else "taken"
-            return self._found(ticket, attempt, outcome, commit)
+        dataset = self._here.dataset
+        if dataset.is_committed(shard.name):
+            commit = dataset.commit(shard.name)
+            outcome = Outcome.THERE if commit.made_by.run == self._spec.run else Outcome.TAKEN
+            return self._found(attempt, outcome, commit)
+        begun = datetime.now(UTC).isoformat(timespec="seconds")
         circumstances = Circumstances(
             attempt,
             device=self._device,
-            begun=datetime.now(UTC).isoformat(timespec="seconds"),
+            begun=begun,
             gpus=self._gpus,
             made_by=self._itself,
             earlier=orders.earlier,
         )
-        adopted = adopt(self._here.dataset, planned.name, planned.slice_hash, circumstances)
+        adopted = adopt(dataset, shard.name, shard.slice_hash, circumstances)
         if adopted is not None:
-            return self._found(ticket, attempt, "adopted", adopted)
+            return self._found(attempt, Outcome.ADOPTED, adopted)
         start = time.monotonic()
-        _log("begun", attempt, shard=planned.name)
-        where = Remote(self._readers[ticket % len(self._readers)]) if self._readers else self._here
-        where.begin(ticket, planned)
-        with ExitStack() as unless_made:
-            unless_made.callback(where.drop, ticket)
-            busy = Stopwatch()
-            if not self._write(ticket, attempt, planned, orders, where, busy):
-                return self._end(ticket, attempt, "stopped")
-            unless_made.pop_all()
+        _log("begun", attempt, shard=shard.name)
+        # A reader that has what a dead builder left of a shard gets that shard again, and throws it away.
+        readers = self._readers
+        where = Remote(readers[shard.index % len(readers)]) if readers else self._here
+        work = _Attempt(attempt, shard, orders, where, circumstances)
+        self._open(work)
+        try:
+            whole = self._write(work)
+        except BaseException:
+            where.drop(attempt)
+            raise
+        if not whole:
+            where.drop(attempt)
+            return self._end(attempt, Outcome.STOPPED)
         wall = time.monotonic() - start
-        held = wall * self._spec.devices
-        circumstances = replace(
-            circumstances, wall_seconds=wall, device_seconds=held, busy_seconds=busy.seconds
+        work.circumstances = replace(
+            circumstances,
+            wall_seconds=wall,
+            device_seconds=wall * self._spec.devices,
+            busy_seconds=work.busy_seconds,
         )
-        return partial(self._publish, ticket, where, circumstances)
+        return partial(self._publish, work)
 
-    def _publish(self, ticket: int, where: Finisher | Remote, circumstances: Circumstances) -> str:
-        attempt = circumstances.attempt
-        if not ray.get(self._monitor.may_publish.remote(ticket, attempt)):
-            where.drop(ticket)
-            return self._end(ticket, attempt, "overtaken")
-        commit = where.commit(ticket, circumstances)
-        if commit.attempt != attempt:  # another build was first: this try was for nothing
-            return self._end(ticket, attempt, "duplicate", commit)
-        _log("committed", commit.attempt, shard=commit.name)
-        return self._end(ticket, attempt, "adopted" if commit.adopted else "committed", commit)
+    def _open(self, work: _Attempt) -> None:
+        """Open the shard; a reader that died is waited for, since every attempt before it is back would be lost too."""
+        deadline = time.monotonic() + READER_SECONDS
+        while True:
+            try:
+                work.where.begin(work.id, work.shard)
+                return
+            except ShardLostError:
+                if time.monotonic() > deadline or not self._report(work):
+                    raise
+            time.sleep(WAITING_SECONDS)
 
-    def _found(self, ticket: int, attempt: str, outcome: str, commit: Commit) -> str:
+    def _found(self, attempt: str, outcome: Outcome, commit: Commit) -> Outcome:
         """A shard that needed no making counts as far as it is."""
-        self._tell(ticket, attempt, commit.samples, commit.failed, ())
-        return self._end(ticket, attempt, outcome, commit)
+        self._ask("report", attempt, commit.samples, commit.failed, ())
+        return self._end(attempt, outcome, commit)
 
-    def _end(self, ticket: int, attempt: str, outcome: str, commit: Commit | None = None) -> str:
-        done = outcome in ("committed", "adopted", "there", "taken", "duplicate")
-        lost = outcome in ("duplicate", "overtaken", "stopped", "refused")
-        told = self._monitor.end.remote(ticket, attempt, done=done, outcome=outcome, lost=lost, commit=commit)
-        ray.get(told)
+    def _publish(self, work: _Attempt) -> Outcome:
+        if not self._ask("may_publish", work.id):
+            work.where.drop(work.id)
+            return Outcome.STOPPED
+        commit = work.where.commit(work.id, work.circumstances)
+        if commit.attempt != work.id:  # another build was first: this attempt was for nothing
+            return self._end(work.id, Outcome.DUPLICATE, commit)
+        _log("committed", commit.attempt, shard=commit.name)
+        return self._end(work.id, Outcome.ADOPTED if commit.adopted else Outcome.COMMITTED, commit)
+
+    def _end(self, attempt: str, outcome: Outcome, commit: Commit | None = None) -> Outcome:
+        self._ask("end", attempt, outcome, commit)
         return outcome
 
-    def _write(
-        self,
-        ticket: int,
-        attempt: str,
-        planned: PlannedShard,
-        orders: Orders,
-        where: Finisher | Remote,
-        busy: Stopwatch,
-    ) -> bool:
+    def _write(self, work: _Attempt) -> bool:
         """Make the samples and have them written; False when the run stops before the shard's end.
 
         Samples are checked, counted and written behind a thread, while the device is at the next batch.
         """
-        apart, given_up = self._suspects(planned, orders)
+        apart, given_up = self._suspects(work)
         most = 1 if apart else BATCHES_BEHIND  # one at a time, where it matters which one kills
-        made = failed = 0
-        behind: deque[tuple[Future[int], Sequence[PlannedSample]]] = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as pen:
-            for step in self._maker.steps(planned.samples, apart, given_up):
-                while behind and (len(behind) >= most or behind[0][0].done()):
-                    refused = behind.popleft()[0].result()
-                    made, failed = made - refused, failed + refused
-                at_work = [sample.id for _, samples in behind for sample in samples]
-                at_work += [sample.id for sample in step.samples]
-                if not self._tell(ticket, attempt, made, failed, at_work):
+            for step in self._maker.steps(work.shard.samples, apart, given_up):
+                while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
+                    work.settle()
+                if not self._report(work, step.samples):
                     return False
-                for sample in step.samples:
-                    crash_point(f"sample-{sample.id}")
-                with busy, ending_with_the_device():
-                    results = step.run()
-                failures = [result for result in results if isinstance(result, Failure)]
-                made, failed = made + len(results) - len(failures), failed + len(failures)
-                for failure in failures:
-                    _log("failed", attempt, shard=planned.name, **asdict(failure))
-                if failures:
-                    self._monitor.failed_by.remote(_reasons(results, step.samples))
+                results = self._run(work, step)
                 if results:
-                    behind.append((pen.submit(where.write, ticket, results), step.samples))
+                    work.behind.append((pen.submit(work.where.write, work.id, results), step.samples))
                     crash_point("mid-shard")
-            while behind:
-                self._tell(
-                    ticket, attempt, made, failed, [sample.id for _, samples in behind for sample in samples]
-                )
-                refused = behind.popleft()[0].result()
-                made, failed = made - refused, failed + refused
-        self._tell(ticket, attempt, made, failed, ())
+            while work.behind:
+                self._report(work)
+                work.settle()
+        self._report(work)
         return True
 
-    def _suspects(self, planned: PlannedShard, orders: Orders) -> tuple[set[str], dict[str, Failure]]:
+    def _run(self, work: _Attempt, step: Step) -> Sequence[Any]:
+        for sample in step.samples:
+            crash_point(f"sample-{sample.id}")
+        start = time.monotonic()
+        with ending_with_the_device():
+            results = step.run()
+        work.busy_seconds += time.monotonic() - start
+        failures = [result for result in results if isinstance(result, Failure)]
+        work.made += len(results) - len(failures)
+        work.failed += len(failures)
+        for failure in failures:
+            _log("failed", work.id, shard=work.shard.name, **asdict(failure))
+        if failures:
+            self._monitor.failed_by.remote(_reasons(results, step.samples))
+        return results
+
+    def _suspects(self, work: _Attempt) -> tuple[set[str], dict[str, Failure]]:
         """Ids of samples to make alone, as they may kill workers, and why others are not made at all."""
+        superseded = RuntimeError("failed before; tried again in a later shard")
         given_up = {
-            sample.id: Failure.from_exception(
-                "plan", RuntimeError("failed before; tried again in a later shard")
-            )
-            for sample in planned.samples
+            sample.id: Failure.from_exception("plan", superseded)
+            for sample in work.shard.samples
             if sample.key in self._spec.superseded
         }
-        for identity, deaths in orders.deaths.items():
-            if deaths >= DEATHS_FATAL:
-                error = RuntimeError(f"{deaths} workers died while making it")
-                given_up[identity] = Failure.from_exception("worker", error)
-        return {identity for identity, deaths in orders.deaths.items() if deaths >= DEATHS_ALONE}, given_up
+        deaths = work.orders.deaths
+        for identity in [identity for identity in deaths if deaths[identity] >= DEATHS_FATAL]:
+            error = RuntimeError(f"{deaths[identity]} workers died while making it")
+            given_up[identity] = Failure.from_exception("worker", error)
+        return {identity for identity in deaths if deaths[identity] >= DEATHS_ALONE}, given_up
 
-    def _tell(self, ticket: int, attempt: str, made: int, failed: int, at_work: Sequence[str]) -> bool:
-        report = self._monitor.report.remote(
-            ticket, attempt, made=made, failed=failed, at_work=tuple(at_work)
-        )
-        return bool(ray.get(report))
+    def _report(self, work: _Attempt, beginning: Sequence[PlannedSample] = ()) -> bool:
+        """Tell the monitor how far the attempt is; returns whether to continue."""
+        batches = [*(samples for _, samples in work.behind), beginning]
+        at_work = tuple(sample.id for samples in batches for sample in samples)
+        return bool(self._ask("report", work.id, work.made, work.failed, at_work))
 
 
 def _reasons(results: Sequence[Any], samples: Sequence[PlannedSample]) -> list[tuple[str, str, str]]:
@@ -299,32 +299,6 @@ def _reasons(results: Sequence[Any], samples: Sequence[PlannedSample]) -> list[t
     ]
 
 
-def whereabouts(run: str) -> Maker:
-    """This actor, by all that leads to its log."""
-    here = ray.get_runtime_context()
-    job, pid = here.get_job_id(), os.getpid()
-    return Maker(
-        run=run,
-        node=here.get_node_id(),
-        host=socket.gethostname(),
-        address=ray.util.get_node_ip_address(),
-        actor=here.get_actor_id() or "",
-        pid=pid,
-        job=job,
-        # https://docs.ray.io/en/latest/ray-observability/user-guides/configure-logging.html: worker log files
-        log=f"worker-{here.get_worker_id()}-{job}-{pid}",
-    )
-
-
 def _log(event: str, attempt: str, **facts: Any) -> None:
     """A line in this worker's own log, where an attempt's id is looked for."""
     print(json.dumps({"time": utc_now(), "event": event, "attempt": attempt, **facts}), flush=True)
-
-
-def _device_name() -> str:
-    """The accelerator Ray gave this actor, or the CPU: `GPU 2 (NVIDIA H200)`, `CPU`."""
-    ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    if not ids:
-        return "CPU"
-    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "declared, no device found"
-    return f"GPU {','.join(ids)} ({kind})"

@@ -1,30 +1,37 @@
-"""One pass over what is missing: builders make it, the monitor watches, and the end is checked to be whole."""
+"""The way of `build`, `import` and `extract`: builders make what is missing, watched, and the end is checked."""
 
 import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from projector.making.shard_maker import ShardMaker
+from projector.models.resolve import ModelSource
 from ray_jobs.building.builder import BuilderSpec, ShardBuilder
-from ray_jobs.building.messages import Snapshot
+from ray_jobs.building.failure_budget import FailureBudget
+from ray_jobs.building.messages import Outcome, Snapshot
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.run_account import RECORD_SECONDS, Account
-from ray_jobs.building.shard_output import Reader
+from ray_jobs.building.shard_output import FinishSpec, Reader
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import BuildOptions, ReadingOptions
-from ray_jobs.cluster.connect import StopRequest
+from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
+from ray_jobs.cluster.node_checks import check_nodes
 from shards.dataset.dataset import Dataset
 from shards.dataset.progress_figures import duration
 from shards.format.plan import Plan, PlannedShard
-from shards.stores.lease import HeldError, Lease
+from shards.stores.lease import HeldError, Lease, sole_writer
+from shards.stores.spool import Spool
+from shards.stores.store import Storage
+from shards.tools.verify import expected_of
 
 MANIFEST_SECONDS = 600.0  # between manifests: what is read anew, a request a shard, after a driver was killed
 CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
@@ -56,13 +63,37 @@ class Guard:
         return ""
 
 
+@contextmanager
+def guarded(
+    options: BuildOptions | ReadingOptions,
+    storage: Storage,
+    shard_bytes: int,
+    models: Sequence[ModelSource],
+    reads: Sequence[str] = (),
+) -> Iterator[tuple[Cluster, Guard]]:
+    """Join a cluster whose nodes are fit, as the only one that writes to a root, heeding signals.
+
+    Args:
+        options: of the job.
+        storage: the root.
+        shard_bytes: what a full shard takes in the spool, about.
+        models, reads: what every node must find.
+    """
+    stop = StopRequest()
+    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
+        writes, spool = [storage.root], options.spool
+        check_nodes(cluster, writes=writes, reads=reads, models=models, spool=spool, spool_bytes=shard_bytes)
+        yield cluster, Guard(stop, lease, options.stuck_seconds)
+
+
 def complete(
     job: str,
     dataset: Dataset,
     plan: Plan,
     options: BuildOptions | ReadingOptions,
     crew: Crew,
-    spec: BuilderSpec,
+    maker: Callable[[], ShardMaker],
+    shard_bytes: int,
     guard: Guard,
     make_reader: Callable[[], Any] | None = None,
 ) -> int:
@@ -74,19 +105,22 @@ def complete(
         plan: all that it should hold.
         options: how many failures are too many.
         crew: who makes it.
-        spec: what each one is told.
+        maker: makes what leads planned samples through the models.
+        shard_bytes: what a full shard takes in the spool, about.
         guard: what may end the run early.
         make_reader: loads what the crew's readers read pictures with.
 
     Returns:
         exit code.
     """
+    Spool.at(options.spool).check_room(shard_bytes)
+    finish = FinishSpec(dataset.storage.root, expected_of(dataset), options.spool, shard_bytes)
+    spec = BuilderSpec(finish, maker, plan.superseded, crew.devices_each, run=uuid.uuid4().hex)
     todo = dataset.missing(plan)
     todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
         tell("resumed", f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make")
         dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
-    spec = replace(spec, superseded=plan.superseded, run=uuid.uuid4().hex)
     account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
@@ -98,7 +132,7 @@ def complete(
         readers = start_readers(crew, Reader, spec.finish, make_reader)
         with _watched(monitor, progress, guard, account, dataset):
             for row in _run(len(todo), crew, spec, monitor, readers):
-                taken += row["outcome"] in ("taken", "duplicate")
+                taken += row["outcome"] in (Outcome.TAKEN, Outcome.DUPLICATE)
     if taken:
         tell("shared", f"{taken} shards were committed by another build meanwhile")
     end: Snapshot = ray.get(monitor.snapshot.remote())
@@ -117,47 +151,47 @@ def complete(
 
 
 def start_monitor(
-    todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str, builders: int
+    todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str, builders: int = 1
 ) -> Any:
     """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Monitor)
-    return actor.options(num_cpus=0, scheduling_strategy=here).remote(
-        todo, options.max_failed_fraction, options.max_consecutive_failures, job, builders
-    )
+    budget = FailureBudget(job, options.max_failed_fraction, options.max_consecutive_failures)
+    return actor.options(num_cpus=0, scheduling_strategy=here).remote(todo, budget, builders)
 
 
 def _run(
     shards: int, crew: Crew, spec: BuilderSpec, monitor: Any, readers: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
-    """One pass of Ray Data: a row is a ticket for one shard, which the monitor chooses when a builder is free."""
+    """One pass of Ray Data: a row for each shard, which the monitor chooses when a builder is free.
+
+    Ray Data keeps two rows with each builder, so a row that named its shard would let that wait behind a slow one.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A builder has two tickets, one of which waits: with both taken, all are busy and another GPU is of use.
+    # A builder has two rows, one of which waits: with both taken, all are busy and another GPU is of use.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     actors, most = min(crew.actors, shards), min(crew.most, shards)
-    # A ticket may wait behind a slow builder's shard, or with a builder that cannot load the models; as many more as
-    # builders may hold, and no shard waits with them.
-    tickets = shards + CALLS_AT_ONCE * most
-    rows = ray.data.from_items([{"ticket": ticket} for ticket in range(tickets)], override_num_blocks=tickets)
-    return iter(
-        rows.map_batches(
-            ShardBuilder,
-            fn_constructor_args=(spec, monitor, readers),
-            batch_size=1,
-            num_cpus=BUILDER_CPUS,
-            num_gpus=crew.gpus,
-            compute=ActorPoolStrategy(
-                min_size=1,
-                max_size=most,
-                initial_size=actors,
-                max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
-                max_concurrent_calls_per_actor=CALLS_AT_ONCE,
-                enable_true_multi_threading=True,
-            ),
-        ).iter_rows()
+    # As many more as builders may hold: one whose models cannot be loaded keeps its rows until the others are done.
+    rows = shards + CALLS_AT_ONCE * most
+    pool = ActorPoolStrategy(
+        min_size=1,
+        max_size=most,
+        initial_size=actors,
+        max_tasks_in_flight_per_actor=CALLS_AT_ONCE,
+        max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+        enable_true_multi_threading=True,
     )
+    made = ray.data.from_items([{"row": row} for row in range(rows)], override_num_blocks=rows).map_batches(
+        ShardBuilder,
+        fn_constructor_args=(spec, monitor, readers),
+        batch_size=1,
+        num_cpus=BUILDER_CPUS,
+        num_gpus=crew.gpus,
+        compute=pool,
+    )
+    return iter(made.iter_rows())
 
 
 @contextmanager

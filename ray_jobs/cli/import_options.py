@@ -1,12 +1,14 @@
 """The options of `import`."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from projector.options import Models
 from ray_jobs.cli.run_options import ReadingOptions, check_fractions
-from shards.sources.filters import Rules
+
+if TYPE_CHECKING:
+    from shards.sources.filters import Rules
 
 
 def _listed(words: object) -> object:
@@ -79,8 +81,12 @@ class ImportOptions(ReadingOptions):
         return self
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> "Rules":
         """What is taken of it."""
+        from shards.sources.filters import (
+            Rules,
+        )  # draws in numpy, which no mistake in options should wait for
+
         return Rules(
             captions=self.captions,
             caption_column=self.caption_column,

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_jobs.cli.progress import repeated
 from ray_jobs.cli.signals import handling
 from shards.errors import CorruptShardError, StorageError, UsageError
 
@@ -112,35 +113,28 @@ def _noticing_its_end() -> Iterator[None]:
         ("this node's raylet", node["NodeManagerAddress"], node["NodeManagerPort"], 2),
         ("the cluster's head", head, int(port), HEAD_SECONDS),
     )
-    over = threading.Event()
+    answered = dict.fromkeys(places, time.monotonic())
 
-    def watch() -> None:
-        answered = dict.fromkeys(places, time.monotonic())
-        while not over.wait(0.5):
-            for place in places:
-                name, host, number, patience = place
-                try:
-                    socket.create_connection((host, number), timeout=5).close()
-                    answered[place] = time.monotonic()
-                except OSError as error:
-                    if time.monotonic() - answered[place] > patience and not over.is_set():
-                        reason = error.strerror or str(error)
-                        print(
-                            f"failed: {name} does not answer at {host}:{number} any more: {reason}; "
-                            "see that it runs, then run it again to go on",
-                            file=sys.stderr,
-                            flush=True,
-                        )
-                        sys.stdout.flush()
-                        os._exit(1)  # every call to Ray waits for what is gone
+    def look() -> None:
+        for place in places:
+            name, host, number, patience = place
+            try:
+                socket.create_connection((host, number), timeout=5).close()
+                answered[place] = time.monotonic()
+            except OSError as error:
+                if time.monotonic() - answered[place] > patience:
+                    reason = error.strerror or str(error)
+                    print(
+                        f"failed: {name} does not answer at {host}:{number} any more: {reason}; "
+                        "see that it runs, then run it again to go on",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    sys.stdout.flush()
+                    os._exit(1)  # every call to Ray waits for what is gone
 
-    thread = threading.Thread(target=watch, name="cluster", daemon=True)
-    thread.start()
-    try:
+    with repeated(look, 0.5):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def nodes_without(path: Path, cluster: Cluster) -> list[str]:

@@ -13,7 +13,7 @@ from shards.errors import UsageError
 
 BUILDER_CPUS = 0.01  # builders are placed by GPU; a whole CPU each would leave none for Ray Data's own tasks
 
-MOST_BUILDERS = 1024  # as many as were simulated (`schedule.simulate`); each costs a ticket at the end
+MOST_BUILDERS = 1024  # as many as were simulated (`shard_schedule.simulate`); each costs two rows at the end
 
 BUILDERS_PER_READER = 16  # reading a 1024² picture twice is about 1/30 of the arithmetic of making it
 CALLS_PER_READER = 64  # of all its builders, most of them waiting for the model or publishing

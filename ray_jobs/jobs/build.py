@@ -9,7 +9,6 @@ from projector.making.generated import PairSettings, PictureReader
 from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
-from ray_jobs.building.builder import BuilderSpec
 from ray_jobs.building.model_placement import (
     Placement,
     check_offloading,
@@ -17,27 +16,22 @@ from ray_jobs.building.model_placement import (
     device_memory,
     needs,
 )
-from ray_jobs.building.run import Guard, complete
-from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
-from ray_jobs.cli.run_options import BuildOptions
-from ray_jobs.cluster.connect import Cluster, StopRequest, connected
+from ray_jobs.cli.run_options import BuildOptions, CompareOptions
+from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
-from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.node_probe import recorded_packages
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
 from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
-from shards.format.sample import Expected
 from shards.prompts.builtin import builtin_prompts
 from shards.prompts.files import read_prompts, without_near_duplicates
 from shards.prompts.prompt import PromptSource
 from shards.scenes.prompts import scene_source
-from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
-from shards.stores.spool import Spool
 
 
 def build(options: BuildOptions) -> int:
@@ -63,32 +57,19 @@ def build(options: BuildOptions) -> int:
     sources = resolve_models(options.models)
     sources.check_layers(options.layers)
     check_pictures(options, sources)
-    stop = StopRequest()
-    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-        finish = finish_spec(storage.root, options, sources)
-        check_nodes(
-            cluster,
-            writes=[storage.root],
-            models=[sources.image, sources.vl],
-            spool=options.spool,
-            spool_bytes=finish.shard_bytes,
-        )
+    size = shard_bytes(options, sources)
+    with guarded(options, storage, size, [sources.image, sources.vl]) as (cluster, guard):
         settings, crew, placement, why = arranged(options, cluster, sources)
         dataset = Dataset.create_or_open(
             storage, dataset_settings(options, prompts, sources, settings), recorded_packages()
         )
         dataset.grow(options.samples, append=options.append)
-        segments = plan_retries(dataset, options.max_attempts)
-        plan = plan_of(options, prompts, segments)
+        plan = plan_of(options, prompts, plan_retries(dataset, options.max_attempts))
         tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
         if why:
             tell("placement", why)
-        Spool.at(options.spool).check_room(finish.shard_bytes)
-        spec = BuilderSpec(finish, maker_of(placement, sources, settings), devices=crew.devices_each)
-        read = partial(PictureReader.load, sources, settings)
-        return complete(
-            "build", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds), read
-        )
+        make, read = maker_of(placement, sources, settings), partial(PictureReader.load, sources, settings)
+        return complete("build", dataset, plan, options, crew, make, size, guard, read)
 
 
 def arranged(
@@ -148,11 +129,13 @@ def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Seg
     )
 
 
-def check_pictures(options: BuildOptions, sources: ModelSources) -> None:
+def check_pictures(
+    options: BuildOptions | CompareOptions, sources: ModelSources, section: str = "build"
+) -> None:
     """Check size, steps and guidance against the image model's files; prints what does not belong together."""
     for warning in check_image_settings(
         sources.image,
-        "build",
+        section,
         height=options.height,
         width=options.width,
         steps=options.steps,
@@ -194,18 +177,9 @@ def maker_of(placement: Placement, sources: ModelSources, settings: PairSettings
     return partial(FusedMaker.load, sources, settings, one_at_a_time=placement == "offload")
 
 
-def finish_spec(root: str, options: BuildOptions, sources: ModelSources) -> FinishSpec:
-    """What is written, and where to."""
-    expected = Expected(
-        text_modes=tuple(options.text_modes),
-        layers=tuple(options.layers),
-        width=options.width,
-        height=options.height,
-        readers=tuple(options.readers),
-        latents=options.latents,
-    )
-    shard_bytes = options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
-    return FinishSpec(root, expected, options.spool, shard_bytes)
+def shard_bytes(options: BuildOptions, sources: ModelSources) -> int:
+    """Bytes of a full shard, about."""
+    return options.samples_per_shard * bytes_per_sample(options, sources.hidden_size)
 
 
 def dataset_settings(

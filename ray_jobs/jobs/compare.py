@@ -13,7 +13,6 @@ from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec
 from projector.comparison.outcome import by_method, differences, table_of
 from projector.comparison.scores import load_scorers
 from projector.making.generated import PairSettings
-from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
@@ -25,7 +24,7 @@ from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import Crew, crew_for
 from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.workers import Work, spread, start_workers
-from ray_jobs.jobs.build import arithmetic
+from ray_jobs.jobs.build import arithmetic, check_pictures
 from ray_jobs.jobs.compare_inputs import cases_to_make, check_fit, known_of, modes_of, scorer_of
 from shards.dataset.dataset import fingerprint_of, setting_differences
 from shards.errors import AlreadyExistsError, NotFoundError, UsageError
@@ -60,16 +59,7 @@ def compare(options: CompareOptions) -> int:
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
     sources = resolve_models(options.models, "compare.models")
     check_fit(projector, sources)
-    for warning in check_image_settings(
-        sources.image,
-        "compare",
-        height=options.height,
-        width=options.width,
-        steps=options.steps,
-        guidance=options.guidance,
-        max_tokens=options.max_tokens,
-    ):
-        print(f"warning: {warning}", flush=True)
+    check_pictures(options, sources, "compare")
     siglip = scorer_of(options)
     load_scorers(options.scorers)
     modes = modes_of(options, projector)

@@ -8,15 +8,11 @@ from typing import Any
 
 from projector.making.reread import RereadSettings, rereading
 from projector.models.resolve import OWN_MODELS, VisionSource, resolve_vision
-from ray_jobs.building.builder import BuilderSpec
-from ray_jobs.building.run import Guard, complete
-from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.run_options import BuildOptions, ExtractOptions
-from ray_jobs.cluster.connect import StopRequest, connected
 from ray_jobs.cluster.crew import crew_for
-from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.jobs.build import arithmetic
 from shards.dataset.dataset import Dataset, is_new
@@ -24,11 +20,8 @@ from shards.dataset.read import read_plan
 from shards.errors import CorruptShardError, UsageError
 from shards.format.plan import Plan, planned_count
 from shards.format.statistics import RunningStatistics
-from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
-from shards.stores.spool import Spool
 from shards.tools.gc_and_repair import require_shards
-from shards.tools.verify import expected_of
 
 
 def extract(options: ExtractOptions) -> int:
@@ -61,9 +54,8 @@ def extract(options: ExtractOptions) -> int:
     vl.check_layers(options.layers, "extract.layers")
     check_width(vl, source)
     plan = read_plan(source)
-    stop = StopRequest()
-    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-        check_nodes(cluster, writes=[storage.root], reads=[source.storage.root], models=[vl.model])
+    size = shard_bytes(options, source, plan, vl.hidden_size)
+    with guarded(options, storage, size, [vl.model], [source.storage.root]) as (cluster, guard):
         crew = crew_for(options, cluster, "extract")
         settings = reread_settings(options, source, on_gpu=crew.gpus > 0)
         dataset = Dataset.create_or_open(
@@ -75,17 +67,8 @@ def extract(options: ExtractOptions) -> int:
             f"{len(plan)} samples of {source.storage.root} in {len(plan.shards)} shards to {storage.root}, "
             f"on {cluster}",
         )
-        finish = FinishSpec(
-            root=storage.root,
-            expected=expected_of(dataset),
-            spool=options.spool,
-            shard_bytes=shard_bytes(source, plan, settings, vl.hidden_size),
-        )
-        Spool.at(finish.spool).check_room(finish.shard_bytes)
-        spec = BuilderSpec(finish, partial(rereading, source.storage.root, vl.model, settings))
-        return complete(
-            "extract", dataset, plan, options, crew, spec, Guard(stop, lease, options.stuck_seconds)
-        )
+        read = partial(rereading, source.storage.root, vl.model, settings)
+        return complete("extract", dataset, plan, options, crew, read, size, guard)
 
 
 def vl_name(options: ExtractOptions, source: Dataset) -> str:
@@ -144,14 +127,11 @@ def extracted_settings(source: Dataset, vl: VisionSource, settings: RereadSettin
     }
 
 
-def shard_bytes(source: Dataset, plan: Plan, settings: RereadSettings, hidden_size: int) -> int:
+def shard_bytes(options: ExtractOptions, source: Dataset, plan: Plan, hidden_size: int) -> int:
     """Bytes of the largest new shard, about."""
     size = {name: source.settings[name] for name in ("height", "width") if source.settings.get(name)}
     like = BuildOptions(
-        **size,
-        layers=list(settings.layers),
-        text_modes=list(settings.text_modes),
-        vl_tokens=settings.vl_tokens,
+        **size, layers=options.layers, text_modes=options.text_modes, vl_tokens=options.vl_tokens
     )
     return max(len(shard.samples) for shard in plan.shards) * bytes_per_sample(like, hidden_size)
 

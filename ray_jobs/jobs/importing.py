@@ -12,16 +12,13 @@ from typing import Any
 from projector.making.imported import ImportSettings, load_import
 from projector.models.image_settings import check_max_tokens
 from projector.models.resolve_readers import ReaderSources, resolve_readers
-from ray_jobs.building.builder import BuilderSpec
-from ray_jobs.building.run import Guard, complete
-from ray_jobs.building.shard_output import FinishSpec
+from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.import_options import ImportOptions
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.run_options import PIXEL_MULTIPLE, BuildOptions
-from ray_jobs.cluster.connect import Cluster, StopRequest, connected, nodes_without
+from ray_jobs.cluster.connect import Cluster, nodes_without
 from ray_jobs.cluster.crew import crew_for
-from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.jobs.build import arithmetic
 from shards.dataset.dataset import Dataset, is_new
@@ -31,10 +28,8 @@ from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
 from shards.sources.source import Kind, SourceSpec
 from shards.sources.survey import survey
-from shards.stores.lease import sole_writer
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
-from shards.tools.verify import expected_of
 
 
 def importing(options: ImportOptions) -> int:
@@ -55,17 +50,15 @@ def importing(options: ImportOptions) -> int:
     models = resolve_readers(options.models, "import.models")
     models.vl.check_layers(options.layers, "import.layers")
     check_max_tokens(Path(models.text.path), "import", options.max_tokens)
-    spool = Spool.at(options.spool)
-    with spool.workspace("catalogue") as folder:
+    with Spool.at(options.spool).workspace("catalogue") as folder:
         catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
         tell("source", summary_line(catalogue))
         most = options.max_failed_fraction
         if found := survey(spec, catalogue.items(samples), options.max_side, most):
             tell("source", found)
-        stop = StopRequest()
-        with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-            check_nodes(cluster, writes=[storage.root], models=[models.text, models.vl.model])
+        size = options.samples_per_shard * sample_bytes(options, models.vl.hidden_size)
+        with guarded(options, storage, size, [models.text, models.vl.model]) as (cluster, guard):
             check_visible(spec, cluster)
             crew = crew_for(options, cluster, "import")
             settings = import_settings(options, on_gpu=crew.gpus > 0)
@@ -76,16 +69,8 @@ def importing(options: ImportOptions) -> int:
             dataset.grow(samples, append=options.append, job="import")
             plan = plan_of(options, catalogue, plan_retries(dataset, options.max_attempts))
             tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
-            finish = FinishSpec(
-                root=storage.root,
-                expected=expected_of(dataset),
-                spool=options.spool,
-                shard_bytes=options.samples_per_shard * sample_bytes(options, models.vl.hidden_size),
-            )
-            spool.check_room(finish.shard_bytes)
             load = partial(load_import, storage.root, spec, models.text, models.vl.model, settings)
-            guard = Guard(stop, lease, options.stuck_seconds)
-            return complete("import", dataset, plan, options, crew, BuilderSpec(finish, load), guard)
+            return complete("import", dataset, plan, options, crew, load, size, guard)
 
 
 def spec_of(options: ImportOptions) -> SourceSpec:

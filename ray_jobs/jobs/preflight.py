@@ -16,7 +16,7 @@ from ray_jobs.cluster.connect import Cluster, connected
 from ray_jobs.cluster.crew import crew_for, with_readers
 from ray_jobs.cluster.node_checks import CHECKS, Fault, Node, ask_nodes, faults_of, probed
 from ray_jobs.cluster.node_probe import TO_BE_FETCHED, Question, glance_at, plain, versions_here
-from ray_jobs.jobs.build import check_pictures, finish_spec, pair_settings
+from ray_jobs.jobs.build import check_pictures, pair_settings, shard_bytes
 from ray_jobs.jobs.train import check_workers
 from shards.errors import StorageError, UsageError
 from shards.stores.local import open_storage
@@ -83,7 +83,7 @@ def survey(
         reads=(train.data, *(train.also or ())) if train.output and train.data else (),
         models=models,
         spool=build.spool,
-        spool_bytes=CALLS_AT_ONCE * finish_spec("", build, sources).shard_bytes if sources else 0,
+        spool_bytes=CALLS_AT_ONCE * shard_bytes(build, sources) if sources else 0,
         devices=True,
     )
     faults: list[Fault] = []

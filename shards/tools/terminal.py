@@ -2,9 +2,12 @@
 
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
+
+from shards.dataset.progress_figures import plain
+from shards.errors import CorruptShardError, StorageError, UsageError
 
 UNSEEN = (
     "Cc",
@@ -49,6 +52,18 @@ class _Visible:
 def behind(stream: TextIO) -> TextIO:
     """The stream itself, for what moves the cursor on purpose and escapes its texts."""
     return stream._stream if isinstance(stream, _Visible) else stream
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """Run a command: its own exit code, or 2 after a usage error and 1 after a failure, told in one line."""
+    try:
+        return run()
+    except UsageError as error:
+        print(f"error: {plain(error)}", file=sys.stderr)
+        return 2
+    except (StorageError, CorruptShardError) as error:
+        print(f"failed: {plain(error)}", file=sys.stderr)
+        return 1
 
 
 @contextmanager

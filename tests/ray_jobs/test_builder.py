@@ -1,93 +1,261 @@
-"""A builder, without Ray: what goes wrong before its first sample."""
+"""A builder, without Ray: a real monitor and a real dataset, and samples that need no model."""
 
-import threading
+import io
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from ray.exceptions import RayActorError
 
+from projector.making.batching import BatchMaker
+from projector.making.shard_maker import InOneStage
 from ray_jobs.building import builder as module
-from ray_jobs.building.builder import ShardBuilder
-from ray_jobs.building.monitor import Monitor
-from ray_jobs.building.shard_output import Reader
+from ray_jobs.building import shard_output
+from ray_jobs.building.builder import BuilderSpec, ShardBuilder
+from ray_jobs.building.failure_budget import FailureBudget
+from ray_jobs.building.messages import Outcome
+from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
+from ray_jobs.building.shard_output import Finisher, FinishSpec, Reader
+from ray_jobs.cluster import this_actor
+from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
-from shards.format.commit import NOBODY
-from shards.format.plan import PlannedSample, PlannedShard
+from shards.format.commit import Maker
+from shards.format.plan import make_plan
+from shards.format.sample import Expected, make_sample
+from shards.prompts.prompt import Prompt
+from shards.stores.local import open_storage
+
+SIDE, SAMPLES = 64, 6
+OTHER = Maker(host="other", pid=1, actor="other")
+ROW = {"row": np.array([0])}
 
 
-def a_shard(index):
-    sample = PlannedSample(f"{index}", 0, "", "", "", "", 0, "train", index, 0)
-    return PlannedShard("train", index, (sample,))
+class Drawn(BatchMaker):
+    """Noise in place of pictures."""
+
+    def __init__(self):
+        super().__init__(2)
+
+    def _make(self, batch):
+        rng = np.random.default_rng(0)
+        picture = io.BytesIO()
+        noise = rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(picture, format="PNG")
+        rows = rng.normal(size=(12, 8)).astype(ml_dtypes.bfloat16)
+        kind = np.array([0, 0, *[2] * 10], np.uint8)
+        seen = np.array([0, 3, *[1] * 4, 3, 0, *[2] * 4], np.uint8)
+        tensors = {"text": rows, "text.kind": kind, "vl.caption.-8": rows, "vl.caption.kind": seen}
+        return [make_sample(s, image=picture.getvalue(), image_format="png", tensors=tensors) for s in batch]
+
+
+class Called:
+    """An actor as its callers have it, without Ray."""
+
+    def __init__(self, itself):
+        self._itself = itself
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self._itself, name))
+
+
+def drawn():
+    return InOneStage(Drawn())
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    dataset = Dataset.create_or_open(open_storage(str(tmp_path / "data")), {"test": 1}, {})
+    dataset.grow(SAMPLES, append=False)
+    return dataset
+
+
+@pytest.fixture
+def shards():
+    prompts = [Prompt(f"caption {index}") for index in range(SAMPLES)]
+    return make_plan(prompts, seed=0, val_fraction=0, samples_per_shard=2, segments=(SAMPLES,)).shards
+
+
+@pytest.fixture
+def a_builder(dataset, monkeypatch, tmp_path):
+    here = {
+        "get_node_id": "node",
+        "get_job_id": "job",
+        "get_actor_id": "actor",
+        "get_worker_id": "worker",
+        "get_accelerator_ids": {},
+        "get_assigned_resources": {},
+    }
+    context = SimpleNamespace(current_actor=None, **{n: lambda v=v: v for n, v in here.items()})
+    ray = SimpleNamespace(
+        get=lambda answer: answer,
+        get_runtime_context=lambda: context,
+        util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1"),
+    )
+    monkeypatch.setattr(module, "ray", ray)
+    for used in (shard_output, this_actor):
+        monkeypatch.setattr(used, "ray", ray)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    finish = FinishSpec(dataset.storage.root, Expected(("caption",), (-8,), SIDE, SIDE), str(tmp_path), 0)
+
+    def make(monitor, maker=drawn, readers=()):
+        return ShardBuilder(BuilderSpec(finish, maker, run="run"), Called(monitor), readers)
+
+    make.finish = finish
+    return make
+
+
+def a_monitor(shards, builders=1):
+    return Monitor(shards, FailureBudget("build", 1.0, 99), builders)
+
+
+def outcomes(builder, calls):
+    return [builder(ROW)["outcome"][0] for _ in range(calls)]
+
+
+def test_a_builder_makes_shard_after_shard_until_none_is_left(dataset, shards, a_builder):
+    monitor = a_monitor(shards)
+    assert outcomes(a_builder(monitor), 4) == ["committed", "committed", "committed", "nothing"]
+    assert [(commit.samples, commit.failed) for commit in dataset.commits()] == [(2, 0)] * 3
+    assert (monitor.snapshot().made, monitor.snapshot().builders) == (SAMPLES, 0)
+    assert all(commit.made_by.actor == "actor" for commit in dataset.commits())
+    assert outcomes(a_builder(a_monitor(shards)), 3) == ["there"] * 3, "nothing is made twice"
+
+
+def test_what_another_run_committed_is_taken(shards, a_builder):
+    builder = a_builder(a_monitor(shards))
+    outcomes(builder, 3)
+    later = a_builder(a_monitor(shards))
+    later._spec = BuilderSpec(a_builder.finish, drawn, run="another run")
+    assert outcomes(later, 1) == ["taken"]
+
+
+def test_a_builder_that_is_declared_dead_before_its_commit_commits_nothing(dataset, shards, a_builder):
+    monitor = a_monitor(shards[:1])
+    builder = a_builder(monitor)
+    make = builder._write
+
+    def out_of_reach(work):
+        whole = make(work)
+        monitor.begin("successor", Maker(host="elsewhere", pid=2, actor="actor"))
+        return whole
+
+    builder._write = out_of_reach
+    assert outcomes(builder, 1) == ["stopped"]
+    assert dataset.commits() == []
+    assert not builder._here._open, "what it made is thrown away"
+    assert monitor.may_publish("successor")
+
+
+def test_a_store_that_refuses_stops_the_run_with_its_words(shards, a_builder, monkeypatch):
+    def full(*_):
+        raise StorageError("the disk is full")
+
+    monitor = a_monitor(shards)
+    monkeypatch.setattr(shard_output, "publish", full)
+    assert outcomes(a_builder(monitor), 2) == ["refused", "nothing"]
+    assert monitor.snapshot().stopping == f"{shards[0].name}: the disk is full"
+
+
+def test_a_shard_lost_with_its_reader_is_begun_anew(dataset, shards, a_builder, monkeypatch):
+    """The reader has forgotten the first attempt, as after a restart; the samples at work are blamed."""
+    reader = Reader(a_builder.finish, lambda: None)
+    monkeypatch.setattr(reader, "write", lambda attempt, results: Finisher.write(reader, attempt, results))
+    begin, begun = reader.begin, []
+
+    def restarted(attempt, planned):
+        begun.append(attempt)
+        if len(begun) > 1:
+            begin(attempt, planned)
+
+    monkeypatch.setattr(reader, "begin", restarted)
+    monitor = a_monitor(shards[:1])
+    assert outcomes(a_builder(monitor, readers=[Called(reader)]), 1) == ["committed"]
+    (commit,) = dataset.commits()
+    assert (commit.attempt, [(t.attempt, t.end) for t in commit.earlier]) == (begun[1], [(begun[0], "died")])
+    assert len(begun) == 2
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_reader_that_takes_long_to_restart_costs_no_attempts(shards, a_builder, monkeypatch, stopped):
+    reader, refused = Finisher(a_builder.finish), []
+    begin = reader.begin
+
+    def restarting(attempt, planned):
+        if len(refused) < 2 * MAX_ATTEMPTS:
+            refused.append(attempt)
+            raise RayActorError
+        begin(attempt, planned)
+
+    def wait(_):
+        if stopped and len(refused) == 3:
+            monitor.stop("stopped by a signal")
+
+    monkeypatch.setattr(reader, "begin", restarting)
+    monitor = a_monitor(shards[:1])
+    builder = a_builder(monitor, readers=[Called(reader)])
+    monkeypatch.setattr(module.time, "sleep", wait)
+    assert outcomes(builder, 1) == (["nothing"] if stopped else ["committed"])
+    assert len(set(refused)) == 1
+    assert len(refused) == (4 if stopped else 2 * MAX_ATTEMPTS)
+
+
+def test_a_shard_begun_again_throws_away_what_was_open_of_it(shards, a_builder):
+    finisher = Finisher(a_builder.finish)
+    for attempt in ("first", "second"):
+        finisher.begin(attempt, shards[0])
+    finisher.begin("other", shards[1])
+    assert set(finisher._open) == {"second", "other"}
+    for attempt in ("second", "other"):
+        finisher.drop(attempt)
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried to"), RuntimeError("no GPU")]
 )
-def test_models_that_find_no_room_are_one_line_with_the_device(error):
+def test_models_that_find_no_room_are_one_line_with_the_device(shards, a_builder, error):
     def maker():
         raise error
 
-    builder = object.__new__(ShardBuilder)
-    builder._spec, builder._name, builder._device = SimpleNamespace(maker=maker), "host:7", "GPU 1 (A)"
-    with pytest.raises(StorageError) as told:
-        _ = builder._maker
-    reason = " ".join(str(error).split())
-    assert str(told.value) == f"the models cannot be loaded on host:7, GPU 1 (A): {reason}"
+    monitor = a_monitor(shards)
+    builder = a_builder(monitor, maker)
+    assert outcomes(builder, 1) == ["left out"]
+    said = f"the models cannot be loaded on {builder._itself.host}:{builder._itself.pid}, CPU: "
+    assert monitor.snapshot().stopping == said + " ".join(str(error).split())
 
 
-class Called:
-    """A monitor as builders call it, without Ray."""
-
-    def __init__(self, monitor):
-        self._monitor = monitor
-
-    def __getattr__(self, name):
-        return SimpleNamespace(remote=getattr(self._monitor, name))
-
-
-def test_a_builder_that_cannot_load_keeps_its_ticket_until_the_others_are_done(monkeypatch):
+def test_a_builder_that_cannot_load_keeps_its_row_until_the_others_are_done(shards, a_builder, monkeypatch):
     """One that gave it back would take, and waste, all the others within seconds."""
     loads, waits = [], []
-    monitor = Monitor([a_shard(0), a_shard(1)], 1.0, 99, builders=2)
-    monitor.begin("sound", 7)
-    here = SimpleNamespace(current_actor=None)
-    monkeypatch.setattr(module, "ray", SimpleNamespace(get=lambda x: x, get_runtime_context=lambda: here))
+    monitor = a_monitor(shards[:2], builders=2)
+    first = monitor.begin("7", OTHER).shard.name
 
     def others_go_on(seconds):
         waits.append(seconds)
         if len(waits) == 2:
-            monitor.end(7, done=True)
-            assert monitor.begin("sound", 8).shard.name == "train-000001"
-            monitor.end(8, done=True)
-
-    monkeypatch.setattr(module.time, "sleep", others_go_on)
+            monitor.end("7", Outcome.COMMITTED)
+            assert {first, monitor.begin("8", OTHER).shard.name} == {shard.name for shard in shards[:2]}
+            monitor.end("8", Outcome.COMMITTED)
 
     def maker():
         loads.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    builder = object.__new__(ShardBuilder)
-    builder._spec, builder._name, builder._device = SimpleNamespace(maker=maker), "host:7", "GPU 1 (A)"
-    builder._monitor, builder._models, builder._left_out = Called(monitor), threading.Lock(), False
-    builder._itself = NOBODY
-    monkeypatch.setattr(builder, "_make", lambda *_: builder._maker, raising=False)
-    rows = [builder({"ticket": np.array([ticket])}) for ticket in (0, 1)]
-    assert rows == [
-        {"name": ["train-000001"], "outcome": ["nothing"]},
-        {"name": [""], "outcome": ["nothing"]},
-    ]
+    builder = a_builder(monitor, maker)
+    monkeypatch.setattr(module.time, "sleep", others_go_on)
+    assert outcomes(builder, 2) == ["left out", "nothing"]
     assert (len(loads), len(waits)) == (1, 2)
     assert monitor.snapshot().stopping == ""
 
 
-def test_a_reader_that_cannot_load_is_one_line():
+def test_a_reader_that_cannot_load_is_one_line_and_leaves_no_builder_out(a_builder):
     def load():
         raise RuntimeError("CUDA error:\nout of memory")
 
-    reader = object.__new__(Reader)
-    reader._load = load
     with pytest.raises(
         StorageError, match=r"a reader's model cannot be loaded on .*: CUDA error: out of memory"
-    ):
-        _ = reader._reader
+    ) as told:
+        _ = Reader(a_builder.finish, load)._reader
+    assert type(told.value) is StorageError

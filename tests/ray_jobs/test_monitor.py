@@ -3,10 +3,11 @@
 import pytest
 
 from ray_jobs.building import monitor as module
-from ray_jobs.building.messages import Snapshot
-from ray_jobs.building.monitor import FAILURE_GRACE, MAX_ATTEMPTS, Monitor
+from ray_jobs.building.failure_budget import GRACE, FailureBudget
+from ray_jobs.building.messages import Outcome, Snapshot
+from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.run import _why_incomplete
-from shards.format.commit import Commit, tar_key
+from shards.format.commit import Commit, Maker, tar_key
 from shards.format.plan import PlannedSample, PlannedShard
 
 
@@ -15,18 +16,29 @@ def a_shard(index, size=4):
     return PlannedShard("train", index, tuple(samples))
 
 
-def a_monitor(*sizes, failed=1.0, consecutive=99):
-    return Monitor([a_shard(index, size) for index, size in enumerate(sizes)], failed, consecutive)
+def a_monitor(*sizes, failed=1.0, consecutive=99, builders=1):
+    shards = [a_shard(index, size) for index, size in enumerate(sizes)]
+    return Monitor(shards, FailureBudget("build", failed, consecutive), builders)
 
 
-def report(monitor, ticket, made=0, failed=0, at_work=(), attempt=""):
-    return monitor.report(ticket, attempt, made=made, failed=failed, at_work=tuple(at_work))
+def a_process(name):
+    """`a` or `a.2`: the first or a later process of the actor `a`, which was restarted elsewhere."""
+    actor, _, number = name.partition(".")
+    return Maker(host=name, pid=int(number or 1), actor=actor)
+
+
+def begin(monitor, worker, attempt, handle=None):
+    return monitor.begin(attempt, a_process(worker), handle)
+
+
+def report(monitor, attempt, made=0, failed=0, at_work=()):
+    return monitor.report(attempt, made, failed, tuple(at_work))
 
 
 def eight_seconds_at_work(monitor, clock):
-    """Two builders, under tickets 0 and 1."""
-    for ticket in (0, 1):
-        report(monitor, ticket, at_work=["x"])
+    """Two builders, in attempts 0 and 1."""
+    for attempt in ("0", "1"):
+        report(monitor, attempt, at_work=["x"])
     clock[0] += 8
 
 
@@ -41,76 +53,88 @@ def clock(monkeypatch):
     return now
 
 
-def test_each_ticket_gets_a_shard_until_none_is_left():
+def test_each_attempt_gets_a_shard_until_none_is_left():
     monitor = a_monitor(4, 4)
-    shards = [monitor.begin("w", ticket).shard for ticket in range(3)]
+    shards = [begin(monitor, "w", attempt).shard for attempt in "012"]
     assert [shard and shard.name for shard in shards] == ["train-000000", "train-000001", None]
 
 
 def test_counts_add_up_over_shards_and_a_restarted_shard_starts_anew():
     monitor = a_monitor(4, 4)
-    monitor.begin("a", 0)
-    monitor.begin("b", 1)
-    report(monitor, 0, made=3, failed=1)
-    report(monitor, 1, made=2)
+    begin(monitor, "a", "0")
+    begin(monitor, "b", "1")
+    report(monitor, "0", made=3, failed=1)
+    report(monitor, "1", made=2)
     assert counts(monitor) == (5, 1)
-    assert monitor.begin("c", 0).shard.name == "train-000000"
+    assert begin(monitor, "a.2", "2").shard.name == "train-000000"
     assert counts(monitor) == (2, 0)
-    monitor.end(1, done=True)
+    monitor.end("1", Outcome.COMMITTED)
     assert counts(monitor) == (2, 0)
-    monitor.end(0, done=False)
+    monitor.end("2", Outcome.STOPPED)
     assert counts(monitor) == (2, 0)
 
 
 def test_a_shard_put_down_unfinished_counts_for_nothing():
     monitor = a_monitor(4)
-    monitor.begin("a", 0)
-    report(monitor, 0, made=3)
-    monitor.end(0, done=False)
+    begin(monitor, "a", "0")
+    report(monitor, "0", made=3)
+    monitor.end("0", Outcome.STOPPED)
     assert counts(monitor) == (0, 0)
 
 
 def test_a_shard_is_given_up_after_its_attempts():
     monitor = a_monitor(4, 4)
-    monitor.begin("b", 1)
-    tries = [monitor.begin("a", 0).shard for _ in range(MAX_ATTEMPTS + 1)]
+    begin(monitor, "b", "other")
+    tries = [begin(monitor, f"a.{number}", f"{number}").shard for number in range(1, MAX_ATTEMPTS + 2)]
     assert [shard is not None for shard in tries] == [True] * MAX_ATTEMPTS + [False]
     assert monitor.snapshot().abandoned == ("train-000001",)
 
 
 def test_what_a_dead_worker_had_goes_to_whoever_asks_next():
+    """It may have had two: one under way, one that was being published."""
+    monitor = a_monitor(4, 4, 4)
+    for attempt in "01":
+        begin(monitor, "a", attempt)
+    begin(monitor, "b", "2")
+    again = begin(monitor, "a.2", "3").shard.name
+    assert {again, begin(monitor, "b", "4").shard.name} == {"train-000000", "train-000001"}
+    assert begin(monitor, "b", "5").shard is None
+
+
+def test_a_process_that_was_declared_dead_gets_nothing_and_ends_nothing():
+    """It is heard of again, as its node was out of reach for a while, and asks for work with its other row."""
     monitor = a_monitor(4, 4)
-    monitor.begin("a", 0)
-    monitor.begin("b", 1)
-    monitor.begin("c", 0)
-    assert monitor.begin("b", 2).shard is None
-    monitor.end(1, done=True)
-    assert monitor.begin("b", 0).shard.name == "train-000000"
+    begin(monitor, "a", "0")
+    assert begin(monitor, "a.2", "1").shard.name == "train-000000"
+    assert begin(monitor, "a", "2").shard is None
+    assert report(monitor, "1", made=2), "its successor goes on"
+    assert begin(monitor, "b", "3").shard.name == "train-000001"
 
 
 def test_deaths_are_counted_for_the_samples_at_work():
     monitor = a_monitor(4)
-    assert monitor.begin("a", 0).deaths == {}
-    report(monitor, 0, at_work=["x", "y"])
-    assert monitor.begin("a", 0).deaths == {"x": 1, "y": 1}
-    report(monitor, 0, at_work=["x"])
-    assert monitor.begin("a", 0).deaths == {"x": 2, "y": 1}
-    report(monitor, 0, at_work=[])
-    assert monitor.begin("a", 0).deaths == {"x": 2, "y": 1}
+    assert begin(monitor, "a", "0").deaths == {}
+    report(monitor, "0", at_work=["x", "y"])
+    assert begin(monitor, "a.2", "1").deaths == {"x": 1, "y": 1}
+    report(monitor, "1", at_work=["x"])
+    monitor.end("1", Outcome.DIED)  # as where a reader died
+    assert begin(monitor, "a.2", "2").deaths == {"x": 2, "y": 1}
+    report(monitor, "2", at_work=[])
+    assert begin(monitor, "a.3", "3").deaths == {"x": 2, "y": 1}
 
 
 def test_failures_over_the_limit_stop_the_run_but_not_the_first_few():
     monitor = a_monitor(20, 4, failed=0.1)
-    monitor.begin("a", 0)
-    assert report(monitor, 0, made=0, failed=FAILURE_GRACE - 1)
-    assert not report(monitor, 0, made=FAILURE_GRACE - 3, failed=3)
+    begin(monitor, "a", "0")
+    assert report(monitor, "0", made=0, failed=GRACE - 1)
+    assert not report(monitor, "0", made=GRACE - 3, failed=3)
     assert "3 of 20 samples failed" in monitor.snapshot().stopping
-    assert monitor.begin("b", 1).shard is None
+    assert begin(monitor, "b", "1").shard is None
 
 
 def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_again():
     monitor = a_monitor(40, failed=0.1)
-    monitor.begin("w", 0)
+    begin(monitor, "w", "0")
     assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == ("", False)
     for number in range(5):
         message = f"'{number} a.jpg': picture of {400 + number} x 4 pixels is too narrow"
@@ -118,7 +142,7 @@ def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_agai
     monitor.failed_by([("SampleError", "holds a special token", "a  red\nfox"), ("SampleError", "x", "")])
     told = "picture of 400 x 4 pixels is too narrow (0 a.jpg, 1 a.jpg, 2 a.jpg, …)"
     assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == (told, False)
-    assert not report(monitor, 0, made=13, failed=7)
+    assert not report(monitor, "0", made=13, failed=7)
     assert monitor.snapshot().lasting
     for _ in range(6):
         monitor.failed_by([("SampleError", "holds a special token", "a  red\nfox")])
@@ -143,18 +167,18 @@ def test_the_last_line_says_what_to_do():
 
 def test_failures_at_the_limit_do_not():
     monitor = a_monitor(100, failed=0.1)
-    monitor.begin("a", 0)
-    assert report(monitor, 0, made=90, failed=10)
+    begin(monitor, "a", "0")
+    assert report(monitor, "0", made=90, failed=10)
 
 
 def test_failures_one_after_the_other_stop_the_run_and_a_success_between_them_does_not():
     monitor = a_monitor(9, 9, consecutive=3)
-    monitor.begin("a", 0)
-    monitor.begin("b", 1)
-    assert report(monitor, 0, failed=2)
-    assert report(monitor, 1, made=1)
-    assert report(monitor, 0, failed=5)
-    assert not report(monitor, 1, made=1, failed=1)
+    begin(monitor, "a", "0")
+    begin(monitor, "b", "1")
+    assert report(monitor, "0", failed=2)
+    assert report(monitor, "1", made=1)
+    assert report(monitor, "0", failed=5)
+    assert not report(monitor, "1", made=1, failed=1)
     assert "4 samples failed one after the other" in monitor.snapshot().stopping
 
 
@@ -167,16 +191,16 @@ def test_the_first_reason_to_stop_stays():
 
 def test_a_silent_builder_is_named_once_with_what_it_was_making(clock):
     monitor = a_monitor(4, 4)
-    monitor.begin("a", 0, handle="actor a")
-    monitor.begin("b", 1, handle="actor b")
-    report(monitor, 0, at_work=["x"])
+    begin(monitor, "a", "0", "actor a")
+    begin(monitor, "b", "1", "actor b")
+    report(monitor, "0", at_work=["x"])
     clock[0] += 50
-    report(monitor, 1)
+    report(monitor, "1")
     clock[0] += 20
     assert monitor.stuck(100) == []
     (stuck,) = monitor.stuck(60)
     assert (stuck.worker, stuck.shard, stuck.at_work, stuck.handle) == (
-        "a",
+        "a:1",
         "train-000000",
         ("x",),
         "actor a",
@@ -187,102 +211,41 @@ def test_a_silent_builder_is_named_once_with_what_it_was_making(clock):
 
 def test_a_builder_without_a_shard_is_not_stuck(clock):
     monitor = a_monitor(4)
-    monitor.begin("a", 0)
-    monitor.end(0, done=True)
+    begin(monitor, "a", "0")
+    monitor.end("0", Outcome.COMMITTED)
     clock[0] += 1000
     assert monitor.stuck(60) == []
 
 
 def test_large_shards_come_first_and_a_slow_builder_ends_with_small_ones(clock):
     monitor = a_monitor(1, 8, 1, 8, 1)
-    assert len(monitor.begin("fast", 0).shard.samples) == 8
-    assert len(monitor.begin("slow", 1).shard.samples) == 8
+    assert len(begin(monitor, "fast", "0").shard.samples) == 8
+    assert len(begin(monitor, "slow", "1").shard.samples) == 8
     eight_seconds_at_work(monitor, clock)
-    report(monitor, 0, made=8)
-    report(monitor, 1, made=1)
-    monitor.end(0, done=True)
-    assert len(monitor.begin("slow", 2).shard.samples) == 1
-    assert [len(monitor.begin("fast", ticket).shard.samples) for ticket in (3, 4)] == [1, 1]
+    report(monitor, "0", made=8)
+    report(monitor, "1", made=1)
+    monitor.end("0", Outcome.COMMITTED)
+    assert len(begin(monitor, "slow", "2").shard.samples) == 1
+    assert [len(begin(monitor, "fast", attempt).shard.samples) for attempt in "34"] == [1, 1]
 
 
 def test_what_another_build_made_is_not_waited_for(clock):
     monitor = a_monitor(8, 8, 2, 4)
-    monitor.begin("a", 0)
-    report(monitor, 0, at_work=["x"])
+    begin(monitor, "a", "0")
+    report(monitor, "0", at_work=["x"])
     clock[0] += 8
-    report(monitor, 0, made=8)
-    monitor.end(0, done=True)
-    monitor.begin("a", 1)
-    monitor.end(1, done=True)  # it was there
-    assert monitor._seconds_left("a") == 6.0
+    report(monitor, "0", made=8)
+    monitor.end("0", Outcome.COMMITTED)
+    begin(monitor, "a", "1")
+    monitor.end("1", Outcome.COMMITTED)  # it was there
+    assert monitor._seconds_left("a:1") == 6.0
 
 
 def test_an_adopted_shard_tells_nothing_of_a_builders_pace(clock):
     monitor = a_monitor(8, 8)
-    monitor.begin("a", 0)
-    report(monitor, 0, made=8)
+    begin(monitor, "a", "0")
+    report(monitor, "0", made=8)
     assert monitor._paces == {}
-
-
-def slow_one(clock):
-    """Two shards; `fast` has made its own, `slow` an eighth of its own."""
-    monitor = a_monitor(8, 8)
-    monitor.begin("fast", 0)
-    monitor.begin("slow", 1)
-    eight_seconds_at_work(monitor, clock)
-    report(monitor, 0, made=8)
-    report(monitor, 1, made=1)
-    monitor.end(0, done=True)
-    return monitor
-
-
-def test_an_idle_builder_makes_a_slow_ones_shard_too_and_the_first_to_finish_commits(clock):
-    monitor = slow_one(clock)
-    assert monitor.begin("fast", 2).shard.name == "train-000001"
-    assert monitor.begin("fast", 3).shard is None, "not a third time"
-    clock[0] += 8
-    report(monitor, 2, made=8)
-    assert report(monitor, 1, made=2), "both go on"
-    assert counts(monitor) == (16, 0)
-    assert monitor.may_publish(2)
-    assert not monitor.may_publish(1)
-    monitor.end(2, done=True)
-    assert not report(monitor, 1, made=3), "the slow one stops"
-    monitor.end(1, done=False)
-    assert counts(monitor) == (16, 0)
-
-
-def test_the_one_that_may_publish_dies_and_the_other_one_may(clock):
-    monitor = slow_one(clock)
-    monitor.begin("fast", 2)
-    assert monitor.may_publish(2)
-    assert monitor.begin("new", 2).shard is None, "the slow one still has it"
-    assert monitor.may_publish(1)
-
-
-def test_a_builder_as_fast_as_the_others_is_left_alone(clock):
-    monitor = a_monitor(8, 8)
-    monitor.begin("a", 0)
-    monitor.begin("b", 1)
-    eight_seconds_at_work(monitor, clock)
-    report(monitor, 0, made=8)
-    report(monitor, 1, made=6)
-    monitor.end(0, done=True)
-    assert monitor.begin("a", 2).shard is None
-
-
-def test_a_builder_that_tells_of_samples_only_at_its_end_is_left_alone(clock):
-    """As where one model is on the device at a time."""
-    monitor = a_monitor(8, 8)
-    monitor.begin("a", 0)
-    clock[0] += 1
-    monitor.begin("b", 1)
-    eight_seconds_at_work(monitor, clock)
-    report(monitor, 0, made=8)
-    monitor.end(0, done=True)
-    assert monitor.begin("a", 2).shard is None
-    clock[0] += 12
-    assert monitor.begin("a", 3).shard is not None, "silent for so long, it hangs"
 
 
 def made_by_attempt(attempt):
@@ -309,98 +272,112 @@ def made_by_attempt(attempt):
     )
 
 
-def test_seconds_of_a_dead_try_are_lost_and_told_to_whoever_tries_again(clock):
+def test_seconds_of_a_dead_attempt_are_lost_and_told_to_whoever_tries_again(clock):
     monitor = a_monitor(4)
-    monitor.begin("a", 0, attempt="first")
+    begin(monitor, "a", "first")
     clock[0] += 5
-    report(monitor, 0, made=2, attempt="first")
+    report(monitor, "first", made=2)
     clock[0] += 60  # dead, and nobody noticed: it was last heard of after five seconds
-    orders = monitor.begin("b", 0, attempt="second")
+    orders = begin(monitor, "a.2", "second")
     assert [(tried.attempt, tried.end, tried.seconds) for tried in orders.earlier] == [("first", "died", 5.0)]
     assert monitor.snapshot().lost == {"died": 5.0}
     clock[0] += 7
     assert monitor.snapshot().under_way == 7.0
-    monitor.end(0, "second", done=True, outcome="committed", commit=made_by_attempt("second"))
+    monitor.end("second", Outcome.COMMITTED, made_by_attempt("second"))
     assert (monitor.snapshot().lost, monitor.snapshot().under_way) == ({"died": 5.0}, 0)
     assert [event.kind for event in monitor.take_events()] == ["begun", "died", "begun", "committed"]
     assert monitor.take_events() == []
 
 
-def test_a_try_that_had_committed_before_its_worker_died_was_not_for_nothing(clock):
+def test_an_attempt_that_had_committed_before_its_worker_died_was_not_for_nothing(clock):
     monitor = a_monitor(4)
-    monitor.begin("a", 0, attempt="first")
+    begin(monitor, "a", "first")
     clock[0] += 5
-    report(monitor, 0, made=4, attempt="first")
-    monitor.begin("b", 0, attempt="second")
-    monitor.end(0, "second", done=True, outcome="there", commit=made_by_attempt("first"))
+    report(monitor, "first", made=4)
+    begin(monitor, "a.2", "second")
+    monitor.end("second", Outcome.THERE, made_by_attempt("first"))
     assert sum(monitor.snapshot().lost.values()) == 0
 
 
-def test_tries_that_came_to_nothing_without_a_death(clock):
-    monitor = a_monitor(4, 4)
-    for ticket, outcome in enumerate(("overtaken", "stopped")):
-        monitor.begin("a", ticket)
-        clock[0] += 3
-        monitor.end(ticket, done=False, outcome=outcome, lost=True)
-    assert monitor.snapshot().lost == {"overtaken": 3.0, "stopped": 3.0}
-
-
-def test_a_try_that_was_taken_for_dead_and_is_heard_of_again_changes_nothing():
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_what_each_outcome_does(clock, outcome):
+    """A shard is committed, or waits for the next who asks, who learns of what was wasted."""
     monitor = a_monitor(4)
-    monitor.begin("cut off", 0, attempt="first")
-    monitor.begin("b", 0, attempt="second")
-    assert not report(monitor, 0, made=4, attempt="first")
-    assert not monitor.may_publish(0, "first")
-    assert monitor.may_publish(0, "second")
-    monitor.end(0, "first", done=True, outcome="committed", commit=made_by_attempt("first"))
-    assert report(monitor, 0, made=2, attempt="second")
+    begin(monitor, "a", "0")
+    report(monitor, "0", at_work=["x"])
+    report(monitor, "0", made=3)
+    clock[0] += 3
+    monitor.end("0", outcome)
+    orders = begin(monitor, "b", "1")
+    assert (orders.shard is None) == outcome.committed
+    assert counts(monitor) == ((3, 0) if outcome.committed else (0, 0))
+    assert monitor.snapshot().lost == (
+        {outcome.value: 3.0 if outcome is not Outcome.DIED else 0.0} if outcome.wasted else {}
+    )
+    assert [tried.end for tried in orders.earlier] == (
+        [outcome.value] if outcome.wasted and not outcome.committed else []
+    )
+
+
+def test_an_attempt_that_was_declared_dead_and_is_heard_of_again_changes_nothing():
+    monitor = a_monitor(4)
+    begin(monitor, "cut off", "first")
+    begin(monitor, "cut off.2", "second")
+    assert not report(monitor, "first", made=4)
+    assert not monitor.may_publish("first")
+    assert monitor.may_publish("second")
+    monitor.end("first", Outcome.COMMITTED, made_by_attempt("first"))
+    assert report(monitor, "second", made=2)
     assert counts(monitor) == (2, 0)
-    monitor.end(0, "second", done=True, outcome="duplicate", lost=True, commit=made_by_attempt("first"))
-    assert not report(monitor, 0, made=4, attempt="first")
+    monitor.end("second", Outcome.DUPLICATE, made_by_attempt("first"))
+    assert not report(monitor, "first", made=4)
     assert set(monitor.snapshot().lost) == {"died", "duplicate"}
 
 
+def leave_out(monitor, worker, attempt, reason):
+    begun = begin(monitor, worker, attempt)
+    monitor.leave_out(worker, attempt, reason)
+    return begun
+
+
 def test_a_builder_that_cannot_load_is_left_out_and_its_shard_goes_to_another(clock):
-    monitor = Monitor([a_shard(0), a_shard(1)], 1.0, 99, builders=2)
-    assert monitor.begin("broken", 0).shard.name == "train-000000"
-    assert monitor.begin("sound", 1).shard.name == "train-000001"
-    monitor.leave_out("broken", 0, "", "the models cannot be loaded on broken, GPU 1: out of memory")
+    monitor = a_monitor(1, 1, builders=2)
+    broken = leave_out(monitor, "broken", "0", "the models cannot be loaded on broken, GPU 1: out of memory")
+    assert broken.shard.name == "train-000000"
     assert not monitor.snapshot().stopping
     notes = [event.text for event in monitor.take_events() if event.kind == "note"]
     assert notes == [
-        "the models cannot be loaded on broken, GPU 1: out of memory; it is left out, the other builders go on"
+        "the models cannot be loaded on broken, GPU 1: out of memory; it is left out, the other builders continue"
     ]
-    monitor.end(1, done=True)
-    assert not monitor.is_finished()
-    orders = monitor.begin("sound", 2)
+    orders = begin(monitor, "sound", "1")
     assert (orders.shard.name, orders.deaths, orders.earlier) == ("train-000000", {}, ())
     assert not monitor.is_finished()
-    monitor.end(2, done=True)
+    monitor.end("1", Outcome.COMMITTED)
+    assert not monitor.is_finished()
+    begin(monitor, "sound", "2")
+    monitor.end("2", Outcome.COMMITTED)
     assert monitor.is_finished()
 
 
 def test_no_shard_is_given_up_for_builders_that_cannot_load():
-    monitor = Monitor([a_shard(0)], 1.0, 99, builders=99)
-    for ticket in range(2 * MAX_ATTEMPTS):
-        assert monitor.begin(f"w{ticket}", ticket).shard
-        monitor.leave_out(f"w{ticket}", ticket, "", "no room")
-    assert monitor.begin("sound", 99).shard
+    monitor = a_monitor(1, builders=99)
+    for number in range(2 * MAX_ATTEMPTS):
+        assert leave_out(monitor, f"w{number}", f"{number}", "no room").shard
+    assert begin(monitor, "sound", "99").shard
 
 
 def test_a_run_none_of_whose_builders_can_load_stops_with_their_words():
-    monitor = Monitor([a_shard(0), a_shard(1)], 1.0, 99, builders=2)
-    for ticket, worker in enumerate(("a", "a", "b")):  # a builder has two tickets
+    monitor = a_monitor(1, 1, builders=2)
+    for attempt, worker in enumerate(("a", "a", "b")):  # a builder has two rows
         assert not monitor.snapshot().stopping
-        monitor.begin(worker, ticket)
-        monitor.leave_out(worker, ticket, "", f"no room on {worker}")
+        leave_out(monitor, worker, f"{attempt}", f"no room on {worker}")
     assert monitor.snapshot().stopping == "no room on b"
     assert monitor.is_finished()
 
 
 def test_builders_that_are_left_out_do_not_wait_for_ever(clock):
-    monitor = Monitor([a_shard(0)], 1.0, 99, builders=2)
-    monitor.begin("broken", 0)
-    monitor.leave_out("broken", 0, "", "no room")
+    monitor = a_monitor(1, builders=2)
+    leave_out(monitor, "broken", "0", "no room")
     clock[0] += 299
     assert not monitor.is_finished()
     clock[0] += 2

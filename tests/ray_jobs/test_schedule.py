@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.building.shard_schedule import choose, simulate, to_copy
+from ray_jobs.building.shard_schedule import choose, simulate
 from shards.format.plan import shard_sizes
 
 FULL = 64
@@ -20,11 +20,12 @@ def speeds(gpus, slowest=1.0, seed=0):
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 8, 32, 100, 256, 1024])
-@pytest.mark.parametrize("slowest", [1.0, 0.5, 0.25])
-def test_with_eight_shards_a_gpu_less_than_3_percent_is_idle(gpus, slowest):
+@pytest.mark.parametrize(("slowest", "most"), [(1.0, 0.03), (0.5, 0.03), (0.25, 0.065)])
+def test_with_eight_shards_a_gpu_few_are_idle(gpus, slowest, most):
+    """A straggler ends with a small shard: 8 samples at quarter speed in a run of 512 are 6.25%."""
     sizes = shard_sizes(gpus * 8 * FULL, FULL)
     for seed in range(max(1, 20 // gpus)):
-        assert simulate(sizes, speeds(gpus, slowest, seed)).idle < 0.03
+        assert simulate(sizes, speeds(gpus, slowest, seed)).idle < most
 
 
 def test_in_shards_of_one_size_it_would_be_more():
@@ -52,11 +53,3 @@ def test_the_largest_shard_that_ends_in_time():
     assert choose([8, 16, 64], 1.0, 100.0) == 64
     assert choose([8, 16, 64], 1.0, 20.0) == 16
     assert choose([8, 16, 64], 3.0, 20.0) == 8
-
-
-def test_a_second_try_only_where_it_ends_sooner_by_half():
-    sizes = [64, 64, 64]
-    assert to_copy({0: (64, 1.0), 2: (64, 1.4)}, sizes, 1.0) is None
-    assert to_copy({0: (64, 2.0), 2: (64, 4.0)}, sizes, 1.0) == 2
-    assert to_copy({2: (10, 4.0)}, sizes, 1.0) is None
-    assert to_copy({}, sizes, 1.0) is None
