@@ -57,8 +57,8 @@ def comparison_grid(
         label = textwrap.fill(ROW_LABELS.get(method, method).replace("_", " "), width=13)
         draw.multiline_text((MARGIN, upper), label, fill=INK, font=font(LABEL))
         for number, place in enumerate(places):
-            if (cell := cells.get(Column(method, *place))) is not None:
-                grid.paste(cell, (_left(number), upper))
+            if (column := Column(method, *place)) in cells:
+                grid.paste(cells[column], (_left(number), upper))
     return grid
 
 

@@ -167,19 +167,19 @@ def load_pairs(
             f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
             + (" (build.test_fraction), or measure on evaluate.split val" if split == "test" else "")
         )
-    reader = ShardReader(dataset, commits, layer, text_mode, tokens, weight, reader)
-    reader.check(data_option)
+    shards = ShardReader(dataset, commits, layer, text_mode, tokens, weight, reader)
+    shards.check(data_option)
     if not whole:
-        reader = replace(reader, template=find_template(islice(reader.wholes(), LOOKED_AT)))
+        shards = replace(shards, template=find_template(islice(shards.wholes(), LOOKED_AT)))
     return PairSource(
         count,
-        reader.read,
+        shards.read,
         layer,
         text_mode,
         tokens,
         provenance_of(dataset),
-        reader.template,
-        reader.conditionings,
+        shards.template,
+        shards.conditionings,
     )
 
 

@@ -18,7 +18,7 @@ from projector.network.architectures import ProjectorNetwork
 from projector.network.blend import blend_interpolate, concatenated
 from projector.network.checkpoint import CONFIG, get_config, get_network, put_json, put_network
 from projector.network.hub import find_projector, push
-from projector.options import VL_TOKENS, TextMode, Tokens
+from projector.options import VL_TOKENS, Reader, TextMode, Tokens
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 from shards.stores.local import open_storage
@@ -120,9 +120,9 @@ class Projector:
         return int(self.config["layer"])
 
     @property
-    def reader(self) -> str:
+    def reader(self) -> Reader:
         """What read the pictures: `vl`, Qwen3-VL, or `graft`, its vision tower before the pipeline's text encoder."""
-        return str(self.config.get("reader", "vl"))
+        return "graft" if self.config.get("reader") == "graft" else "vl"
 
     @property
     def text_mode(self) -> str:

@@ -12,7 +12,6 @@ from projector.data.pairs import PairSource
 from projector.evaluation.caption_control import WrittenCaptions
 from projector.evaluation.contest import ByKey, Contest, Measured
 from projector.evaluation.evaluator import (
-    EVALUATION,
     MAIN,
     dataset_of,
     evaluate_checkpoint,
@@ -20,7 +19,7 @@ from projector.evaluation.evaluator import (
     measured_pairs,
 )
 from projector.models.resolve import ModelSources, resolve_models
-from projector.network.checkpoint import put_json
+from projector.network.checkpoint import EVALUATION, put_json
 from projector.options import EvaluateOptions
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.signals import signals_exit

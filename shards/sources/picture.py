@@ -71,7 +71,7 @@ MAX_PROFILE = 16 << 20  # bytes of a colour profile; those with tables for print
 
 
 # Blocks so large that the C library gives them back when a picture is done with; each thread would keep smaller ones.
-Image.core.set_block_size(64 << 20)
+Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
 
 
 class ImageError(ValueError):
