@@ -25,7 +25,7 @@ from shards.errors import (
 from shards.format.side_files import read_table, write_table
 from shards.sources.filters import Rules, filters_of
 from shards.sources.item import Item
-from shards.sources.selection import FURTHER, NO_PICTURE, taken
+from shards.sources.selection import FURTHER, MOST_EXAMPLES, NO_PICTURE, taken
 from shards.sources.source import Source, SourceSpec, column_list
 from shards.stores.local import open_storage
 from shards.stores.store import Storage, json_object, read_json_object
@@ -271,7 +271,7 @@ def told_left_out(left_out: Mapping[str, int], examples: Mapping[str, Sequence[s
     told = []
     for reason, count in sorted(left_out.items(), key=lambda each: (-each[1], each[0])):
         names = "" if reason == FURTHER else ", ".join(examples.get(reason, ()))
-        more = ", …" if count > len(examples.get(reason, ())) else ""
+        more = ", …" if count > len(examples.get(reason, ())) >= MOST_EXAMPLES else ""
         told.append(f"{count:,} {reason}" + (f" ({' '.join(names.split())}{more})" if names else ""))
     return ", ".join(told)
 

@@ -66,8 +66,10 @@ def taken(
 
     def leave_out(each: Found, reason: str) -> None:
         left_out[reason] += 1
-        if examples is not None and left_out[reason] <= MOST_EXAMPLES:
-            examples.setdefault(reason, []).append(each.picture[:LONGEST_NAME])
+        if examples is not None:
+            names, name = examples.setdefault(reason, []), each.picture[:LONGEST_NAME]
+            if len(names) < MOST_EXAMPLES and name not in names:
+                names.append(name)
 
     for each in found:
         reason = each.problem or caption_problem(each.caption) or ("" if each.place else NO_PICTURE)

@@ -29,7 +29,7 @@ from shards.stores.random_access import open_seekable
 from shards.stores.store import Entry
 
 PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
-KNOWN = (*PICTURES, "txt", "caption", "json")
+KNOWN = (*PICTURES, *(suffix.removeprefix(".") for suffix in NOT_READ), "txt", "caption", "json")
 MAX_TEXT = 1 << 20  # bytes of a .txt or .json; more is no caption
 LOOKED_AT = 100  # samples whose .json is looked at for its columns
 PADDING = 1 << 20  # bytes read at a time behind the end of a tar
@@ -61,7 +61,13 @@ class _Group:
     def problem(self, caption: Any) -> str:
         if self.unread and self.place is None:
             return f"a format that is not read ({self.unread})"
-        return BROKEN_JSON if self.broken and caption is None else ""
+        if self.broken and caption is None:
+            return BROKEN_JSON
+        return "" if self.is_known else "no member that is read"
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.place or self.texts or self.facts or self.unread or self.broken)
 
     @property
     def is_whole(self) -> bool:
@@ -205,16 +211,19 @@ class TarSource:
 def _split(name: str, group: _Group | None) -> tuple[str, str]:
     """Key and suffix as WebDataset has it, at the first dot behind the last slash.
 
-    Where that gives no suffix that is known, as in `v1.0.jpg`, at the last dot; but what follows a sample's own
-    members, as `0.left.jpg` does `0.jpg`, stays with it.
+    Where that gives no suffix that is known, as in `v1.0.jpg`, at the last dot; but what follows a sample's own known
+    members, as `0.left.jpg` does `0.jpg`, stays with it. `v1.0.cls` before `v1.0.jpg` is no such member.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     key = f"{folder}{slash}{stem}"
     longer, _, last = base.rpartition(".")
-    if suffix.lower() in KNOWN or last.lower() not in KNOWN:
+    if suffix.lower() in KNOWN:
         return key, suffix.lower()
-    if group is not None and group.key == key:
+    if last.lower() not in KNOWN:  # it stays with the sample that it follows, `v1.0.npy` with `v1.0.jpg`
+        follows = group is not None and group.is_known and name.startswith(f"{group.key}.")
+        return (group.key if group is not None and follows else key), suffix.lower()
+    if group is not None and group.key == key and group.is_known:
         return key, suffix.lower()
     return f"{folder}{slash}{longer}", last.lower()
 

@@ -15,7 +15,7 @@ from shards.format.plan import make_plan
 from shards.format.sample import Sample
 from shards.format.shard_writer import ShardWriter
 from shards.sources import catalogue as catalogue_module
-from shards.sources.catalogue import Catalogue, catalogued
+from shards.sources.catalogue import Catalogue, catalogued, told_left_out
 from shards.sources.filters import Rules
 from shards.sources.source import SourceSpec
 from shards.stores.local import open_storage
@@ -215,3 +215,20 @@ def test_in_a_generated_set_no_sample_can_claim_to_be_imported(catalogue_of, lai
     dataset = dataset_of(catalogue_of(laion), root, tmp_path, imported=False)
     found = [problem for problem in problems(dataset) if "is not that of its caption" in problem]
     assert len(found) == 8
+
+
+def test_what_is_left_out_is_named_once_and_the_commonest_first(tmp_path):
+    content, files = coco_content(count=5, captions=2)
+    content["images"][0]["file_name"] = "../up.jpg"
+    content["annotations"] = [each for each in content["annotations"] if each["id"] != 401]
+    content["annotations"][4]["caption"] = 7
+    spec = SourceSpec("coco", **write_coco(tmp_path / "set", content, files))
+    (tmp_path / "work").mkdir()
+    rules = Rules(captions="all", val_fraction=0.0)
+    record = catalogued(open_storage(str(tmp_path / "data")), spec, rules, tmp_path / "work").record
+    assert told_left_out(record.left_out, record.examples) == (
+        "2 a name that leads out of the source or is no path (../up.jpg), "
+        "1 caption that is a number, not text (000000000004.jpg)"
+    )
+    many = told_left_out({"caption missing": 4}, {"caption missing": ["a", "b", "c"]})
+    assert many == "4 caption missing (a, b, c, …)"

@@ -403,6 +403,27 @@ def test_keys_with_dots(tmp_path):
     assert read_all(spec, found) == [encoded(n) for n in range(4)]
 
 
+def test_members_of_no_known_suffix_take_no_sample_with_dots_in_its_key(tmp_path):
+    """Sorted by name, classes and latents come before the picture."""
+    members = [
+        (f"v1.{n}.{end}", {"cls": b"7", "jpg": encoded(n), "npy": b"x", "txt": b"picture %d" % n}[end])
+        for n in range(3)
+        for end in ("cls", "jpg", "npy", "txt")
+    ]
+    members += [
+        ("v1.3.heic", b"x"),
+        ("v1.3.txt", b"a phone's"),
+        ("v1.4.jpg", encoded(4)),
+        ("v1.4.txt", b"last"),
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    found, left_out = items_of(spec, val_fraction=0.0)
+    assert [item.caption for item in found] == ["picture 0", "picture 1", "picture 2", "last"]
+    assert read_all(spec, found) == [encoded(n) for n in (0, 1, 2, 4)]
+    assert left_out == {"a format that is not read (.heic)": 1, "no member that is read": 1}
+
+
 def test_formats_that_are_not_read_are_counted_as_such(tmp_path):
     (tmp_path / "a.tar").write_bytes(
         tar_of(
