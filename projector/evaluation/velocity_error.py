@@ -6,7 +6,7 @@ Over many projectors this ranks as their pictures do, where errors of embeddings
 V vision-language tokens, R rows of a conditioning, D hidden.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -69,17 +69,26 @@ def velocity_errors(
     count = min(PAIRS, len(pairs))
     paths = Trajectories(model, pairs.conditionings(0, count), count)
     tokens = [pair.vl.float() for pair in pairs.read(0, count)]
-    return {name: _error(condition, tokens, paths, model) for name, condition in conditioned.items()}
+    return {
+        name: velocity_error([condition(vl).float() for vl in tokens], paths, model)
+        for name, condition in conditioned.items()
+    }
 
 
-def _error(
-    condition: Conditioned, tokens: list[Tensor], paths: Trajectories, model: FrozenTransformer
-) -> float:
+@torch.no_grad()
+def velocity_error(wholes: Sequence[Tensor], paths: Trajectories, model: FrozenTransformer) -> float:
+    """Squared velocity error over squared velocity of some pairs together.
+
+    Args:
+        wholes: a conditioning (R, D) for each pair.
+        paths: what the model did under the pairs' own text.
+        model: the same.
+    """
     sums = torch.zeros(2, dtype=torch.float64)
-    for part in torch.split(torch.arange(len(tokens)), TOGETHER):
-        wholes = [condition(tokens[place]).float() for place in part.tolist()]
-        rows = torch.nn.utils.rnn.pad_sequence(wholes, batch_first=True).to(model.device)
-        lengths = torch.tensor([len(whole) for whole in wholes], device=model.device)
+    for part in torch.split(torch.arange(len(wholes)), TOGETHER):
+        some = [wholes[place] for place in part.tolist()]
+        rows = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(model.device)
+        lengths = torch.tensor([len(whole) for whole in some], device=model.device)
         exists = torch.arange(rows.shape[1], device=model.device) < lengths[:, None]
         for step in judged_steps(model.sigmas):
             steps = torch.full_like(part, step)

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
 from projector.models.image_generator import ImageGenerator
+from projector.models.machine_records import write_whole
 from projector.models.resolve import ModelSource, cache_folder
 from projector.models.rotary import use_complex_rotations, use_real_rotations
 
@@ -120,11 +120,3 @@ def fastest(seconds: Callable[[int], float]) -> int:
         best, pace, size = size, now, 2 * size
     torch.cuda.empty_cache()
     return best
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file that other processes may be writing too; one of them wins, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

@@ -1,6 +1,5 @@
 """Which models: resolved, pinned, hashed and checked before a single weight is loaded."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,9 +7,11 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from projector.models.machine_records import sha256_once
 from projector.models.weight_files import check_not_quantised, check_weight_files
 from projector.options import Models
 from shards.errors import UsageError
@@ -362,11 +363,12 @@ def read_json(path: Path, option: str, folder: Path) -> dict[str, Any]:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that decides what the model computes, by relative name."""
+    """SHA-256 of every file that decides what the model computes, by relative name; large ones are read once."""
     paths = sorted(_model_files(folder))
+    once = partial(sha256_once, records=cache_folder() / "hashes")
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; disks like several readers
         return dict(
-            zip((str(path.relative_to(folder)) for path in paths), pool.map(_sha256, paths), strict=True)
+            zip((str(path.relative_to(folder)) for path in paths), pool.map(once, paths), strict=True)
         )
 
 
@@ -383,8 +385,3 @@ def _model_files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         if path.suffix in HASHED_SUFFIXES and path.is_file() and not path.name.startswith("."):
             yield path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
