@@ -73,6 +73,12 @@ def run(options: argparse.Namespace, ends: float) -> int:
         options: of the command line.
         ends: when the minutes are over, by the monotonic clock.
     """
+    for name, folder in (("image", options.image), ("vl", options.vl)):
+        if not Path(folder).is_dir():
+            raise UsageError(
+                f"--{name} = {folder!r}: no such folder; give a model's folder, nothing is downloaded"
+            )
+    print("checking and hashing the models", flush=True)
     sources = resolve_models(ModelPaths(image=options.image, vl=options.vl), "models")
     prompts = prompts_of(options)
     for warning in check(options, sources):

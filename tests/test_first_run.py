@@ -113,7 +113,7 @@ def test_what_the_minutes_did_not_allow_is_said_and_done_the_next_time(
         (("--count", "3"), "2 prompts, --count is 3"),
         (("--count", "1"), "--count = 1; expected 2 to 99"),
         (("--side", "1600"), "positions for"),
-        (("--vl", "/nowhere"), "models.vl = '/nowhere': no such folder"),
+        (("--vl", "/nowhere"), "--vl = '/nowhere': no such folder"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(whole_run, capsys, more, said):
