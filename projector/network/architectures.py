@@ -231,7 +231,7 @@ class ProjectorNetwork(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             size = (self.target_mean.square() + self.target_std.square()).mean().sqrt()
             rows = with_rms(self.to_raw(self.restored(rows)), size)
-            parts = [self.text_prefix.expand(len(x), -1, -1), rows]
+            parts = [self.text_prefix.expand(x.shape[0], -1, -1), rows]
             if self.shape.suffix:
                 ends = self.text_suffix + self.target_std * ends
                 parts.append(with_rms(ends, self.text_suffix.square().mean(-1, keepdim=True).sqrt()))
@@ -247,7 +247,7 @@ class ProjectorNetwork(nn.Module):
             standardised = (x.float() - self.input_mean) / self.input_std
             if not self.shape.suffix or not self.keeps_positions:
                 return standardised
-            lengths = mask.sum(1) if mask is not None else x.new_full((len(x),), x.shape[1])
+            lengths = mask.sum(1) if mask is not None else x.new_full((x.shape[0],), x.shape[1])
             return standardised + relative_positions(lengths, x.shape[1], x.shape[2])
 
     def _mapped(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
@@ -291,10 +291,13 @@ class ProjectorNetwork(nn.Module):
         Folded in float64: the inputs' means are thousands of times some dimensions' spread.
 
         Raises:
-            UsageError: the network is not linear.
+            UsageError: the network is not linear, or its inputs carry their positions.
         """
-        if not isinstance(self.core, nn.Linear):
-            raise UsageError(f"{self.shape.arch} is no linear map; only ridge and linear fold into one layer")
+        if not isinstance(self.core, nn.Linear) or self.shape.suffix:
+            raise UsageError(
+                f"{self.shape.arch}{' with positions' * bool(self.shape.suffix)} is no linear map; only ridge, and "
+                "linear that learnt embeddings, fold into one layer"
+            )
         strength = self.restore_strength.double()
         scale = torch.lerp(
             torch.ones_like(self.restore_scale).double(), self.restore_scale.double(), strength

@@ -122,7 +122,7 @@ def _put_forms(
     network = projector.network
     put_network(target, network, config)
     yield WEIGHTS
-    if network.shape.arch in LINEAR:
+    if network.shape.arch in LINEAR and not network.shape.suffix:  # positions do not fold into a layer
         target.put_bytes(FOLDED, folded_bytes(network))
         yield FOLDED
     if options.program or options.onnx:

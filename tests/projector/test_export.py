@@ -20,7 +20,16 @@ from shards.format.statistics import RunningStatistics
 
 WIDTH = 16
 SHAPES = [(1, 1), (2, 5), (1, 9), (3, 64)]  # shorter and longer than twice attention's queries, and as traced
-CASES = [("linear", False), ("mlp", True), ("attention", False), ("attention", True)]
+# Architecture, whether it starts at ridge, and rows of the template's end: with any, inputs carry their positions.
+CASES = [
+    ("linear", False, 0),
+    ("mlp", True, 0),
+    ("attention", False, 0),
+    ("attention", True, 0),
+    ("linear", False, 4),
+    ("mlp", True, 4),
+    ("attention", True, 4),
+]
 
 
 def raw(*shape):
@@ -34,9 +43,11 @@ def raw(*shape):
 def made():
     """Projectors by architecture and whether they start at ridge, with their programs; tracing takes a second."""
     found = {}
-    for arch, residual in CASES:
+    for arch, residual, suffix in CASES:
         torch.manual_seed(1)
-        network = ProjectorNetwork(Shape(arch, WIDTH, 24, 5, residual=residual), random_start=True)
+        network = ProjectorNetwork(
+            Shape(arch, WIDTH, 24, 5, residual=residual, suffix=suffix), random_start=True
+        )
         statistics = RunningStatistics(WIDTH)
         statistics.update(raw(200)[1:].numpy())
         network.set_statistics(statistics, statistics)
@@ -46,7 +57,7 @@ def made():
         outputs.update(torch.randn(50, WIDTH).numpy() / 2 + 1)
         network.set_restoration(outputs, statistics, 0.5)
         projector = Projector(network, {})
-        found[arch, residual] = (projector, program_of(projector.network))
+        found[arch, residual, suffix] = (projector, program_of(projector.network))
     return found
 
 
@@ -84,7 +95,7 @@ def test_the_programs_file_holds_no_pickle_and_no_path(made, case):
 
 
 def test_one_plain_layer_is_the_whole_linear_projector(made):
-    projector, _ = made["linear", False]
+    projector, _ = made["linear", False, 0]
     layer = load(folded_bytes(projector.network))
     x = raw(3, 9)[:, 1:]  # without the sink, which projectors are not given
     expected = projector(x)
@@ -94,7 +105,7 @@ def test_one_plain_layer_is_the_whole_linear_projector(made):
     assert float(off.max()) < 1e-3
     assert sorted(layer) == ["bias", "weight"]
     with pytest.raises(UsageError, match="mlp is no linear map"):
-        folded_bytes(made["mlp", True][0].network)
+        folded_bytes(made["mlp", True, 0][0].network)
 
 
 def test_a_missing_onnx_is_said_before_anything_is_read(monkeypatch):
@@ -114,3 +125,9 @@ def test_places_are_left_out_wherever_they_stand():
         "options": {"arch": "mlp"},
         "list": [{"kept": [1]}],
     }
+
+
+def test_a_network_with_positions_folds_into_no_layer(made):
+    projector, _ = made["linear", False, 4]
+    with pytest.raises(UsageError, match="linear with positions is no linear map"):
+        folded_bytes(projector.network)
