@@ -60,7 +60,7 @@ class ModelPaths(BaseModel):
 
 STARTS = ("ridge", "mean", "random")
 # Through the image model: the schedule that steers best in the miniature world (docs/steering.md).
-RESPONSE: dict[str, Any] = {"epochs": 12, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
+RESPONSE: dict[str, Any] = {"epochs": 24, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
 RESPONSE_RATE = 1e-4  # at the reference width
 
 
@@ -101,7 +101,7 @@ class TrainOptions(BaseModel):
     """With objective `response`, the models that made the dataset; absent: those it names, where they can be found."""
     response_size: Annotated[int, Field(gt=0, multiple_of=16)] | None = None
     """Pixels of a picture's side under objective `response`; absent: the dataset's own, 512 for imported pictures."""
-    compose: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    compose: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """With objective `response`, share of the pairs in a step that are learnt behind a prompt which changes some of
     what their picture shows; those whose caption can be edited. 0: the picture alone."""
     arch: Arch = "linear"
