@@ -39,7 +39,7 @@ def test_defaults_that_depend_on_the_rest():
     assert TrainOptions(objective="embedding").warmup(1_000_000) == 500
     assert (TrainOptions().objective, TrainOptions().epochs, TrainOptions().warmup(1000)) == (
         "response",
-        12,
+        24,
         20,
     )
 
