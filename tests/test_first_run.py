@@ -19,7 +19,7 @@ from shards.scenes.captions import canonical
 from shards.scenes.scene import sample_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-MINI = ROOT / "benchmarks" / "mini" / "weights"
+MINI = ROOT / "projector" / "models" / "mini"
 
 
 def words(output: Path, *more: str) -> list[str]:

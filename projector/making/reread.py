@@ -1,6 +1,6 @@
 """New hidden states of pictures that are there already: samples of a dataset to samples of another.
 
-Picture, caption and conditioning are taken over bit for bit; only the vision-language model runs.
+Picture, caption, conditioning and latents are taken over bit for bit; only the vision-language model runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ from shards.dataset.read import read_shard
 from shards.errors import CorruptShardError
 from shards.format.commit import Commit
 from shards.format.plan import PlannedSample
-from shards.format.sample import Failure, Sample, make_sample, open_image
+from shards.format.sample import LATENTS, Failure, Sample, make_sample, open_image
 from shards.stores.local import open_storage
 
-KEPT_TENSORS = ("text", "text.kind")
+KEPT_TENSORS = ("text", "text.kind")  # and the latents, where the source has them
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         super().__init__(settings.batch_size)
         self.settings = settings
         self._dataset = Dataset.open(open_storage(root))
+        self._kept = KEPT_TENSORS + ((LATENTS,) if self._dataset.settings.get("latents") else ())
         self._shard = ""
         self._stream: Iterator[Sample] = iter(())
         self._held: dict[str, Sample] = {}
@@ -105,7 +106,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         if len(found) < len(wanted):  # another shard, or one begun anew
             commit = Commit.from_json(self._dataset.commit_file(shard))
             self._shard = shard
-            self._stream = read_shard(self._dataset.storage, commit, tensors=KEPT_TENSORS)
+            self._stream = read_shard(self._dataset.storage, commit, tensors=self._kept)
             found = self._take(wanted)
         if absent := sorted(wanted - found.keys()):
             raise CorruptShardError(

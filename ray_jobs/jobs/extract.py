@@ -117,7 +117,7 @@ def reread_settings(options: ExtractOptions, source: Dataset, *, on_gpu: bool) -
 def extracted_settings(source: Dataset, vl: VisionSource, settings: RereadSettings) -> dict[str, Any]:
     """Everything that decides the new dataset's bytes: the source's settings, what is new, and which source."""
     return {
-        **{name: value for name, value in source.settings.items() if name not in ("readers", "latents")},
+        **{name: value for name, value in source.settings.items() if name != "readers"},
         "models": {**source.settings.get("models", {}), "vl": vl.model.to_json()},
         "layers": settings.layers,
         "text_modes": settings.text_modes,
@@ -131,7 +131,11 @@ def shard_bytes(options: ExtractOptions, source: Dataset, plan: Plan, hidden_siz
     """Bytes of the largest new shard, about."""
     size = {name: source.settings[name] for name in ("height", "width") if source.settings.get(name)}
     like = BuildOptions(
-        **size, layers=options.layers, text_modes=options.text_modes, vl_tokens=options.vl_tokens
+        **size,
+        latents=source.settings.get("latents", False),
+        layers=options.layers,
+        text_modes=options.text_modes,
+        vl_tokens=options.vl_tokens,
     )
     return max(len(shard.samples) for shard in plan.shards) * bytes_per_sample(like, hidden_size)
 

@@ -232,7 +232,7 @@ def test_a_source_of_another_format(refusal, undisturbed, tmp_path):
     shutil.copytree(undisturbed, source)
     description = json.loads((source / "dataset.json").read_text())
     (source / "dataset.json").write_text(json.dumps({**description, "format_version": 3}))
-    assert "format version 2, this program reads 1" in refusal(source, tmp_path / "new")
+    assert "format version 3, this program reads 1 and 2" in refusal(source, tmp_path / "new")
 
 
 def test_a_source_without_shards_or_without_a_known_model(refusal, make_dataset, tmp_path):

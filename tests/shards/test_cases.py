@@ -11,14 +11,14 @@ from PIL import Image
 from projector.comparison import cases
 from projector.comparison.cases import (
     Case,
-    as_webp,
+    Column,
     name_of,
     paired,
     reference_pictures,
     user_pictures,
 )
 from shards.errors import UsageError
-from shards.format.sample import open_image
+from shards.format.sample import as_png, open_image
 
 RANDOM = np.random.default_rng(1)
 
@@ -72,8 +72,8 @@ def a_png_that_claims(width, height):
         (a_png_that_claims(9000, 9000), "claims 9000 x 9000 pixels"),
         (a_png_that_claims(60000, 60000), "does not decode"),
         (a_png_that_claims(400, 400), "does not decode"),
-        (as_webp(a_picture(4, 500)), "4 x 500 pixels is too narrow"),
-        (as_webp(a_picture())[:-200], "does not decode"),
+        (as_png(a_picture(4, 500)), "4 x 500 pixels is too narrow"),
+        (as_png(a_picture())[:-200], "does not decode"),
     ],
 )
 def test_what_is_no_sound_picture_is_refused_by_name(tmp_path, content, message):
@@ -115,12 +115,13 @@ def test_names_are_safe_keys_that_say_picture_and_prompt():
         "RGB", (picture.height, picture.width), picture.tobytes()
     )  # the same bytes, another shape
     assert name_of(turned, "a") != name_of(picture, "a") == name_of(picture.copy(), "a")
-    assert Case("0f", "x", 1).picture("identity", 0.3) == "pictures/0f/identity-0.3.png"
+    column = Column("identity", "blend", 0.3)
+    assert Case("0f", "x", 1, "0e").picture(column) == "pictures/0f/identity.blend.0.3.png"
 
 
 def test_a_reference_is_kept_without_loss():
     picture = a_picture()
-    assert open_image(as_webp(picture)).convert("RGB").tobytes() == picture.tobytes()
+    assert open_image(as_png(picture)).convert("RGB").tobytes() == picture.tobytes()
 
 
 def test_reference_pictures_are_the_first_of_the_plan(make_dataset):

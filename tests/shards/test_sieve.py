@@ -93,8 +93,8 @@ def test_the_next_caption_stands_in_for_one_that_cannot_be():
         ("next line\x85", "caption with control characters"),
         ("half \ud83e", "caption with lone surrogates"),
         (None, "caption missing"),
-        (7, "caption missing"),
-        (["a"], "caption missing"),
+        (7, "caption that is a number, not text"),
+        (["a"], "caption that is a list, not text"),
     ],
 )
 def test_what_can_be_a_caption(caption, problem):
