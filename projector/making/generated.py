@@ -9,29 +9,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import torch
 from PIL import Image
 
 from projector.making.batching import BatchMaker, Stage
+from projector.making.reading import DTYPES, ReadingSettings, as_array, load_readers, vision_tensors
 from projector.models.compile_and_batch import compile_checked, find_batch_size
 from projector.models.image_generator import ImageGenerator
-from projector.models.int8 import Quantize
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources
 from projector.models.text_encoder import SampleError, TextEncoder, TextEncoding
-from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
+from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder
 from shards.format.plan import PlannedSample
 from shards.format.sample import LATENTS, Array, Failure, ImageFormat, Sample, as_png, make_sample, open_image
 
 READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
 PNG_THREADS = 4  # a batch's pictures side by side
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
-class PairSettings:
+@dataclass(frozen=True, kw_only=True)
+class PairSettings(ReadingSettings):
     """How pairs are made; fields as in `build`, `auto` resolved.
 
     But for two: a batch size of None is searched for, and `compile` of None means on GPUs.
@@ -41,15 +38,9 @@ class PairSettings:
     width: int
     steps: int
     guidance: float
-    layers: tuple[int, ...]
-    text_modes: tuple[str, ...]
-    vl_tokens: str
     max_tokens: int
-    dtype: str
     batch_size: int | None
     compile: bool | None = None
-    quantize: Quantize = "none"
-    readers: tuple[str, ...] = ("vl",)
     latents: bool = False
 
 
@@ -255,18 +246,7 @@ class PictureReader(BatchMaker[Pictured, Sample]):
     ) -> "PictureReader":
         """Load the models for a run's settings; alone on this process's device unless a residence is given."""
         residence = residence or Residence()
-        visions = {
-            reader: VisionLanguageEncoder.from_pretrained(
-                sources.vl.here(),
-                device=residence.loading_device,
-                dtype=DTYPES[settings.dtype],
-                layers=settings.layers,
-                text_modes=settings.text_modes,
-                quantize=settings.quantize,
-                language=sources.image.here() if reader == "graft" else None,
-            )
-            for reader in settings.readers
-        }
+        visions = load_readers(settings, sources.vl, sources.image, device=residence.loading_device)
         return cls(visions, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
 
     def _make(self, batch: Sequence[Pictured]) -> list[Sample | Failure]:
@@ -283,17 +263,15 @@ class PictureReader(BatchMaker[Pictured, Sample]):
 
     def _whole(self, item: Pictured, seen: Mapping[str, VisionEncoding | SampleError]) -> Sample | Failure:
         """A sample of what its readers saw."""
-        tensors = dict(item.tensors)
-        for reader, states in seen.items():
-            if isinstance(states, SampleError):
-                return Failure.from_exception("vl", states)
-            tensors |= vision_tensors(states, self._vl_tokens, reader)
+        tensors = vision_tensors(seen, self._vl_tokens)
+        if isinstance(tensors, Failure):
+            return tensors
         with Stage("check"):
             return make_sample(
                 item.planned,
                 image=item.image.result(),
                 image_format=item.image_format,
-                tensors=tensors,
+                tensors={**item.tensors, **tensors},
                 source=item.source,
             )
 
@@ -301,29 +279,3 @@ class PictureReader(BatchMaker[Pictured, Sample]):
 def text_tensors(encoding: TextEncoding) -> dict[str, Array]:
     """The conditioning of a sample as it is stored."""
     return {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
-
-
-def vision_tensors(vision: VisionEncoding, vl_tokens: str = "all", reader: str = "vl") -> dict[str, Array]:
-    """The vision-language tensors of a sample as they are stored.
-
-    Args:
-        vision: hidden states.
-        vl_tokens: `all`, or `pooled:N` to average each kind of VL token down to at most N.
-        reader: what read them, which their names begin with.
-
-    Returns:
-        arrays by name (FORMAT.md, the embeddings).
-    """
-    kept = pooled(vision, vl_tokens)
-    tensors: dict[str, Array] = {}
-    for mode, states in kept.states.items():
-        tensors[f"{reader}.{mode}.kind"] = kept.kind[mode].numpy()
-        tensors |= {f"{reader}.{mode}.{layer}": as_array(state) for layer, state in states.items()}
-    return tensors
-
-
-def as_array(tensor: torch.Tensor) -> Array:
-    """A tensor as a numpy array of bfloat16, rounded to nearest even."""
-    bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
-    array: Array = np.ascontiguousarray(bits).view(ml_dtypes.bfloat16)
-    return array

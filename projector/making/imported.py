@@ -6,22 +6,20 @@ The conditioning is what the same caption gets in a build; the image transformer
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from projector.making.batching import Stage
 from projector.making.generated import (
-    DTYPES,
     Pictured,
     PictureReader,
     PictureSource,
     finished,
     text_tensors,
 )
+from projector.making.reading import DTYPES, ReadingSettings, load_readers
 from projector.making.shard_maker import FusedMaker
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, read_ahead
 from projector.models.text_encoder import TextEncoder, TextEncoding
-from projector.models.vision_encoder import VisionLanguageEncoder
 from shards.errors import CorruptShardError
 from shards.format.plan import PlannedSample
 from shards.format.sample import Failure, ImageFormat
@@ -37,16 +35,12 @@ MEMBER: ImageFormat = "jpg"
 FETCHERS = 8  # pictures read and decoded side by side: a store answers many requests, Pillow lets threads run
 
 
-@dataclass(frozen=True)
-class ImportSettings:
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings(ReadingSettings):
     """How an import makes samples; fields as in `import`, `auto` resolved."""
 
-    layers: tuple[int, ...]
-    text_modes: tuple[str, ...]
-    vl_tokens: str
     max_tokens: int
     max_side: int
-    dtype: str
     batch_size: int
 
 
@@ -137,13 +131,15 @@ def load_import(
         raise CorruptShardError(f"{root}: its catalogue, source/, is gone; run the import again")
     for source in (text, vl):
         read_ahead(source.here())
-    where: dict[str, Any] = {"device": residence.loading_device, "dtype": DTYPES[settings.dtype]}
-    encoder = TextEncoder.from_pretrained(text.here(), max_tokens=settings.max_tokens, **where)
-    vision = VisionLanguageEncoder.from_pretrained(
-        vl.here(), layers=settings.layers, text_modes=settings.text_modes, **where
+    encoder = TextEncoder.from_pretrained(
+        text.here(),
+        device=residence.loading_device,
+        dtype=DTYPES[settings.dtype],
+        max_tokens=settings.max_tokens,
     )
+    visions = load_readers(settings, vl, text, device=residence.loading_device)
     originals, batch_size = open_originals(spec), settings.batch_size
     return FusedMaker(
         ImportedPictures(encoder, catalogue, originals, settings.max_side, batch_size, residence),
-        PictureReader({"vl": vision}, settings.vl_tokens, batch_size, residence),
+        PictureReader(visions, settings.vl_tokens, batch_size, residence),
     )

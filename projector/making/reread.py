@@ -3,18 +3,17 @@
 Picture, caption, conditioning and latents are taken over bit for bit; only the vision-language model runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from projector.making.batching import BatchMaker, Stage
-from projector.making.generated import vision_tensors
+from projector.making.reading import ReadingSettings, load_readers, vision_tensors
 from projector.making.shard_maker import InOneStage
-from projector.models.int8 import Quantize
 from projector.models.resolve import ModelSource
 from projector.models.text_encoder import SampleError
-from projector.models.vision_encoder import VisionLanguageEncoder
+from projector.models.vision_encoder import VisionEncoding
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
 from shards.errors import CorruptShardError
@@ -26,16 +25,11 @@ from shards.stores.local import open_storage
 KEPT_TENSORS = ("text", "text.kind")  # and the latents, where the source has them
 
 
-@dataclass(frozen=True)
-class RereadSettings:
-    """How pictures are read again; fields as in `extract`, `auto` resolved."""
+@dataclass(frozen=True, kw_only=True)
+class RereadSettings(ReadingSettings):
+    """How pictures are read again."""
 
-    layers: tuple[int, ...]
-    text_modes: tuple[str, ...]
-    vl_tokens: str
-    dtype: str
     batch_size: int
-    quantize: Quantize = "none"
 
 
 class RereadMaker(BatchMaker[PlannedSample, Sample]):
@@ -44,10 +38,13 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
     Args:
         root: of the dataset that holds the pictures.
         vl: the model.
+        pipeline: whose text encoder the graft takes; None without a graft.
         settings: how they are read.
     """
 
-    def __init__(self, root: str, vl: ModelSource, settings: RereadSettings) -> None:
+    def __init__(
+        self, root: str, vl: ModelSource, pipeline: ModelSource | None, settings: RereadSettings
+    ) -> None:
         super().__init__(settings.batch_size)
         self.settings = settings
         self._dataset = Dataset.open(open_storage(root))
@@ -55,36 +52,36 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         self._shard = ""
         self._stream: Iterator[Sample] = iter(())
         self._held: dict[str, Sample] = {}
-        self._vision = VisionLanguageEncoder.from_pretrained(
-            vl.here(),
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype={"bfloat16": torch.bfloat16, "float32": torch.float32}[settings.dtype],
-            layers=settings.layers,
-            text_modes=settings.text_modes,
-            quantize=settings.quantize,
-        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._visions = load_readers(settings, vl, pipeline, device=device)
 
     def _make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
         originals = self._originals(batch)
         with Stage("image"):
             images = [open_image(original.image).convert("RGB") for original in originals]
+        captions = [original.caption for original in originals]
         with Stage("vl"):
-            seen = self._vision.encode(images, [original.caption for original in originals])
-        results: list[Sample | Failure] = []
-        for planned, original, states in zip(batch, originals, seen, strict=True):
-            if isinstance(states, SampleError):
-                results.append(Failure.from_exception("vl", states))
-                continue
-            with Stage("check"):
-                sample = make_sample(
-                    planned,
-                    image=original.image,
-                    image_format=original.image_format,
-                    tensors=dict(original.tensors) | vision_tensors(states, self.settings.vl_tokens),
-                    source=original.metadata.get("source"),
-                )
-            results.append(sample)
-        return results
+            seen = [vision.encode(images, captions) for vision in self._visions.values()]
+        return [
+            self._whole(planned, original, dict(zip(self._visions, states, strict=True)))
+            for planned, original, *states in zip(batch, originals, *seen, strict=True)
+        ]
+
+    def _whole(
+        self, planned: PlannedSample, original: Sample, seen: Mapping[str, VisionEncoding | SampleError]
+    ) -> Sample | Failure:
+        """A sample with what its readers saw."""
+        tensors = vision_tensors(seen, self.settings.vl_tokens)
+        if isinstance(tensors, Failure):
+            return tensors
+        with Stage("check"):
+            return make_sample(
+                planned,
+                image=original.image,
+                image_format=original.image_format,
+                tensors={**original.tensors, **tensors},
+                source=original.metadata.get("source"),
+            )
 
     def _originals(self, batch: Sequence[PlannedSample]) -> list[Sample]:
         """The samples as they are in the source; CorruptShardError where it does not hold what was planned."""
@@ -128,6 +125,8 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         return found
 
 
-def rereading(root: str, vl: ModelSource, settings: RereadSettings) -> InOneStage:
+def rereading(
+    root: str, vl: ModelSource, pipeline: ModelSource | None, settings: RereadSettings
+) -> InOneStage:
     """Shards made by a `RereadMaker`; same arguments."""
-    return InOneStage(RereadMaker(root, vl, settings))
+    return InOneStage(RereadMaker(root, vl, pipeline, settings))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from projector.models.resolve import (
+    OWN_MODELS,
     ModelSource,
     VisionSource,
     check_complete,
@@ -51,12 +52,7 @@ def resolve_readers(models: Models, option: str) -> ReaderSources:
     Raises:
         UsageError: missing, incomplete, pickled, of the wrong class, or of different widths.
     """
-    text = _text(
-        (f"{models}/image", own_folder(models) / "image", "")
-        if isinstance(models, str)
-        else locate(f"{option}.image", models.image, tuple(TEXT_PARTS)),
-        f"{option}.image",
-    )
+    text = resolve_text(models if isinstance(models, str) else models.image, f"{option}.image")
     vl = resolve_vision(models if isinstance(models, str) else models.vl, f"{option}.vl")
     config = read_json(Path(text.path) / "text_encoder" / "config.json", f"{option}.image", Path(text.path))
     if config.get("hidden_size") != vl.hidden_size:
@@ -67,8 +63,24 @@ def resolve_readers(models: Models, option: str) -> ReaderSources:
     return ReaderSources(text, vl)
 
 
-def _text(found: tuple[str, Path, str], option: str) -> ModelSource:
-    identity, folder, revision = found
+def resolve_text(name: str, option: str) -> ModelSource:
+    """Find a pipeline of which the text encoder and its tokenizer alone are needed.
+
+    Args:
+        name: `tiny`, `mini`, a local folder or a hub id (`id@revision`).
+        option: what errors call it, such as `extract.image`.
+
+    Returns:
+        the pipeline, pinned and hashed.
+
+    Raises:
+        UsageError: missing, incomplete or pickled.
+    """
+    identity, folder, revision = (
+        (f"{name}/image", own_folder(name) / "image", "")
+        if name in OWN_MODELS
+        else locate(option, name, tuple(TEXT_PARTS))
+    )
     for part, file in TEXT_PARTS.items():
         read_json(folder / part / file, option, folder)
     check_complete(folder / "text_encoder", (), option)

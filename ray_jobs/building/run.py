@@ -21,7 +21,7 @@ from ray_jobs.building.run_account import RECORD_SECONDS, Account
 from ray_jobs.building.shard_output import FinishSpec, Reader
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
-from ray_jobs.cli.run_options import BuildOptions, ReadingOptions
+from ray_jobs.cli.run_options import MakingOptions
 from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
 from ray_jobs.cluster.node_checks import check_nodes
@@ -65,7 +65,7 @@ class Guard:
 
 @contextmanager
 def guarded(
-    options: BuildOptions | ReadingOptions,
+    options: MakingOptions,
     storage: Storage,
     shard_bytes: int,
     models: Sequence[ModelSource],
@@ -90,7 +90,7 @@ def complete(
     job: str,
     dataset: Dataset,
     plan: Plan,
-    options: BuildOptions | ReadingOptions,
+    options: MakingOptions,
     crew: Crew,
     maker: Callable[[], ShardMaker],
     shard_bytes: int,
@@ -150,9 +150,7 @@ def complete(
     return guard.stop.exit_code or 1
 
 
-def start_monitor(
-    todo: Sequence[PlannedShard], options: BuildOptions | ReadingOptions, job: str, builders: int = 1
-) -> Any:
+def start_monitor(todo: Sequence[PlannedShard], options: MakingOptions, job: str, builders: int = 1) -> Any:
     """The run's `Monitor` as an actor beside the driver: anywhere else, a lost node could end the run."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(Monitor)

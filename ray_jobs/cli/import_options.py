@@ -1,11 +1,11 @@
 """The options of `import`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from projector.options import Models
-from ray_jobs.cli.run_options import ReadingOptions, check_fractions
+from ray_jobs.cli.run_options import PlannedOptions
 
 if TYPE_CHECKING:
     from shards.sources.filters import Rules
@@ -21,7 +21,7 @@ def _kind(word: object) -> object:
     return "tars" if word == "webdataset" else word
 
 
-class ImportOptions(ReadingOptions):
+class ImportOptions(PlannedOptions):
     """Which pictures and captions to take over, how, and where to."""
 
     source: str = ""
@@ -58,27 +58,12 @@ class ImportOptions(ReadingOptions):
     """Column of the similarity; absent: similarity, or similarity_score."""
     max_side: int = Field(1024, ge=32, le=8192)
     """Larger pictures are shrunk until their longer side has so many pixels; a 1024² picture is 1,024 VL tokens."""
+    batch_size: int = Field(4, gt=0)
+    """Pictures read together on one device; halved when memory runs out."""
     models: Models = "tiny"
     """`tiny`, or a mapping with `image`, of which only the text encoder is loaded, and `vl`."""
     samples_per_shard: int = Field(128, gt=0, le=9999)
     """Samples in a full shard; with two layers and both text modes one of a 1024² picture takes 23 MB."""
-    val_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    """Share of the pictures that choose a training's settings, by hash of the picture's name; 32 samples at least."""
-    test_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    """Share of the pictures that figures are reported on, chosen likewise."""
-    seed: int = 0
-    """Run seed; each sample's own seed is a hash of it and the sample id, for pictures made from it later."""
-    max_tokens: int = Field(512, gt=0)
-    """Longest templated caption in tokens; longer ones fail, they are not cut."""
-    max_attempts: int = Field(3, gt=0)
-    """Runs in which a failed sample is tried, the first one counted; broken pictures are tried once."""
-    append: bool = False
-    """Grow an existing dataset to `samples`."""
-
-    @model_validator(mode="after")
-    def _train_is_left(self) -> Self:
-        check_fractions(self.val_fraction, self.test_fraction)
-        return self
 
     @property
     def rules(self) -> "Rules":

@@ -45,14 +45,6 @@ def _from_the_end(layers: list[int]) -> list[int]:
     return layers
 
 
-def check_fractions(val: float, test: float) -> None:
-    """Raise ValueError where nothing is left to train on."""
-    if val + test >= 1:
-        raise ValueError(
-            f"val_fraction {val} + test_fraction {test} leave nothing to train on; their sum must be below 1"
-        )
-
-
 Layers = Annotated[list[int], AfterValidator(_distinct), AfterValidator(_from_the_end)]
 TextModes = Annotated[list[Literal["caption", "none"]], AfterValidator(_distinct)]
 Readers = Annotated[list[Literal["vl", "graft"]], AfterValidator(_distinct)]
@@ -73,7 +65,61 @@ class WatchedOptions(Section):
     """Price of a GPU-hour, in any currency: the cost so far is told."""
 
 
-class BuildOptions(WatchedOptions):
+class MakingOptions(WatchedOptions):
+    """What `build`, `import` and `extract` share: how pictures are read, and how the run goes."""
+
+    layers: Layers = Field([-8, -6], min_length=1)
+    """Qwen3-VL layers to keep, counted from the end (-1 is after the final norm)."""
+    text_modes: TextModes = Field(["caption", "none"], min_length=1)
+    """Text in the VL input: the sample's caption, none, or both."""
+    readers: Readers = Field(["vl"], min_length=1)
+    """What reads the pictures: `vl`, Qwen3-VL, and `graft`, its vision tower before the pipeline's text encoder."""
+    vl_tokens: str = Field("all", pattern=VL_TOKENS)
+    """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
+    actors: int | None = Field(None, gt=0)
+    """Builders at work at once; absent: one per gpus_per_actor of the cluster, of GPUs that join later too; without
+    GPUs one per CPU."""
+    gpus_per_actor: float | None = Field(None, ge=0.0)
+    """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
+    max_failed_fraction: Fraction = 0.05
+    """The run fails when more than this share of the samples made so far failed (after the first 20)."""
+    max_consecutive_failures: int = Field(25, gt=0)
+    """The run fails when more than so many samples fail one after the other."""
+    stuck_seconds: float = Field(1800.0, gt=0)
+    """A builder that finishes no batch for so long is named and restarted."""
+    spool: str | None = None
+    """Local folder for shards under construction; absent: the system's temporary folder."""
+
+
+class PlannedOptions(MakingOptions):
+    """What `build` and `import` share: how samples are planned."""
+
+    seed: int = 0
+    """Run seed; each sample's own seed is a hash of it and the sample id."""
+    val_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share that chooses a training's settings, by hash of the caption (imports: the picture's name); at least 32."""
+    test_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share that figures are reported on, chosen likewise."""
+    max_tokens: int = Field(512, gt=0)
+    """Longest templated prompt in tokens; longer ones fail, they are not cut."""
+    max_attempts: int = Field(3, gt=0)
+    """Runs in which a failed sample is tried, the first one counted; what can never work is tried once."""
+    append: bool = False
+    """Grow an existing dataset to `samples`."""
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> Self:
+        val, test = self.val_fraction, self.test_fraction
+        if val + test >= 1:
+            raise ValueError(
+                f"val_fraction {val} + test_fraction {test} leave nothing to train on; their sum must be below 1"
+            )
+        return self
+
+
+class BuildOptions(PlannedOptions):
     """What to build and where."""
 
     output: str = ""
@@ -91,15 +137,9 @@ class BuildOptions(WatchedOptions):
     near_duplicates: Literal["drop", "keep"] = "drop"
     """Prompts of a file that share nearly all runs of three words with an earlier one: left out, or kept."""
     models: Models = "tiny"
-    """`tiny` (random test models made on the spot) or a mapping with `image` and `vl`."""
+    """`tiny` (random test models made on the spot), `mini` (small trained ones), or a mapping with `image` and `vl`."""
     samples_per_shard: int = Field(64, gt=0, le=9999)
     """Samples in a full shard; aim at 5 to 15 device minutes."""
-    val_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    """Share of the captions that choose a training's settings, by hash of the caption; 32 samples at least."""
-    test_fraction: float = Field(0.05, ge=0.0, lt=1.0)
-    """Share of the captions that figures are reported on, chosen likewise."""
-    seed: int = 0
-    """Run seed; each sample's own seed is a hash of it and the sample id."""
     height: Pixels = 1024
     """Image height in pixels."""
     width: Pixels = 1024
@@ -108,20 +148,8 @@ class BuildOptions(WatchedOptions):
     """Denoising steps; Z-Image-Turbo is distilled to 8 (before diffusers 0.42, 9 steps ran the same 8)."""
     guidance: float = Field(0.0, ge=0.0)
     """Guidance scale; Z-Image-Turbo wants 0.0, Z-Image about 4 and 28 to 50 steps."""
-    layers: Layers = Field([-8, -6], min_length=1)
-    """Qwen3-VL layers to keep, counted from the end (-1 is after the final norm)."""
-    text_modes: TextModes = Field(["caption", "none"], min_length=1)
-    """Text in the VL input: the sample's caption, none, or both."""
-    readers: Readers = Field(["vl"], min_length=1)
-    """What reads the pictures: `vl`, Qwen3-VL, and `graft`, its vision tower before the pipeline's text encoder."""
     latents: bool = True
     """Keep what the pictures were decoded from, for trainings that go through the image model."""
-    vl_tokens: str = Field("all", pattern=VL_TOKENS)
-    """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
-    max_tokens: int = Field(512, gt=0)
-    """Longest templated prompt in tokens; longer ones fail, they are not cut."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = 4
     """Images generated together on one device, halved when memory runs out; `auto` searches once for a GPU type."""
     compile: bool | None = None
@@ -135,59 +163,9 @@ class BuildOptions(WatchedOptions):
     """Staged only: actors that read pictures; absent: one for every 16 builders."""
     gpus_per_reader: float | None = Field(None, ge=0.0)
     """Staged only: GPUs each reader reserves; absent: as gpus_per_actor."""
-    actors: int | None = Field(None, gt=0)
-    """Builders at work at once; absent: one per gpus_per_actor of the cluster, of GPUs that join later too; without
-    GPUs one per CPU."""
-    gpus_per_actor: float | None = Field(None, ge=0.0)
-    """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
-    max_failed_fraction: Fraction = 0.05
-    """The run fails when more than this share of the samples made so far failed (after the first 20)."""
-    max_consecutive_failures: int = Field(25, gt=0)
-    """The run fails when more than so many samples fail one after the other."""
-    max_attempts: int = Field(3, gt=0)
-    """Runs in which a failed sample is tried, the first one counted; captions that can never work are tried once."""
-    stuck_seconds: float = Field(1800.0, gt=0)
-    """A builder that finishes no batch for so long is named and restarted."""
-    append: bool = False
-    """Grow an existing dataset to `samples`."""
-    spool: str | None = None
-    """Local folder for shards under construction; absent: the system's temporary folder."""
-
-    @model_validator(mode="after")
-    def _train_is_left(self) -> Self:
-        check_fractions(self.val_fraction, self.test_fraction)
-        return self
 
 
-class ReadingOptions(WatchedOptions):
-    """How pictures that are there already are read; `extract` and `import` share it."""
-
-    layers: Layers = Field([-8, -6], min_length=1)
-    """Layers to keep, counted from the end (-1 is after the final norm)."""
-    text_modes: TextModes = Field(["caption", "none"], min_length=1)
-    """Text in the VL input: the sample's caption, none, or both."""
-    vl_tokens: str = Field("all", pattern=VL_TOKENS)
-    """`all` VL tokens, or `pooled:N` to average each kind down to at most N."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Arithmetic of the models: auto is bfloat16 on a GPU and float32 on a CPU."""
-    batch_size: int = Field(4, gt=0)
-    """Pictures read together on one device; halved when memory runs out."""
-    actors: int | None = Field(None, gt=0)
-    """Builders at work at once; absent: one per gpus_per_actor of the cluster, of GPUs that join later too; without
-    GPUs one per CPU."""
-    gpus_per_actor: float | None = Field(None, ge=0.0)
-    """GPUs each builder reserves; absent: 1 where the cluster has GPUs, 0 otherwise."""
-    max_failed_fraction: Fraction = 0.05
-    """The run fails when more than this share of the samples made so far failed (after the first 20)."""
-    max_consecutive_failures: int = Field(25, gt=0)
-    """The run fails when more than so many samples fail one after the other."""
-    stuck_seconds: float = Field(1800.0, gt=0)
-    """A builder that finishes no batch for so long is named and restarted."""
-    spool: str | None = None
-    """Local folder for shards under construction; absent: the system's temporary folder."""
-
-
-class ExtractOptions(ReadingOptions):
+class ExtractOptions(MakingOptions):
     """Which pictures to read again, how, and where to."""
 
     data: str = ""
@@ -195,7 +173,12 @@ class ExtractOptions(ReadingOptions):
     output: str = ""
     """Root of the new dataset: a local folder or s3://bucket/prefix."""
     vl: str | None = None
-    """The vision-language model: `tiny`, a folder or a hub id; may be absent where the source was made with `tiny`."""
+    """The vision-language model: `tiny`, `mini`, a folder or a hub id; absent: the source's, where that was `tiny` or
+    `mini`."""
+    image: str | None = None
+    """For reader `graft`: the pipeline whose text encoder made the source; absent likewise."""
+    batch_size: int = Field(4, gt=0)
+    """Pictures read together on one device; halved when memory runs out."""
 
 
 class CompareOptions(Section):

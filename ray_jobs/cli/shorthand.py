@@ -95,5 +95,7 @@ def lend_models(
                     f"as flags, in the YAML file or as {ENVIRONMENT[absent[0]]}"
                 )
             tree[name] = mine | {MODELS: dict(models)}
-        elif "vl" in section.model_fields and "vl" in models:
-            tree[name] = {"vl": models["vl"]} | mine  # a flag wins over both
+        elif "vl" in section.model_fields:
+            tree[name] = {
+                key: models[key] for key in models if key in section.model_fields
+            } | mine  # flags win

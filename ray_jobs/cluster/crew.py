@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from ray_jobs.cli.run_options import BuildOptions, CompareOptions, ReadingOptions
+from ray_jobs.cli.run_options import BuildOptions, CompareOptions, MakingOptions
 from ray_jobs.cluster.connect import Cluster
 from shards.errors import UsageError
 
@@ -48,9 +48,7 @@ class Crew:
         return 1 + self.readers * (self.reader_gpus or 1) / (self.actors * (self.gpus or 1))
 
 
-def crew_for(
-    options: BuildOptions | ReadingOptions | CompareOptions, cluster: Cluster, job: str = "build"
-) -> Crew:
+def crew_for(options: MakingOptions | CompareOptions, cluster: Cluster, job: str = "build") -> Crew:
     """How many builders, with how many GPUs each.
 
     Raises:

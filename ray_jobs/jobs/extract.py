@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from projector.making.reread import RereadSettings, rereading
-from projector.models.resolve import OWN_MODELS, VisionSource, resolve_vision
+from projector.models.resolve import OWN_MODELS, ModelSource, VisionSource, resolve_vision
+from projector.models.resolve_readers import resolve_text
 from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
@@ -53,9 +54,11 @@ def extract(options: ExtractOptions) -> int:
     vl = resolve_vision(vl_name(options, source), "extract.vl")
     vl.check_layers(options.layers, "extract.layers")
     check_width(vl, source)
+    pipeline = pipeline_of(options, source)
     plan = read_plan(source)
     size = shard_bytes(options, source, plan, vl.hidden_size)
-    with guarded(options, storage, size, [vl.model], [source.storage.root]) as (cluster, guard):
+    models = [vl.model] + ([pipeline] if pipeline else [])
+    with guarded(options, storage, size, models, [source.storage.root]) as (cluster, guard):
         crew = crew_for(options, cluster, "extract")
         settings = reread_settings(options, source, on_gpu=crew.gpus > 0)
         dataset = Dataset.create_or_open(
@@ -67,19 +70,45 @@ def extract(options: ExtractOptions) -> int:
             f"{len(plan)} samples of {source.storage.root} in {len(plan.shards)} shards to {storage.root}, "
             f"on {cluster}",
         )
-        read = partial(rereading, source.storage.root, vl.model, settings)
+        read = partial(rereading, source.storage.root, vl.model, pipeline, settings)
         return complete("extract", dataset, plan, options, crew, read, size, guard)
 
 
 def vl_name(options: ExtractOptions, source: Dataset) -> str:
     """The model to read with; UsageError where none is named and the source does not say where its own lies."""
-    if options.vl:
-        return options.vl
-    built_with = source.settings.get("models", {}).get("vl", {}).get("id", "a model it does not name")
-    family, _, part = str(built_with).partition("/")
-    if family not in OWN_MODELS or part != "vl":
+    return options.vl or own_family(source, "vl", "extract.vl")
+
+
+def pipeline_of(options: ExtractOptions, source: Dataset) -> ModelSource | None:
+    """The pipeline whose text encoder the graft takes; None without a graft.
+
+    Raises:
+        UsageError: none is named, or it has another text encoder than the one that made the text embeddings.
+    """
+    if "graft" not in options.readers:
+        return None
+    made_with = source.settings.get("models", {})
+    part = "image" if "image" in made_with else "text"
+    text = resolve_text(options.image or own_family(source, part, "extract.image"), "extract.image")
+    before, now = (
+        {name: digest for name, digest in files.items() if name.startswith("text_encoder/")}
+        for files in (made_with.get(part, {}).get("files", {}), text.files)
+    )
+    if before != now:
         raise UsageError(
-            f"extract.vl is needed: {source.storage.root} was made with {built_with}, and a dataset does not say where "
+            f"extract.image = {text.id!r}: its text encoder is not the one that made the text embeddings in "
+            f"{source.storage.root}, and the graft must be of that one; give the pipeline that made them"
+        )
+    return text
+
+
+def own_family(source: Dataset, part: str, option: str) -> str:
+    """Which of the project's own models made a part of the source; UsageError where another one did."""
+    built_with = str(source.settings.get("models", {}).get(part, {}).get("id", "a model it does not name"))
+    family, _, _ = built_with.partition("/")
+    if built_with not in (f"{family}/vl", f"{family}/image") or family not in OWN_MODELS:
+        raise UsageError(
+            f"{option} is needed: {source.storage.root} was made with {built_with}, and a dataset does not say where "
             "its model lies; give that model's folder or hub id, or another one"
         )
     return family
@@ -111,16 +140,18 @@ def reread_settings(options: ExtractOptions, source: Dataset, *, on_gpu: bool) -
         dtype=arithmetic(options.dtype, on_gpu=on_gpu),
         batch_size=options.batch_size,
         quantize=source.settings.get("quantize", "none"),
+        readers=tuple(options.readers),
     )
 
 
 def extracted_settings(source: Dataset, vl: VisionSource, settings: RereadSettings) -> dict[str, Any]:
     """Everything that decides the new dataset's bytes: the source's settings, what is new, and which source."""
     return {
-        **{name: value for name, value in source.settings.items() if name != "readers"},
+        **source.settings,
         "models": {**source.settings.get("models", {}), "vl": vl.model.to_json()},
         "layers": settings.layers,
         "text_modes": settings.text_modes,
+        "readers": settings.readers,
         "vl_tokens": settings.vl_tokens,
         "dtype": settings.dtype,
         "source": {"fingerprint": source.fingerprint},
@@ -135,6 +166,7 @@ def shard_bytes(options: ExtractOptions, source: Dataset, plan: Plan, hidden_siz
         latents=source.settings.get("latents", False),
         layers=options.layers,
         text_modes=options.text_modes,
+        readers=options.readers,
         vl_tokens=options.vl_tokens,
     )
     return max(len(shard.samples) for shard in plan.shards) * bytes_per_sample(like, hidden_size)

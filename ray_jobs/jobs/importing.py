@@ -152,6 +152,7 @@ def import_settings(options: ImportOptions, *, on_gpu: bool) -> ImportSettings:
         max_side=options.max_side,
         dtype=arithmetic(options.dtype, on_gpu=on_gpu),
         batch_size=options.batch_size,
+        readers=tuple(options.readers),
     )
 
 
@@ -164,6 +165,7 @@ def imported_settings(
         "dtype": settings.dtype,
         "layers": options.layers,
         "text_modes": options.text_modes,
+        "readers": options.readers,
         "vl_tokens": options.vl_tokens,
         "max_tokens": options.max_tokens,
         "samples_per_shard": options.samples_per_shard,
@@ -190,6 +192,8 @@ def sample_bytes(options: ImportOptions, hidden_size: int) -> int:
         width=side,
         layers=options.layers,
         text_modes=options.text_modes,
+        readers=options.readers,
+        latents=False,
         vl_tokens=options.vl_tokens,
     )
     return bytes_per_sample(like, hidden_size)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,25 @@ def test_tensors_are_those_of_the_encoders(planned_of, maker_of, readers):
                 close(sample.tensors[f"vl.{mode}.{layer}"], states.states[mode][layer])
 
 
+def test_the_graft_reads_imported_pictures_too(planned_of, tmp_path, readers):
+    spec, planned = planned_of()
+    grafted = replace(SETTINGS, readers=("graft",))
+    (sample, *_) = make_all(
+        load_import(str(tmp_path / "data"), spec, readers.text, readers.vl.model, grafted), planned
+    )
+    by_hand = VisionLanguageEncoder.from_pretrained(
+        readers.vl.model.path,
+        device="cpu",
+        dtype=torch.float32,
+        layers=SETTINGS.layers,
+        text_modes=SETTINGS.text_modes,
+        language=readers.text.path,
+    )
+    (states,) = by_hand.encode([open_image(sample.image).convert("RGB")], [sample.caption])
+    close(sample.tensors["graft.none.-2"], states.states["none"][-2])
+    assert not any(name.startswith("vl.") for name in sample.tensors)
+
+
 # webdataset leaves closing its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_stock_readers_take_jpegs_grey_ones_and_webp_in_one_tar(planned_of, maker_of, tmp_path, monkeypatch):
@@ -171,9 +191,9 @@ def test_read_again_a_sample_still_tells_where_it_is_from(planned_of, maker_of, 
             writer.add(sample)
         publish(dataset, writer.close(), Circumstances("test", 1.0, 1.0, "CPU"))
     assert verify(root).problems == []
-    again = RereadSettings((-6,), ("none",), "all", "float32", 2)
+    again = RereadSettings(layers=(-6,), text_modes=("none",), vl_tokens="all", dtype="float32", batch_size=2)
     for before, after in zip(
-        samples, make_all(rereading(root, readers.vl.model, again), planned), strict=True
+        samples, make_all(rereading(root, readers.vl.model, None, again), planned), strict=True
     ):
         assert after.metadata["source"] == before.metadata["source"]
         assert (after.image, after.image_format) == (before.image, before.image_format)

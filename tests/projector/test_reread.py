@@ -88,7 +88,7 @@ def source(one_thread, tiny_sources, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def maker(source, tiny_sources):
-    return RereadMaker(source[0].storage.root, tiny_sources.vl, AGAIN)
+    return RereadMaker(source[0].storage.root, tiny_sources.vl, None, AGAIN)
 
 
 def originals(source):
@@ -151,6 +151,26 @@ def test_a_new_layer_is_that_of_the_encoder_run_by_hand(source, maker, tiny_sour
         assert same_bits(as_array(states.states["none"][-6]), after.tensors["vl.none.-6"])
 
 
+def test_the_graft_reads_with_the_pipelines_text_encoder(source, tiny_sources):
+    by_hand = VisionLanguageEncoder.from_pretrained(
+        tiny_sources.vl.path,
+        device="cpu",
+        dtype=torch.float32,
+        layers=AGAIN.layers,
+        text_modes=AGAIN.text_modes,
+        language=tiny_sources.image.path,
+    )
+    (planned,) = read_plan(source[0]).shards
+    before = originals(source)[:2]
+    images = [open_image(sample.image).convert("RGB") for sample in before]
+    direct = by_hand.encode(images, [sample.caption for sample in before])
+    both = replace(AGAIN, readers=("vl", "graft"))
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, tiny_sources.image, both)
+    for states, after in zip(direct, maker.make(planned.samples[:2]), strict=True):
+        assert same_bits(as_array(states.states["caption"][-6]), after.tensors["graft.caption.-6"])
+        assert not same_bits(after.tensors["vl.caption.-6"], after.tensors["graft.caption.-6"])
+
+
 def test_a_shard_with_a_gap_is_sound_and_has_the_sources_keys(source, maker, tmp_path):
     settings = {"layers": [-8, -6], "text_modes": ["caption", "none"], "width": 64, "height": 64}
     dataset = Dataset.create_or_open(open_storage(str(tmp_path / "new")), settings, {})
@@ -173,7 +193,7 @@ def test_batches_may_be_taken_apart_and_asked_for_again(source, maker):
 
 
 def test_only_one_batch_of_a_shard_is_in_memory(source, tiny_sources):
-    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, AGAIN)
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, None, AGAIN)
     (planned,) = read_plan(source[0]).shards
     for step in InOneStage(maker).steps(planned.samples, (), {}):
         step.run()
@@ -181,9 +201,9 @@ def test_only_one_batch_of_a_shard_is_in_memory(source, tiny_sources):
 
 
 def test_out_of_memory_and_a_broken_sample_stay_what_they_are(source, tiny_sources, monkeypatch):
-    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, replace(AGAIN, batch_size=4))
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, None, replace(AGAIN, batch_size=4))
     (planned,) = read_plan(source[0]).shards
-    original = maker._vision.encode
+    original = maker._visions["vl"].encode
 
     def encode(images, captions):
         if len(images) > 1:
@@ -192,7 +212,7 @@ def test_out_of_memory_and_a_broken_sample_stay_what_they_are(source, tiny_sourc
             raise RuntimeError("broken in the middle")
         return original(images, captions)
 
-    monkeypatch.setattr(maker._vision, "encode", encode)
+    monkeypatch.setattr(maker._visions["vl"], "encode", encode)
     results = make_all(maker, planned.samples)
     assert [type(result) for result in results] == [Sample, Sample, Failure, Sample, Sample]
     assert (results[2].stage, results[2].message) == ("vl", "broken in the middle")
@@ -200,7 +220,7 @@ def test_out_of_memory_and_a_broken_sample_stay_what_they_are(source, tiny_sourc
 
 
 def test_a_source_that_is_not_what_it_says_is_nobodys_failed_sample(source, tiny_sources):
-    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, AGAIN)
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, None, AGAIN)
     first, second = read_plan(source[0]).shards[0].samples[:2]
     with pytest.raises(CorruptShardError, match="is not the one that its parquet names"):
         maker.make([first, replace(second, caption="another")])
@@ -209,7 +229,7 @@ def test_a_source_that_is_not_what_it_says_is_nobodys_failed_sample(source, tiny
 
 
 def test_pooled_tokens(source, tiny_sources):
-    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, replace(AGAIN, vl_tokens="pooled:2"))
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, None, replace(AGAIN, vl_tokens="pooled:2"))
     sample = maker.make(read_plan(source[0]).shards[0].samples[:1])[0]
     assert (sample.tensors["vl.none.kind"] == 1).sum() == 2
 
@@ -237,7 +257,7 @@ def test_reading_again_knows_neither_pipeline_nor_text_encoder(source, tiny_sour
     monkeypatch.setattr(
         transformers.Qwen3ForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded")
     )
-    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, AGAIN)
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, None, AGAIN)
     assert isinstance(maker.make(read_plan(source[0]).shards[0].samples[:1])[0], Sample)
 
 
@@ -261,8 +281,8 @@ def test_a_dataset_is_the_plan_it_was_made_from(make_dataset):
 
 def test_weights_are_rounded_as_those_that_made_the_source(source, tiny_sources):
     settings = replace(AGAIN, quantize="int8")
-    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, settings)
-    assert any(isinstance(module, Int8Linear) for module in maker._vision.model.modules())
+    maker = RereadMaker(source[0].storage.root, tiny_sources.vl, None, settings)
+    assert any(isinstance(module, Int8Linear) for module in maker._visions["vl"].model.modules())
     made_so = SimpleNamespace(settings={"quantize": "int8"})
     assert reread_settings(ExtractOptions(), made_so, on_gpu=False).quantize == "int8"
     assert reread_settings(ExtractOptions(), source[0], on_gpu=False).quantize == "none"

@@ -208,6 +208,11 @@ def refusal(monkeypatch, environment, capsys):
         ({"layers": "3"}, "counts from the end"),
         ({"text_modes": "none,none"}, "twice"),
         ({"vl": "/nonexistent"}, "extract.vl = '/nonexistent': no such folder"),
+        ({"readers": "graft", "image": "/nonexistent"}, "extract.image = '/nonexistent': no such folder"),
+        (
+            {"readers": "vl,graft", "image": "mini"},
+            "extract.image = 'mini/image': its text encoder is not the one",
+        ),
     ],
 )
 def test_bad_options(refusal, undisturbed, tmp_path, changes, message):

@@ -24,7 +24,18 @@ GB = 1e9
 REAL = Needs(
     text=8 * GB, image=12.5 * GB, vl=9 * GB, beside=4 * GB
 )  # about what the 4B models take in bfloat16
-SETTINGS = PairSettings(1024, 1024, 9, 0.0, (-8,), ("none",), "all", 512, "bfloat16", 1)
+SETTINGS = PairSettings(
+    height=1024,
+    width=1024,
+    steps=9,
+    guidance=0.0,
+    layers=(-8,),
+    text_modes=("none",),
+    vl_tokens="all",
+    max_tokens=512,
+    dtype="bfloat16",
+    batch_size=1,
+)
 
 
 PROJECTOR = SimpleNamespace(layer=-8, vl_tokens="all", quantize="int8")

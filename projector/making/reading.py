@@ -1,0 +1,83 @@
+"""What reads pictures for `build`, `import` and `extract`: Qwen3-VL, the graft, or both, as stored tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from projector.models.int8 import Quantize
+from projector.models.resolve import ModelSource
+from projector.models.text_encoder import SampleError
+from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
+from shards.format.sample import Array, Failure
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingSettings:
+    """How pictures are read; fields as in the jobs' options, `auto` resolved."""
+
+    layers: tuple[int, ...]
+    text_modes: tuple[str, ...]
+    vl_tokens: str
+    dtype: str
+    readers: tuple[str, ...] = ("vl",)
+    quantize: Quantize = "none"
+
+
+def load_readers(
+    settings: ReadingSettings, vl: ModelSource, pipeline: ModelSource | None, *, device: str
+) -> dict[str, VisionLanguageEncoder]:
+    """Load what reads pictures, by the prefix of its tensors.
+
+    Args:
+        settings: which readers, and how they read.
+        vl: the vision-language model.
+        pipeline: whose text encoder the graft takes; None where `settings` asks for no graft.
+        device: to load to.
+    """
+    return {
+        reader: VisionLanguageEncoder.from_pretrained(
+            vl.here(),
+            device=device,
+            dtype=DTYPES[settings.dtype],
+            layers=settings.layers,
+            text_modes=settings.text_modes,
+            quantize=settings.quantize,
+            language=pipeline.here() if reader == "graft" and pipeline is not None else None,
+        )
+        for reader in settings.readers
+    }
+
+
+def vision_tensors(
+    seen: Mapping[str, VisionEncoding | SampleError], vl_tokens: str = "all"
+) -> dict[str, Array] | Failure:
+    """What readers saw in one picture, as it is stored.
+
+    Args:
+        seen: hidden states by reader, which names of tensors begin with.
+        vl_tokens: `all`, or `pooled:N` to average each kind of VL token down to at most N.
+
+    Returns:
+        arrays by name (FORMAT.md, the embeddings); or why a reader could not read it.
+    """
+    tensors: dict[str, Array] = {}
+    for reader, vision in seen.items():
+        if isinstance(vision, SampleError):
+            return Failure.from_exception("vl", vision)
+        kept = pooled(vision, vl_tokens)
+        for mode, states in kept.states.items():
+            tensors[f"{reader}.{mode}.kind"] = kept.kind[mode].numpy()
+            tensors |= {f"{reader}.{mode}.{layer}": as_array(state) for layer, state in states.items()}
+    return tensors
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """A tensor as a numpy array of bfloat16, rounded to nearest even."""
+    bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
+    array: Array = np.ascontiguousarray(bits).view(ml_dtypes.bfloat16)
+    return array
