@@ -1,12 +1,13 @@
 """The options of training and evaluation; pydantic models and nothing heavier."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Arch = Literal["ridge", "linear", "mlp", "attention"]
 Reader = Literal["vl", "graft"]
+GRAFT: Final = "graft"  # the pipeline's text encoder behind Qwen3-VL's vision tower
 TextMode = Literal["caption", "none", "mixed"]
 Tokens = Literal["image", "all", "text"]
 Align = Literal["pool", "mean", "per_token", "soft", "statistics", "guide"]

@@ -27,8 +27,9 @@ from projector.models.text_encoder import (
 )
 from projector.network.blend import Blend
 from projector.network.projector import Projector
+from projector.options import GRAFT
 from projector.steering.extractor import VLEmbeddingExtractor
-from projector.steering.modes import ReferenceRows, conditionings, projected, unprojected
+from projector.steering.modes import ReferenceRows, conditionings, projected, unprojected, untouched
 from shards.errors import StorageError, UsageError
 from shards.format.sample import as_png, open_image
 from shards.stores.local import open_storage
@@ -108,7 +109,9 @@ class Comparer:
         self.spec = spec
         self._residence = Residence(one_at_a_time=spec.one_at_a_time)
         self._dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[spec.settings.dtype]
-        self._read = lru_cache(maxsize=1)(self._reading)  # pictures come case by case
+        # Pictures come case by case.
+        self._prompt = lru_cache(maxsize=1)(self._encoding)
+        self._tokens = lru_cache(maxsize=2)(self._reading)
         self._rows = lru_cache(maxsize=16)(self._rows_of)
 
     @cached_property
@@ -143,12 +146,19 @@ class Comparer:
 
     @cached_property
     def _vision(self) -> VLEmbeddingExtractor:
+        return self._reader(self.spec.checkpoint, grafted=self._projector.reader == GRAFT)
+
+    @cached_property
+    def _graft(self) -> VLEmbeddingExtractor:
+        return self._vision if self._projector.reader == GRAFT else self._reader(None, grafted=True)
+
+    def _reader(self, projector: str | None, *, grafted: bool) -> VLEmbeddingExtractor:
         return VLEmbeddingExtractor.from_pretrained(
             self.spec.models.vl.here(),
-            self.spec.checkpoint,
+            projector,
             device=self._residence.loading_device,
             dtype=self._dtype,
-            language=self.spec.models.image.here() if self._projector.reader == "graft" else None,
+            language=self.spec.models.image.here() if grafted else None,
         )
 
     @cached_property
@@ -171,7 +181,7 @@ class Comparer:
             case: prompt, reference and seed.
             column: of the case.
         """
-        prompt, _ = self._read(case)
+        prompt = self._prompt(case)
         if column.method == TEXT:
             assert prompt is not None  # such a column is of cases with a prompt
             first, second = prompt.embeddings, None
@@ -190,25 +200,31 @@ class Comparer:
         )[0]
         self._storage.put_bytes(case.picture(column), as_png(picture))
 
-    def _reading(self, case: Case) -> tuple[TextEncoding | None, Tensor]:
-        """The prompt, if there is one, and the reference's raw tokens (S, D)."""
-        prompt = None
-        if case.prompt:
-            self._residence.let_in(self._text)
-            encoding = self._text.encode([case.prompt])[0]
-            if isinstance(encoding, SampleError):
-                raise UsageError(f"prompt {case.prompt[:80]!r}: {encoding}")
-            prompt = encoding
-        self._residence.let_in(self._vision)
+    def _encoding(self, case: Case) -> TextEncoding | None:
+        """The prompt, if there is one."""
+        if not case.prompt:
+            return None
+        self._residence.let_in(self._text)
+        encoding = self._text.encode([case.prompt])[0]
+        if isinstance(encoding, SampleError):
+            raise UsageError(f"prompt {case.prompt[:80]!r}: {encoding}")
+        return encoding
+
+    def _reading(self, case: Case, *, grafted: bool) -> Tensor:
+        """(S, D) the reference's raw tokens."""
+        reader = self._graft if grafted else self._vision
+        self._residence.let_in(reader)
         beside = None if self._projector.text_mode == "none" else case.prompt or None
-        seen = self._vision.extract(self._picture(case.reference), beside, hidden_layer=self._projector.layer)
-        return prompt, seen.raw
+        picture = self._picture(case.reference)
+        return reader.extract(picture, beside, hidden_layer=self._projector.layer).raw
 
     def _rows_of(self, case: Case, method: str) -> ReferenceRows:
         """The reference as a method words it."""
-        _, raw = self._read(case)
+        raw = self._tokens(case, grafted=method == GRAFT)
         if method == PROJECTED:
             return projected(self._projector, raw, self.spec.suffix)
+        if method == GRAFT:
+            return untouched(self._projector, raw.cpu().float(), suffix=self.spec.suffix)
         return unprojected(self._projector, raw.cpu(), self._baselines[method].apply, self.spec.suffix)
 
     def judge(self, case: Case, columns: Sequence[Column]) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ from projector.evaluation.distances import random_directions
 from projector.evaluation.metrics import INTERVAL, Metrics, Standard
 from projector.evaluation.moments import REPLICATES, Float64
 from projector.network.projector import Projector
-from projector.options import EvaluateOptions, Tokens
+from projector.options import GRAFT, EvaluateOptions, Tokens
 from shards.errors import UsageError
 
 SPLIT_KINDS: Mapping[Tokens, tuple[Tokens, ...]] = {
@@ -92,6 +92,7 @@ class Contest:
         part: range,
         *,
         by_key: Mapping[str, ByKey] | None = None,
+        grafted: PairSource | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> "Measured":
         """Apply every method to a range of held-out pairs.
@@ -100,16 +101,21 @@ class Contest:
             pairs: held out.
             part: which of them; what other workers measured of the others is merged.
             by_key: further methods, which make tokens (P, D) of a pair's key, without positions of its own.
+            grafted: the same pairs as the graft read them, in the same order; measured as they are.
             on_progress: called with the number of pairs done.
         """
         further = by_key or {}
-        whole = {name: Metrics(self.standard) for name in (*self.methods, *further)}
+        names = (*self.methods, *further, *((GRAFT,) if grafted is not None else ()))
+        whole = {name: Metrics(self.standard) for name in names}
+        by_graft = None if grafted is None else grafted.read(part.start, part.stop)
         apart = self.kinds if len(self.kinds) > 1 else ()
         parts = {kind: {name: Metrics(self.standard, 0) for name in self.methods} for kind in apart}
         for done, pair in enumerate(pairs.read(part.start, part.stop), start=1):
             made = self._made(pair)
             for name, tokens_of in further.items():
                 made[name] = tokens_of(pair.key), False
+            if by_graft is not None:
+                made[GRAFT] = _same(next(by_graft), pair).vl.float(), True
             self._take_in(pair, made, whole, REPLICATES)
             for kind in apart:
                 alone = pair.only(kind)
@@ -141,6 +147,15 @@ class Contest:
             tokens = output.double().cpu()
             predicted = self.alignment.bring(tokens, positions, own_positions=keeps_positions)
             metrics[name].update(target, predicted, tokens if means else predicted)
+
+
+def _same(one: Pair, other: Pair) -> Pair:
+    """One pair, which must be of the other's sample."""
+    if one.key != other.key:
+        raise ValueError(
+            f"{one.key} stands where {other.key} should: the readers' pairs are not in one order"
+        )
+    return one
 
 
 @dataclass(frozen=True)

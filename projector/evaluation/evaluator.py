@@ -13,20 +13,22 @@ from projector.evaluation.velocity_error import conditioned_by, velocity_errors
 from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.resolve import OWN_MODELS, ModelSource, locate
 from projector.network.projector import Projector
-from projector.options import Align, EvaluateOptions, ModelPaths, TextMode, Tokens
+from projector.options import GRAFT, Align, EvaluateOptions, ModelPaths, Reader, TextMode, Tokens
 from projector.training.response import frozen_model
+from shards.dataset.dataset import Dataset
 from shards.errors import UsageError
+from shards.stores.local import open_storage
 
 MAIN = "projector"  # what evaluate.checkpoint is called in the result
 # Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
 JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}
 
-Measure = Callable[[Contest, PairSource], Measured]
+Measure = Callable[[Contest, PairSource, PairSource | None], Measured]
 
 
-def alone(contest: Contest, pairs: PairSource) -> Measured:
+def alone(contest: Contest, pairs: PairSource, grafted: PairSource | None = None) -> Measured:
     """Measure all pairs in this process."""
-    return contest.measure(pairs, range(len(pairs)))
+    return contest.measure(pairs, range(len(pairs)), grafted=grafted)
 
 
 def evaluate(
@@ -38,6 +40,7 @@ def evaluate(
     *,
     alignment: Alignment,
     swap_pairs: PairSource | None = None,
+    grafted: PairSource | None = None,
     measure: Measure = alone,
     image_model: FrozenTransformer | None = None,
 ) -> dict[str, Any]:
@@ -51,6 +54,7 @@ def evaluate(
         options: directions and seed of the Wasserstein distance.
         alignment: which prediction answers for which target.
         swap_pairs: for the caption-swap test; None takes `pairs`.
+        grafted: `pairs` as the graft read them; None where it did not.
         measure: how the pairs are gone through.
         image_model: that made the pictures; with it each method gets its `velocity_error`.
 
@@ -61,11 +65,11 @@ def evaluate(
         UsageError: a projector of another width than the pairs, or with a baseline's name.
     """
     contest = Contest.between(projectors, train_pairs, val_pairs, options, alignment=alignment)
-    measured = measure(contest, pairs)
+    measured = measure(contest, pairs, grafted)
     result = measured.result()
     if image_model is not None and pairs.conditionings is not None and pairs.template is not None:
         conditioned = conditioned_by(contest.methods, projectors, pairs)
-        for name, error in velocity_errors(conditioned, pairs, image_model).items():
+        for name, error in velocity_errors(conditioned, pairs, image_model, grafted=grafted).items():
             result["methods"][name]["velocity_error"] = error
     return {
         "split": options.split,
@@ -120,6 +124,14 @@ def measured_pairs(options: EvaluateOptions, projector: Projector) -> PairSource
     return _load(options, projector, options.split, options.max_samples)
 
 
+def grafted_pairs(options: EvaluateOptions, projector: Projector) -> PairSource | None:
+    """The same pairs as the graft read them; None where it did not, or where the projector's inputs are its."""
+    dataset = Dataset.open(open_storage(dataset_of(options, projector)))
+    if GRAFT not in dataset.settings.get("readers", ()) or projector.reader == GRAFT:
+        return None
+    return _load(options, projector, options.split, options.max_samples, reader=GRAFT)
+
+
 def evaluate_checkpoint(
     options: EvaluateOptions, projectors: Mapping[str, Projector], *, measure: Measure = alone
 ) -> dict[str, Any]:
@@ -148,6 +160,7 @@ def evaluate_checkpoint(
         options,
         alignment=alignment,
         swap_pairs=_swap_pairs(options, main),
+        grafted=grafted_pairs(options, main),
         measure=measure,
         image_model=_image_model(options, pairs),
     )
@@ -179,6 +192,7 @@ def _load(
     *,
     text_mode: TextMode | None = None,
     tokens: Tokens | None = None,
+    reader: Reader | None = None,
 ) -> PairSource:
     return load_pairs(
         dataset_of(options, projector),
@@ -187,7 +201,7 @@ def _load(
         text_mode=text_mode or projector.config["text_mode"],
         tokens=tokens or projector.config["tokens"],
         limit=limit,
-        reader=projector.reader,
+        reader=reader or projector.reader,
         data_option="evaluate.data",
     )
 

@@ -15,6 +15,7 @@ from projector.data.pairs import PairSource
 from projector.evaluation.baselines import Method
 from projector.models.frozen_transformer import FrozenTransformer
 from projector.network.projector import Projector
+from projector.options import GRAFT
 from projector.training.trajectories import Trajectories, judged_steps
 
 PAIRS = 64
@@ -35,14 +36,8 @@ def conditioned_by(
         projectors: those of them that are projectors.
         pairs: with a template.
     """
-    template = pairs.template
-    assert template is not None
-
-    def between(rows: Tensor) -> Tensor:
-        return torch.cat([template.prefix, rows.float().cpu(), template.suffix])
-
     found: dict[str, Conditioned] = {
-        name: lambda vl, method=method: between(method.apply(vl))  # type: ignore[misc]
+        name: lambda vl, method=method: _between(pairs, method.apply(vl))  # type: ignore[misc]
         for name, method in methods.items()
     }
     for name, projector in projectors.items():
@@ -53,7 +48,11 @@ def conditioned_by(
 
 @torch.no_grad()
 def velocity_errors(
-    conditioned: Mapping[str, Conditioned], pairs: PairSource, model: FrozenTransformer
+    conditioned: Mapping[str, Conditioned],
+    pairs: PairSource,
+    model: FrozenTransformer,
+    *,
+    grafted: PairSource | None = None,
 ) -> dict[str, float]:
     """Squared velocity error over squared velocity, by method, on the first PAIRS pairs.
 
@@ -61,6 +60,7 @@ def velocity_errors(
         conditioned: of `conditioned_by`.
         pairs: held out, with conditionings.
         model: that made their pictures.
+        grafted: the same pairs as the graft read them.
 
     Returns:
         0 where the model answers as to the text, about 1 and more where it answers to nothing of it.
@@ -69,10 +69,16 @@ def velocity_errors(
     count = min(PAIRS, len(pairs))
     paths = Trajectories(model, pairs.conditionings(0, count), count)
     tokens = [pair.vl.float() for pair in pairs.read(0, count)]
-    return {
-        name: velocity_error([condition(vl).float() for vl in tokens], paths, model)
-        for name, condition in conditioned.items()
-    }
+    wholes = {name: [condition(vl).float() for vl in tokens] for name, condition in conditioned.items()}
+    if grafted is not None:
+        wholes[GRAFT] = [_between(pairs, pair.vl) for pair in grafted.read(0, count)]
+    return {name: velocity_error(of_method, paths, model) for name, of_method in wholes.items()}
+
+
+def _between(pairs: PairSource, rows: Tensor) -> Tensor:
+    """Rows between the template's begin and its mean end."""
+    assert pairs.template is not None
+    return torch.cat([pairs.template.prefix, rows.float().cpu(), pairs.template.suffix])
 
 
 @torch.no_grad()

@@ -82,16 +82,30 @@ def unprojected(
         apply: (S, D) raw tokens to (S, D) raw rows.
         suffix: (E, D) mean of the template's end over the training data; None: the projector's, if it has one.
     """
-    ordinary = embeddings[projector.is_ordinary(embeddings)].float()
+    return untouched(projector, embeddings[projector.is_ordinary(embeddings)].float(), apply, suffix)
+
+
+def untouched(
+    projector: Projector,
+    tokens: Tensor,
+    apply: Callable[[Tensor], Tensor] = lambda rows: rows,
+    suffix: Tensor | None = None,
+) -> ReferenceRows:
+    """The same of all tokens, and of readers other than the projector's, such as the graft.
+
+    Args:
+        projector, apply, suffix: see `unprojected`.
+        tokens: (S, D) float32 of a picture.
+    """
     network = projector.network
     if suffix is None and network.shape.suffix:
         suffix = network.text_suffix
-    chosen = evenly(ordinary, int(projector.config.get("length", len(ordinary))))
+    chosen = evenly(tokens, int(projector.config.get("length", len(tokens))))
     return ReferenceRows(
-        network.text_prefix.to(ordinary),
-        apply(chosen).to(ordinary),
-        _like(suffix, ordinary),
-        apply(ordinary).to(ordinary),
+        network.text_prefix.to(tokens),
+        apply(chosen).to(tokens),
+        _like(suffix, tokens),
+        apply(tokens).to(tokens),
     )
 
 

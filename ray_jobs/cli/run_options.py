@@ -213,9 +213,10 @@ class CompareOptions(Section):
     ) = Field(None, min_length=1)
     """How picture and prompt meet: `alone` is without a prompt; absent: all but `interpolate`, the guide's way."""
     methods: Annotated[list[str], AfterValidator(_distinct)] = Field(
-        ["identity", "global_scale", "per_dim_norm", "projector"], min_length=1
+        ["identity", "per_dim_norm", "graft", "projector"], min_length=1
     )
-    """What is done with the picture's embeddings: `projector`, `identity` (nothing) or another baseline."""
+    """What is done with the picture's embeddings: `projector`, `identity` (nothing) or another baseline; `graft` reads
+    the picture with the pipeline's own text encoder behind Qwen3-VL's vision tower."""
     blend: Literal["interpolate", "linear", "adain", "adain_per_dim"] = "interpolate"
     """How mode `blend` mixes: whole, cut off (`linear`), or first given the text's mean and spread (`adain…`)."""
     scorer: str | None = None

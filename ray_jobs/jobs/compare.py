@@ -16,6 +16,7 @@ from projector.making.generated import PairSettings
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
+from projector.options import GRAFT
 from projector.steering.modes import DIALLED, Mode
 from ray_jobs.building.model_placement import check_offloading, device_memory, needs
 from ray_jobs.cli.progress import Progress
@@ -84,7 +85,14 @@ def compare(options: CompareOptions) -> int:
             reference,
             suffix,
             attributes=sources.image.id == MINIATURE,
-            one_at_a_time=one_at_a_time(cluster, crew, sources, settings, projector),
+            one_at_a_time=one_at_a_time(
+                cluster,
+                crew,
+                sources,
+                settings,
+                projector,
+                grafted=GRAFT in options.methods and projector.reader != GRAFT,
+            ),
         )
         print(
             f"{len({case.group for case, _ in cases})} references, {len(cases)} cases, "
@@ -115,7 +123,13 @@ def settings_of(options: CompareOptions, *, on_gpu: bool) -> CompareSettings:
 
 
 def one_at_a_time(
-    cluster: Cluster, crew: Crew, sources: ModelSources, settings: CompareSettings, projector: Projector
+    cluster: Cluster,
+    crew: Crew,
+    sources: ModelSources,
+    settings: CompareSettings,
+    projector: Projector,
+    *,
+    grafted: bool,
 ) -> bool:
     """Whether a worker's GPU has room for only one of the models at a time, by the rules of a build.
 
@@ -134,6 +148,7 @@ def one_at_a_time(
         dtype=settings.dtype,
         batch_size=1,
         quantize=projector.quantize,
+        readers=("vl", "graft") if grafted else ("vl",),
     )
     memory, wanted = device_memory(cluster, crew.gpus), needs(sources, like)
     if memory is None or wanted.of("fused") <= memory:

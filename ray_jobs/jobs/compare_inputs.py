@@ -22,6 +22,7 @@ from projector.data.pairs import load_pairs
 from projector.evaluation.baselines import TrainStatistics
 from projector.models.resolve import ModelSource, ModelSources
 from projector.network.projector import Projector
+from projector.options import GRAFT
 from projector.steering.modes import WITH_PROMPT, Mode
 from ray_jobs.cli.run_options import CompareOptions
 from shards.dataset.dataset import Dataset
@@ -164,7 +165,7 @@ def known_of(
         UsageError: a method that does not exist, or no dataset to take statistics from.
     """
     asked = set(options.methods) - {PROJECTED}
-    untrained = asked <= UNTRAINED.keys()
+    untrained = asked <= {*UNTRAINED, GRAFT}
     needs_end = bool({"alone", "guidance"} & set(modes)) and not projector.network.shape.suffix
     if untrained and not needs_end:
         return None, None
@@ -187,7 +188,7 @@ def known_of(
     if untrained:
         return None, suffix
     reference = TrainStatistics.of(pairs)
-    known = [*reference.baselines(), PROJECTED]
+    known = [*reference.baselines(), GRAFT, PROJECTED]
     if unknown := sorted(asked - set(known)):
         raise UsageError(f"compare.methods: unknown {unknown[0]!r}; the methods are {', '.join(known)}")
     return reference, suffix

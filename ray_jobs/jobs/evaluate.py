@@ -15,6 +15,7 @@ from projector.evaluation.evaluator import (
     MAIN,
     dataset_of,
     evaluate_checkpoint,
+    grafted_pairs,
     load_projectors,
     measured_pairs,
 )
@@ -65,7 +66,7 @@ def evaluate(options: EvaluateOptions) -> int:
             result = evaluate_checkpoint(
                 options,
                 projectors,
-                measure=lambda contest, pairs: _shared(contest, pairs, options, models, gpus),
+                measure=lambda contest, pairs, _: _shared(contest, pairs, options, models, gpus),
             )
     put_json(output, EVALUATION, result)
     for line in lines(result):
@@ -94,10 +95,10 @@ def check_workers(workers: int, cluster: Cluster, *, on_gpus: bool) -> None:
         raise UsageError(f"evaluate.workers = {workers}: the cluster has {cluster}; at most {int(have)} fit")
 
 
-def _alone(contest: Contest, pairs: PairSource) -> Measured:
+def _alone(contest: Contest, pairs: PairSource, grafted: PairSource | None) -> Measured:
     """Measure all pairs in this process."""
     progress = Progress("evaluate", len(pairs), unit="pairs")
-    measured = contest.measure(pairs, range(len(pairs)), on_progress=progress.show)
+    measured = contest.measure(pairs, range(len(pairs)), grafted=grafted, on_progress=progress.show)
     progress.show(len(pairs), final=True)
     return measured
 
@@ -147,6 +148,7 @@ class EvaluateWorker:
     def __init__(self, contest: Contest, options: EvaluateOptions, models: ModelSources | None) -> None:
         projector = load_projectors(options)[MAIN]
         self._contest, self._pairs = contest, measured_pairs(options, projector)
+        self._grafted = grafted_pairs(options, projector)
         self._by_key: dict[str, ByKey] = {}
         if models is not None:
             on_gpu = torch.cuda.is_available()
@@ -169,4 +171,4 @@ class EvaluateWorker:
         return self._measured
 
     def _measure(self, part: range) -> Measured:
-        return self._contest.measure(self._pairs, part, by_key=self._by_key)
+        return self._contest.measure(self._pairs, part, by_key=self._by_key, grafted=self._grafted)

@@ -16,6 +16,7 @@ from projector import VLEmbeddingExtractor
 from projector.comparison.cases import Case, Column, cases_of, part_of
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts
 from projector.comparison.grid import CELL, comparison_grid
+from projector.data.align import evenly
 from projector.data.pairs import Pair, in_memory
 from projector.evaluation.baselines import TrainStatistics
 from projector.models.image_generator import ImageGenerator
@@ -24,7 +25,7 @@ from projector.models.offload import Residence
 from projector.models.text_encoder import TextEncoder
 from projector.network.projector import Projector
 from projector.options import TrainOptions
-from projector.steering.modes import MODES, conditionings, projected, unprojected
+from projector.steering.modes import MODES, ReferenceRows, conditionings, projected, unprojected
 from projector.training.loop import train
 from shards.errors import StorageError, UsageError
 from shards.format.sample import as_png, open_image
@@ -107,6 +108,10 @@ def by_hand(tiny, checkpoint, reference):
         str(tiny / "image"), device="cpu", dtype=torch.float32, height=SIZE, width=SIZE, steps=STEPS
     )
 
+    grafted = VLEmbeddingExtractor.from_pretrained(
+        str(tiny / "vl"), dtype=torch.float32, language=str(tiny / "image")
+    )
+
     def make(method, mode, value=1.0, blend="interpolate"):
         prompt = text.encode([CASE.prompt])[0]
         if method == "text":
@@ -115,6 +120,10 @@ def by_hand(tiny, checkpoint, reference):
         projector = Projector.from_pretrained(checkpoint)
         if method == "projector":
             rows = projected(projector, raw, SUFFIX)
+        elif method == "graft":
+            beside = None if mode == "alone" else CASE.prompt
+            raw = grafted.extract(PICTURE, beside, hidden_layer=-8).raw
+            rows = ReferenceRows(projector.network.text_prefix, evenly(raw, 64), SUFFIX, raw)
         else:
             rows = unprojected(projector, raw, reference.baselines()[method].apply, SUFFIX)
         first, second = conditionings(rows, mode, prompt.embeddings, prompt.kind, value=value, blend=blend)
@@ -141,7 +150,9 @@ def test_a_cases_pictures():
 
 
 def test_each_picture_is_the_recipe_done_by_hand(comparer, by_hand):
-    columns = CASE.columns(["identity", "per_dim_norm", "projector"], ["concat", "guidance", "blend"], [0.5])
+    columns = CASE.columns(
+        ["identity", "graft", "per_dim_norm", "projector"], ["concat", "guidance", "blend"], [0.5]
+    )
     columns += CASE.columns(["projector"], ["interpolate"], [0.5])[1:]
     for column in columns:
         comparer.make(CASE, column)
@@ -150,7 +161,7 @@ def test_each_picture_is_the_recipe_done_by_hand(comparer, by_hand):
 
 
 def test_a_picture_without_a_prompt(comparer, by_hand):
-    columns = ALONE.columns(["identity", "projector"], ["alone"], [])
+    columns = ALONE.columns(["identity", "projector", "graft"], ["alone"], [])
     for column in columns:
         comparer.make(ALONE, column)
         assert made(comparer, column, ALONE).tobytes() == by_hand(*column).tobytes(), column

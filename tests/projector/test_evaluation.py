@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,6 +207,19 @@ def test_a_method_of_the_samples_key_stands_among_the_others():
     assert result["winner"] == "told"
     assert result["methods"]["told"]["mse"] == pytest.approx(0, abs=1e-9)
     assert result["methods"]["told"]["recall_at_1"] == 1
+
+
+def test_the_graft_is_measured_on_what_it_read_of_the_same_pictures():
+    right = in_memory(
+        [replace(pair, vl=pair.text, vl_kind=pair.vl_kind[:1].expand(len(pair.text))) for pair in VAL]
+    )
+    options, alignment = EvaluateOptions(), Alignment("pool", 6)
+    result = evaluate({}, TRAIN, VAL, VAL, options, alignment=alignment, grafted=right)
+    assert result["winner"] == "graft"
+    assert result["methods"]["graft"]["mse_standardized"] < 1e-12
+    shuffled = in_memory([*list(right)[1:], next(iter(right))])
+    with pytest.raises(ValueError, match="are not in one order"):
+        evaluate({}, TRAIN, VAL, VAL, options, alignment=alignment, grafted=shuffled)
 
 
 def test_a_projector_with_the_name_of_a_baseline(tmp_path):

@@ -308,7 +308,9 @@ def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothin
     summary = train(options(tmp_path, epochs=8, compose=0.0), *sources)
     projector, held_out = Projector.from_pretrained(str(tmp_path)), sources[1]
     methods = {"identity": Method(lambda vl: vl), "projector": Method(projector)}
-    errors = velocity_errors(conditioned_by(methods, {"projector": projector}, held_out), held_out, model)
+    conditioned = conditioned_by(methods, {"projector": projector}, held_out)
+    errors = velocity_errors(conditioned, held_out, model, grafted=held_out)
+    assert errors["graft"] == errors["identity"]  # where the graft read what the reader did
     assert errors["projector"] == pytest.approx(summary["best_val_loss"], rel=1e-3)
     assert errors["projector"] < errors["identity"]
 
