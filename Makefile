@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
+PICTURES ?= runs/pictures
 
-.PHONY: setup demo test test-all check format clean
+.PHONY: setup demo test test-all check format pictures clean
 
 setup: $(STAMP)
 
@@ -36,6 +37,11 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# README's and docs' pictures anew: a larger demo, its comparison, and its report in a browser.
+pictures: setup
+	$(BIN)/python -m ray_jobs demo --demo.output $(PICTURES) --demo.samples 1000
+	$(BIN)/python benchmarks/pictures.py $(PICTURES) docs
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

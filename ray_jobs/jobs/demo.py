@@ -49,6 +49,7 @@ def demo(options: DemoOptions) -> int:
                 width=SIZE,
                 layers=[LAYER],
                 text_modes=["none"],
+                readers=["vl", "graft"],
             )
         )
         for arch in ARCHITECTURES:

@@ -1,9 +1,10 @@
-"""README's first picture, from a finished demo: what a reference does without a projector and with one.
+"""The pictures of README and docs, from a finished demo: what a reference does, and what a report looks like.
 
-python benchmarks/readme_picture.py runs/demo/linear/compare docs/steering.png
+`make pictures` makes the demo and runs this: python benchmarks/pictures.py runs/pictures docs
 """
 
 import json
+import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+from playwright.sync_api import sync_playwright
 
 from shards.tools.preview import INK, MARGIN, PAPER, SOFT, font, one_line
 
@@ -18,13 +20,19 @@ CELL = 150  # pixels, of a picture's side
 HEADING, TEXT, LINE = 17, 15, 19  # font sizes, and from one line of text to the next
 CHARACTERS = 19  # of a line of a prompt
 REFERENCES = 4
+# Name, window, colours, and which heading is at the top.
+SCREENS: Sequence[tuple[str, Any, Any, int]] = (
+    ("light", {"width": 1100, "height": 900}, "light", 0),
+    ("dark", {"width": 1100, "height": 900}, "dark", 1),
+    ("phone", {"width": 390, "height": 844}, "light", 0),
+)
 # Heading and what is shown: a picture of (with prompt or without, method, mode), the reference, or the prompt's words.
 COLUMNS: Sequence[tuple[str, tuple[bool, str, str] | str]] = (
     ("reference", "reference"),
     ("alone, as it is", (False, "identity", "alone")),
     ("alone, projected", (False, "projector", "alone")),
     ("a prompt", "prompt"),
-    ("prompt alone", (True, "text", "text")),
+    ("prompt alone", (True, "text", "alone")),
     ("with the reference", (True, "projector", "concat")),
 )
 
@@ -87,5 +95,35 @@ def _fill(
     sheet.paste(picture.resize((CELL, CELL), Image.Resampling.NEAREST), corner)
 
 
+def screenshots(page: Path, folder: Path) -> None:
+    """Take the report's first screen in daylight, its second question in the dark, and its pictures on a phone.
+
+    Args:
+        page: report.html.
+        folder: gets report-light.png, report-dark.png and report-phone.png.
+
+    Raises:
+        SystemExit: no chromium on this machine.
+    """
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        raise SystemExit("no chromium on this machine: install it to take the report's pictures")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for name, size, scheme, heading in SCREENS:
+            shown = browser.new_page(viewport=size, color_scheme=scheme)
+            shown.goto(page.resolve().as_uri())
+            if heading:
+                shown.locator("h2").nth(heading).evaluate("(found) => found.scrollIntoView()")
+            shown.screenshot(path=folder / f"report-{name}.png")
+        browser.close()
+
+
+def main(run: Path, folder: Path) -> None:
+    """Draw all of them from a run into a folder."""
+    draw(run / "linear" / "compare").save(folder / "steering.png")
+    screenshots(run / "report.html", folder)
+
+
 if __name__ == "__main__":
-    draw(Path(sys.argv[1])).save(sys.argv[2])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
