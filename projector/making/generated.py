@@ -15,6 +15,7 @@ from PIL import Image
 from projector.making.batching import BatchMaker, Stage
 from projector.making.reading import DTYPES, ReadingSettings, as_array, load_readers, vision_tensors
 from projector.models.compile_and_batch import compile_checked, find_batch_size
+from projector.models.frozen_transformer import padded_length
 from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources
@@ -111,6 +112,13 @@ class PictureSource(BatchMaker[PlannedSample, Pictured]):
         encodings = self._encode([sample.caption for sample in planned])
         self._ahead = {sample.id: found for sample, found in zip(planned, encodings, strict=True)}
 
+    has_lengths = False
+    """Whether batches are faster when their captions are of one length."""
+
+    def length(self, sample: PlannedSample) -> int:
+        """What samples of one batch had better have alike."""
+        return 0
+
     @abstractmethod
     def _picture(
         self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]
@@ -200,6 +208,12 @@ class PictureMaker(PictureSource):
             notes.append(compile_checked(images, settings.batch_size or READ_TOGETHER))
         batch_size = settings.batch_size or find_batch_size(images, source)
         return cls(text, images, batch_size, residence, notes, keep_latents=settings.latents)
+
+    has_lengths = True
+
+    def length(self, sample: PlannedSample) -> int:
+        """Rows that the transformer pads the caption's conditioning to; without encoding it."""
+        return padded_length(self._text.rows(sample.caption))
 
     def _picture(self, conditioned: Sequence[tuple[PlannedSample, TextEncoding]]) -> Iterator[Pictured]:
         self._residence.let_in(self._images)

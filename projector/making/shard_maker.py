@@ -1,9 +1,11 @@
 """How a shard goes through the models: in steps, between which the run is told how far it is and may stop."""
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,10 @@ from shards.format.plan import PlannedSample
 from shards.format.sample import Failure, Sample
 
 Made = TypeVar("Made")
+# Batches made up by length at a time. Their pictures wait until they are read in plan order: 5 MB each at 1024².
+# Of the built-in prompts in batches of four 11% are then of mixed lengths, of 85% in plan order
+# (`benchmarks/batch_masks.py`).
+STRETCH = 16
 
 
 @dataclass(frozen=True)
@@ -75,23 +81,74 @@ class InOneStage(ShardMaker):
 
 
 def batches(
-    maker: BatchMaker[PlannedSample, Any], planned: Sequence[PlannedSample], apart: Collection[str]
+    maker: BatchMaker[PlannedSample, Any],
+    planned: Sequence[PlannedSample],
+    apart: Collection[str],
+    places: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Sequence[PlannedSample]]:
     """Cut a shard into batches of the size that the maker has by then.
 
     Args:
         maker: whose size counts.
-        planned: the shard's samples, cut in plan order from the first on.
+        planned: the shard's samples.
         apart: ids of samples that stand alone; their batch mates then do too, so that the others stay as they were.
+        places: of the samples in each batch, which is cut further where the size has shrunk; None: in plan order.
+    """
+    for part in places if places is not None else [range(len(planned))]:
+        start = 0
+        while start < len(part):
+            batch = [planned[place] for place in part[start : start + maker.batch_size]]
+            start += len(batch)
+            if any(sample.id in apart for sample in batch):
+                yield from ([sample] for sample in batch)
+            else:
+                yield batch
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Make up batches of one length, as far as there are enough; what is over of each length shares the last ones.
+
+    Args:
+        lengths: of the samples; where all are alike, batches are in their order.
+        size: of a batch.
+
+    Returns:
+        places of each batch's samples, shorter ones first.
+    """
+    places = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    alike = [list(group) for _, group in groupby(places, key=lambda place: lengths[place])]
+    cuts = [len(group) // size * size for group in alike]
+    whole = [
+        group[start : start + size]
+        for group, cut in zip(alike, cuts, strict=True)
+        for start in range(0, cut, size)
+    ]
+    over = [place for group, cut in zip(alike, cuts, strict=True) for place in group[cut:]]
+    return whole + [over[start : start + size] for start in range(0, len(over), size)]
+
+
+def drawn_together(
+    pictures: PictureSource, planned: Sequence[PlannedSample], apart: Collection[str]
+) -> Iterator[tuple[Sequence[PlannedSample], Iterator[Sequence[PlannedSample]]]]:
+    """Stretches of a shard whose pictures wait for each other, and the batches that they are made in.
+
+    Attention runs in its fastest kernel only where the conditionings of a batch are padded to one length.
+
+    Args:
+        pictures: what makes them; a source whose batches have no length to go by has one batch in each stretch.
+        planned: the shard's samples.
+        apart: ids of samples that are made alone.
+
+    Yields:
+        the samples of a stretch, in plan order, and its batches.
     """
     start = 0
     while start < len(planned):
-        batch = planned[start : start + maker.batch_size]
-        start += len(batch)
-        if any(sample.id in apart for sample in batch):
-            yield from ([sample] for sample in batch)
-        else:
-            yield batch
+        size = pictures.batch_size
+        stretch = planned[start : start + size * (STRETCH if pictures.has_lengths else 1)]
+        start += len(stretch)
+        places = by_length([pictures.length(sample) for sample in stretch], size)
+        yield stretch, batches(pictures, stretch, apart, places)
 
 
 def wanted(batch: Sequence[PlannedSample], given_up: Mapping[str, Failure]) -> Sequence[PlannedSample]:
@@ -137,19 +194,17 @@ class FusedMaker(ShardMaker):
     def steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
-        """Captions first; then each batch through both models, or all batches through one and then the other."""
+        """Captions first; then pictures by stretches, which are read in plan order: one by one, or all at the end."""
         yield from text_steps(self.pictures, planned, apart)
-        waiting: list[tuple[Sequence[PlannedSample], list[Any]]] = []
-        for batch in batches(self.pictures, planned, {*apart, *given_up}):
-            if self._in_turn:
-                yield Step(
-                    wanted(batch, given_up), partial(self._picture_for_later, waiting, batch, given_up)
-                )
-            else:
-                yield Step(wanted(batch, given_up), partial(self.make, batch, given_up))
-        for batch, pictured in waiting:
-            yield Step(wanted(batch, given_up), partial(make_sound, self.reader, pictured))
-            pictured.clear()
+        alone = {*apart, *given_up}
+        pictured: dict[str, Any] = {}
+        for stretch, drawn in drawn_together(self.pictures, planned, alone):
+            for batch in drawn:
+                yield Step(wanted(batch, given_up), partial(self._draw, pictured, batch, given_up))
+            if not self._in_turn:
+                yield from self._read(pictured, stretch, alone, given_up)
+        if self._in_turn:
+            yield from self._read(pictured, planned, alone, given_up)
 
     def make(
         self, batch: Sequence[PlannedSample], given_up: Mapping[str, Failure] | None = None
@@ -158,15 +213,27 @@ class FusedMaker(ShardMaker):
         pictured = make_wanted(self.pictures, batch, given_up or {})
         return make_sound(self.reader, pictured)
 
-    def _picture_for_later(
-        self,
-        waiting: list[tuple[Sequence[PlannedSample], list[Any]]],
-        batch: Sequence[PlannedSample],
-        given_up: Mapping[str, Failure],
+    def _draw(
+        self, pictured: dict[str, Any], batch: Sequence[PlannedSample], given_up: Mapping[str, Failure]
     ) -> list[Sample]:
-        pictured = make_wanted(self.pictures, batch, given_up)
-        waiting.append((batch, pictured))
+        made = make_wanted(self.pictures, batch, given_up)
+        pictured |= {sample.id: result for sample, result in zip(batch, made, strict=True)}
         return []
+
+    def _read(
+        self,
+        pictured: dict[str, Any],
+        planned: Sequence[PlannedSample],
+        alone: Collection[str],
+        given_up: Mapping[str, Failure],
+    ) -> Iterator[Step]:
+        """Steps that make samples of what was pictured, in plan order."""
+
+        def read(batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
+            return make_sound(self.reader, [pictured.pop(sample.id) for sample in batch])
+
+        for batch in batches(self.reader, planned, alone):
+            yield Step(wanted(batch, given_up), partial(read, batch))
 
 
 class StagedMaker(ShardMaker):
@@ -189,10 +256,22 @@ class StagedMaker(ShardMaker):
     def steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
-        """Captions first, then pictures batch by batch."""
+        """Captions first, then pictures batch by batch; they are handed on in plan order."""
         yield from text_steps(self.pictures, planned, apart)
-        for batch in batches(self.pictures, planned, {*apart, *given_up}):
-            yield Step(wanted(batch, given_up), partial(make_wanted, self.pictures, batch, given_up))
+        pictured: dict[str, Any] = {}
+        waiting = deque(planned)
+
+        def draw(batch: Sequence[PlannedSample]) -> list[Any]:
+            made = make_wanted(self.pictures, batch, given_up)
+            pictured.update((sample.id, result) for sample, result in zip(batch, made, strict=True))
+            ready = []
+            while waiting and waiting[0].id in pictured:
+                ready.append(pictured.pop(waiting.popleft().id))
+            return ready
+
+        for _, drawn in drawn_together(self.pictures, planned, {*apart, *given_up}):
+            for batch in drawn:
+                yield Step(wanted(batch, given_up), partial(draw, batch))
 
 
 def text_steps(

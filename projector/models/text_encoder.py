@@ -103,6 +103,11 @@ class TextEncoder:
     def _tokenize(self, caption: str) -> tuple[list[int], list[int]] | SampleError:
         return templated(self.tokenizer, caption, self.max_tokens)
 
+    def rows(self, caption: str) -> int:
+        """Rows of a caption's conditioning; 0 where there is none."""
+        found = self._tokenize(caption)
+        return 0 if isinstance(found, SampleError) else len(found[0])
+
     def empty_prompt(self) -> torch.Tensor:
         """(T, D) conditioning of the empty prompt, which guidance steers away from."""
         encoding = self.encode([""])[0]

@@ -206,6 +206,7 @@ def dataset_settings(
         "least_held_out": LEAST_HELD_OUT,
         "seed": options.seed,
         "seed_scheme": "sha256(run seed:sample id)",
+        "batches": "by length",  # mates move a picture's last bits
         "prompts": {
             "source": prompts.name,
             "sha256": prompts.sha256,
