@@ -81,7 +81,7 @@ class InOneStage(ShardMaker):
 
 
 def batches(
-    maker: BatchMaker[PlannedSample, Any],
+    maker: BatchMaker[Any, Any],
     planned: Sequence[PlannedSample],
     apart: Collection[str],
     places: Sequence[Sequence[int]] | None = None,
