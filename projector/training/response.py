@@ -20,6 +20,7 @@ from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
 from projector.options import ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
+from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.worker import Trainer
 from projector.training.world import World
@@ -122,9 +123,7 @@ class ResponseTrainer(Trainer):
 
     def _error(self, batch: Batch, pairs: Tensor, step: int) -> Tensor:
         """Sum over pairs of the mean squared error of velocities, each at a step of its own."""
-        drawn = np.random.default_rng([self.options.seed, step]).integers(
-            self.model.steps, size=self.train_count
-        )
+        drawn = sampling_steps(self.train_count, self.model.steps, [self.options.seed, step])
         steps = torch.from_numpy(drawn)[pairs + self.mine.start]
         rows, exists = self.wrapped(batch.inputs, batch.input_mask)
         edited = self._composed(pairs, step)

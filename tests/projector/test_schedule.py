@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projector.training.schedule import NOBODY, epoch_order, held, learning_rate
+from projector.training.schedule import NOBODY, epoch_order, held, learning_rate, sampling_steps
 
 counts = st.integers(1, 200)
 sizes = st.integers(1, 50)
@@ -42,3 +42,12 @@ def test_warm_up_then_cosine():
     assert rates[-1] == pytest.approx(0, abs=1e-3)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert learning_rate(0, peak=1.0, warmup=0, total=1) == 1.0
+
+
+def test_steps_with_much_noise_are_drawn_more_often():
+    drawn = sampling_steps(80_000, 8, [3, 1])
+    shares = np.bincount(drawn, minlength=8) / len(drawn)
+    expected = np.diff(np.sqrt(np.arange(9) / 8))  # of the square of an even draw
+    assert np.abs(shares - expected).max() < 0.01
+    assert (drawn == sampling_steps(80_000, 8, [3, 1])).all()
+    assert set(sampling_steps(50, 1, [0])) == {0}
