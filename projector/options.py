@@ -102,9 +102,9 @@ class TrainOptions(BaseModel):
     """With objective `response`, the models that made the dataset; absent: those it names, where they can be found."""
     response_size: Annotated[int, Field(gt=0, multiple_of=16)] | None = None
     """Pixels of a picture's side under objective `response`; absent: the dataset's own, 512 for imported pictures."""
-    compose: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """With objective `response`, share of the pairs in a step that are learnt behind a prompt which changes some of
-    what their picture shows; those whose caption can be edited. 0: the picture alone."""
+    compose: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    """With objective `response`, share of the pairs that the second half of the steps learns behind a prompt which
+    changes some of what their picture shows; those whose caption can be edited. 0: the picture alone throughout."""
     arch: Arch = "linear"
     """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M)."""
     layer: Annotated[int, Field(lt=0)] = -8

@@ -139,8 +139,8 @@ class ResponseTrainer(Trainer):
         return total
 
     def _composed(self, pairs: Tensor, step: int) -> Tensor:
-        """(B,) bool: which pairs of a batch are learnt behind a prompt in this step."""
-        if self._train_edits is None:
+        """(B,) bool: which pairs of a batch are learnt behind a prompt in this step: none in the first half of all."""
+        if self._train_edits is None or step < self.total_steps // 2:
             return torch.zeros(len(pairs), dtype=torch.bool)
         drawn = np.random.default_rng([self.options.seed, step, 1]).random(self.train_count)
         chosen = torch.from_numpy(drawn)[pairs + self.mine.start] < self.options.compose

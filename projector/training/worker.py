@@ -127,6 +127,11 @@ class Trainer:
         return self.network if self.averaged is None else self.averaged
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.options.epochs * -(-self.train_count // min(self.options.batch_size, self.train_count))
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to do: all epochs are over, or too many went by without getting better."""
         progress, patience = self.progress, self.options.patience
@@ -223,7 +228,7 @@ class Trainer:
     def _step(self, pairs: Tensor, parts: Sequence[Tensor], batches: Iterator[Batch], step: int) -> Tensor:
         """One optimizer step; returns this worker's sum of errors, divided by the whole batch's positions."""
         options, world = self.options, self.world
-        total = options.epochs * -(-self.train_count // min(options.batch_size, self.train_count))
+        total = self.total_steps
         rate = learning_rate(
             step, peak=options.peak_learning_rate(self.width), warmup=options.warmup(total), total=total
         )

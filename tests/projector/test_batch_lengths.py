@@ -99,7 +99,7 @@ def test_mates_stay_the_same_where_a_suspect_is_made_alone(maker, planned, monke
 
 def test_pictures_that_are_read_elsewhere_come_in_plan_order(maker, planned, tiny_sources):
     staged = StagedMaker.load(tiny_sources.image, SETTINGS)
-    reader = PictureReader.load(tiny_sources.vl, SETTINGS, Residence())
+    reader = PictureReader.load(tiny_sources, SETTINGS, Residence())
     together = [step.run() for step in staged.steps(planned, (), {})]
     assert [len(part) for part in together] == [0, 1, 3, 1]
     made = make_sound(reader, [item for part in together for item in part])

@@ -296,6 +296,12 @@ def test_learning_behind_prompts_lowers_the_error_behind_them(scene_sources, tmp
     judge = ResponseTrainer(options(tmp_path / "judge", compose=0.5), World.join("cpu"), *scene_sources, None)
     wholes = {share: judge.validate(run.network) for share, run in runs.items()}
     assert wholes[0.7] < wholes[0.0]
+    everybody = torch.arange(TRAIN)
+    half = judge.total_steps // 2
+    assert not any(
+        judge._composed(everybody, step).any() for step in range(half)
+    )  # pictures alone come first
+    assert all(judge._composed(everybody, step).any() for step in range(half, judge.total_steps))
 
 
 def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):
