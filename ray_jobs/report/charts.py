@@ -43,12 +43,13 @@ STYLE: Any = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 11,
 }
-SIZE = (5.2, 3.1)  # inches; in a column of the page text then has about its size
+SIZE = (4.8, 2.9)  # inches; in a column of the page, and on a phone, text then has about its size
 LONGEST_LABEL = 32  # characters
 OUTLIER, COLLAPSED = 2.0, 0.5  # the std ratios beyond which eval.json counts a dimension
 BINS = 40
@@ -253,7 +254,7 @@ def heat_map(
             if not count:
                 look = {"facecolor": "none", "edgecolor": SERIES[-1], "hatch": "////", "linewidth": 0}
             axes.add_patch(Rectangle((x, y), 0.96, 0.94, **look))
-            axes.text(x + 0.48, y + 0.47, str(count) if count else "", ha="center", va="center", fontsize=9)
+            axes.text(x + 0.48, y + 0.47, str(count) if count else "", ha="center", va="center", fontsize=11)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(rows), 0)
         axes.set_xticks([x + 0.48 for x in range(len(columns))], _plain(columns), rotation=20, ha="right")
@@ -318,7 +319,7 @@ def _note(axes: Axes, text: str, x: float, y: float, width: int) -> None:
         xytext=(-7 if right else 7, 5),
         textcoords="offset points",
         ha="right" if right else "left",
-        fontsize=9,
+        fontsize=11,
         fontweight="bold",
     )
 
