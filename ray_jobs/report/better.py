@@ -1,6 +1,6 @@
 """Is a projector better than doing nothing, than ridge, than the graft? One list of methods over all evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -8,12 +8,17 @@ from markupsafe import Markup
 from ray_jobs.report.bars import difference_bar
 from ray_jobs.report.run_files import Training
 from ray_jobs.report.run_schema import Difference, Evaluation, Figures, Number
-from ray_jobs.report.tables import Cell, Table, number, ranked, word
+from ray_jobs.report.tables import Cell, Table, number, ranked
 
 PROJECTOR = "projector"
 # What decides: what pictures follow where it was measured, else the error of embeddings. Smaller is better.
 ERRORS = {"velocity_error": "velocity error", "mse_standardized": "standardised MSE"}
-KEPT = {"ridge": "ridge", "identity": "doing nothing", "no_input": "no picture", "vl_caption": "a written caption"}
+KEPT = {
+    "ridge": "ridge",
+    "identity": "doing nothing",
+    "no_input": "no picture",
+    "vl_caption": "a written caption",
+}
 LEVEL = 0.05
 MOST = 1.0  # of the baseline's error: bars end there
 
@@ -128,10 +133,17 @@ def better_table(evaluations: Mapping[str, Evaluation], trainings: Mapping[str, 
         columns = [number(entry.value, figures.intervals.get(error))]
         columns += [number(getattr(figures, other), figures.intervals.get(other))] if has_other else []
         columns += [number(figures.per_dim_correlation), number(figures.recall_at_1)]
-        rows.append([_named(entry, trainings), _difference(entry, scale), *columns])
+        rows.append([_named(entry, trainings), _difference(entry, entries, scale), *columns])
     best = next((entry.against.baseline for entry in ours if entry.against), "")
-    said = f"error less that of {KEPT.get(best, best)}" if best else "error less the best baseline's"
-    heads = ["method", said, ERRORS[error], *([ERRORS[other]] if has_other else []), "correlation", "recall@1"]
+    said = f"difference to {KEPT.get(best, best) or 'the best baseline'}"
+    heads = [
+        "method",
+        said,
+        ERRORS[error],
+        *([ERRORS[other]] if has_other else []),
+        "correlation",
+        "recall@1",
+    ]
     return Table("Projectors and baselines, smallest error first", heads, rows, marked=entries.index(ours[0]))
 
 
@@ -142,14 +154,19 @@ def _named(entry: Entry, trainings: Mapping[str, Training]) -> Cell:
     config = trainings[entry.place].config if entry.place in trainings else {}
     reader = "the graft" if config.get("reader") == "graft" else ""
     kind = f"projector of {reader}" if reader else "projector"
-    return Cell(entry.called, entry.called, f"{kind}, {'better' if entry.better else 'not shown to be better'}")
+    return Cell(
+        entry.called, entry.called, f"{kind}, {'better' if entry.better else 'not shown to be better'}"
+    )
 
 
-def _difference(entry: Entry, scale: float) -> Cell:
+def _difference(entry: Entry, entries: Sequence[Entry], scale: float) -> Cell:
     """The difference to the best baseline in percent, as text and bar."""
     shares = entry.relative
     if shares is None:
-        return Cell("–") if entry.ours or entry.against else Cell("the best baseline", "0")
+        is_best = any(
+            found.against and found.against.baseline == entry.method for found in entries if found.ours
+        )
+        return Cell("the best baseline", "0") if is_best and not entry.ours else Cell("–")
     value, low, high = shares
     bar: Markup = difference_bar(value, low, high, scale, good=entry.better)
     return Cell(percent(value), repr(value), f"{percent(low)} to {percent(high)}", bar)
@@ -158,8 +175,8 @@ def _difference(entry: Entry, scale: float) -> Cell:
 def percent(share: float) -> str:
     """A signed percentage of three digits at most."""
     value = 100 * share
-    digits = 0 if abs(value) >= 10 else 1
-    return f"{value:+.{digits}f}%".replace("-", "\N{MINUS SIGN}")
+    said = f"{value:+.{0 if abs(value) >= 10 else 1}f}%"
+    return "0%" if said in ("+0.0%", "-0.0%") else said.replace("-", "\N{MINUS SIGN}")
 
 
 def _order(entry: Entry) -> tuple[bool, float, str]:

@@ -112,8 +112,6 @@ def grids(storage: Storage, folder: str, comparison: Comparison, notes: list[str
     Returns:
         the first `CASES` ones.
     """
-    if len(comparison.cases) > CASES:
-        notes.append(f"{join(folder, 'pictures')}: {CASES} of {len(comparison.cases)} cases are shown")
     return [
         _grid(storage, folder, f"case {number}", case, best_way(comparison, alone=not case.prompt), notes)
         for number, case in enumerate(comparison.cases[:CASES], start=1)
@@ -132,9 +130,7 @@ def best_way(comparison: Comparison, *, alone: bool) -> str:
     return max(known, key=lambda way: sum(known[way]), default="")
 
 
-def _grid(
-    storage: Storage, folder: str, name: str, case: ComparedCase, way: str, notes: list[str]
-) -> Grid:
+def _grid(storage: Storage, folder: str, name: str, case: ComparedCase, way: str, notes: list[str]) -> Grid:
     files = {(picture.method, way_of(picture.mode, picture.value)): picture.file for picture in case.pictures}
     methods = sorted({method for method, _ in files}, key=_place_in_grid)
     columns = tuple(dict.fromkeys(way for _, way in files))

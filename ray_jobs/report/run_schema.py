@@ -227,6 +227,7 @@ class Summary(Record):
     """summary.json."""
 
     arch: str = ""
+    objective: str = ""
     parameters: Count | None = None
     train_pairs: Count | None = None
     best_epoch: Count | None = None

@@ -45,7 +45,7 @@ class Cell:
     text: str
     order: str = ""
     detail: str = ""
-    drawing: Markup = Markup()
+    drawing: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -226,11 +226,12 @@ def _score(score: Score | None) -> Cell:
 
 
 def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
-    """What each training reached, smallest validation loss first."""
+    """What each training reached, by what it learns, smallest validation loss first."""
     rows = [
         [
             word(name),
             word(summary.arch),
+            word(summary.objective),
             number(summary.parameters),
             number(summary.train_pairs),
             number(summary.best_val_loss),
@@ -241,12 +242,18 @@ def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
         ]
         for name, summary in sorted(
             ((name, training.summary) for name, training in trainings.items() if training.summary.arch),
-            key=lambda item: (item[1].best_val_loss is None, item[1].best_val_loss, item[0]),
+            key=lambda item: (
+                item[1].objective,
+                item[1].best_val_loss is None,
+                item[1].best_val_loss,
+                item[0],
+            ),
         )
     ]
     columns = [
         "training",
         "network",
+        "learns",
         "parameters",
         "pairs",
         "validation loss",
@@ -255,8 +262,8 @@ def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
         "seconds",
         "device",
     ]
-    title = "Trainings, smallest validation loss first (on val pairs, which chose penalty and epoch)"
-    return Table(title, columns, rows, marked=0) if rows else None
+    title = "Trainings (losses on val pairs, which chose penalty and epoch; those of one kind of learning compare)"
+    return Table(title, columns, rows) if rows else None
 
 
 def restoration_table(trainings: Mapping[str, Training]) -> Table | None:

@@ -37,9 +37,8 @@ def made_by(run: Run) -> list[Line]:
     if any(map(are_miniature, told)):
         return [
             Line(
-                "The models of this run are miniatures that draw and read simple scenes: every step is the real one, its "
-                "figures are those of a toy world.",
-                warns=True,
+                "The models of this run are miniatures that draw and read simple scenes: every step is the real one, "
+                "its figures are those of a toy world."
             )
         ]
     return []
@@ -58,7 +57,7 @@ def verdict(run: Run) -> list[Line]:
     lines = [*made_by(run), _standing(ours, bool(run.evaluations))]
     lines += [
         Line(
-            f"{place if name == PROJECTOR else f'{place}/{name}'} only copies its prompt. {_sentence(swap.sentence)}",
+            f"{place if name == PROJECTOR else f'{place}/{name}'} only copies its prompt. {sentence(swap.sentence)}",
             warns=True,
         )
         for place, evaluation in run.evaluations.items()
@@ -68,7 +67,7 @@ def verdict(run: Run) -> list[Line]:
     for place, comparison in run.comparisons.items():
         if said := standings(comparison):
             lines.append(Line(f"In pictures ({place or run.name}): {said[0]}", warns=not _shown(comparison)))
-    lines += [Line(_sentence(ladder.verdict)) for ladder in run.ladders.values() if ladder.verdict]
+    lines += [Line(sentence(ladder.verdict)) for ladder in run.ladders.values() if ladder.verdict]
     return lines
 
 
@@ -88,13 +87,16 @@ def _reached(comparison: Comparison, mode: str, value: str) -> str:
 
 
 def _lead(lead: Lead) -> str:
-    """The paired differences to the best of the others, and whether they are shown."""
+    """The paired differences to the best of the others, and whether the first of them is shown."""
     told = [
         f"{name} {short(score.mean, 2)} (95% {short(score.low, 2)} to {short(score.high, 2)})"
         for name in JUDGED
         if (score := getattr(lead, name)) is not None
     ]
-    return f"above {lead.baseline}, the best of the others, by {', '.join(told)}"
+    first = lead.fidelity or lead.adherence
+    shown = first is not None and first.low is not None and first.low > 0
+    word = "above" if shown else "not shown to be above"
+    return f"{word} {lead.baseline}, the best of the others: by {', '.join(told)}"
 
 
 def _shown(comparison: Comparison) -> bool:
@@ -112,21 +114,27 @@ def _standing(ours: list[Entry], measured: bool) -> Line:
     on = f"on {best.evaluation.pairs:,} {best.evaluation.split} pairs"
     has = f"{ERRORS[best.error]} {short(best.value)}"
     if (against := best.against) is None:
-        return Line(f"{best.called} has {has} {on}; it was not compared with a baseline pair by pair.", warns=True)
+        return Line(
+            f"{best.called} has {has} {on}; it was not compared with a baseline pair by pair.", warns=True
+        )
     baseline = KEPT.get(against.baseline, against.baseline)
     if (shares := best.relative) is None:
-        return Line(f"{best.called} has {has} {on}: too few to say whether it is better than {baseline}.", warns=True)
+        return Line(
+            f"{best.called} has {has} {on}: too few to say whether it is better than {baseline}.", warns=True
+        )
     apart, low, high = map(percent, shares)
     if best.better:
-        return Line(f"{best.called} is better than the best baseline, {baseline}: {has}, {apart} (95% {low} to {high}), {on}.")
+        return Line(
+            f"{best.called} is better than the best baseline, {baseline}: {has}, {apart} (95% {low} to {high}), {on}."
+        )
     return Line(
-        f"No projector is shown to be better than the best baseline, {baseline}. The best one, {best.called}, has {has}, "
-        f"{apart} (95% {low} to {high}), {on}.",
+        f"No projector is shown to be better than the best baseline, {baseline}. The best one, {best.called}, has "
+        f"{has}, {apart} (95% {low} to {high}), {on}.",
         warns=True,
     )
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Capitalised, with a full stop."""
     text = text.strip()
     if not text:
