@@ -2,7 +2,7 @@
 
 Captions of one picture rise and fall together, so whole groups are drawn anew, not pairs. The interval is studentised,
 with equal tails (Davison and Hinkley 1997, section 5.2): means of skewed values are themselves skewed, and with 30
-pairs the plain percentile interval that says 95% covers 84 to 93%, this one 91 to 96% (gamma and lognormal values).
+pairs the plain percentile interval that says 95% covers 87 to 93%, this one 91 to 95% (gamma and lognormal values).
 
 G groups, R replicates.
 """
