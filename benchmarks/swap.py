@@ -38,6 +38,7 @@ def caption_swap(bench: Bench, options_of: Callable[[Arch], TrainOptions]) -> di
     pairs = list(bench.world.source(bench.test, first=bench.count, text_mode="caption", tokens="all"))
     mean, std = bench.reference.targets.mean, bench.reference.target_std
     texts = np.array([(pair.text.double().mean(0).numpy() - mean) / std for pair in pairs])
+    names = [pair.group for pair in pairs]
     other = np.roll(np.arange(len(pairs)), 1)
 
     def tokens_of(index: int, caption: int, kept: str) -> Tensor:
@@ -63,8 +64,8 @@ def caption_swap(bench: Bench, options_of: Callable[[Arch], TrainOptions]) -> di
                     for captions in (np.arange(len(pairs)), other)
                 )
                 found[f"{arch}: trained on {case[1]} ({case[0]}), used with {kept}"] = {
-                    "own": float(retrieval(own, texts)[0].mean()),
-                    "swapped_own": float(retrieval(swapped, texts)[0].mean()),
-                    "swapped_copy": float(retrieval(swapped, texts[other])[0].mean()),
+                    "own": float(retrieval(own, texts, names)[0].mean()),
+                    "swapped_own": float(retrieval(swapped, texts, names)[0].mean()),
+                    "swapped_copy": float(retrieval(swapped, texts[other], names)[0].mean()),
                 }
     return found

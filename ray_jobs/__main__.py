@@ -182,7 +182,14 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
     job = JOBS[invocation.job].load()
-    return int(job(*map(with_lasting_paths, invocation.options.values())))
+    options = [with_lasting_paths(each) for each in invocation.options.values()]
+    code = int(job(*options))
+    if code == 0 and len(options) == 1:
+        from ray_jobs.jobs.next_command import next_command  # as late as the job itself: it imports as much
+
+        if command := next_command(options[0]):
+            print(f"next: {command}", flush=True)
+    return code
 
 
 def console() -> None:

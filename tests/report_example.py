@@ -17,6 +17,7 @@ from tests_support import SETTINGS, commit_shard
 WIDTH = 400  # dimensions; enough for 396
 HOSTILE = '<script>alert("x")</script>--></style>$\\frac{ _'
 BASELINES = {"no_input": 1.0, "identity": 7.9, "global_scale": 1.49, "per_dim_norm": 1.2, "ridge": 0.31}
+BEST = "ridge"
 SCORES = ("adherence", "fidelity", "blockiness")
 
 
@@ -48,18 +49,26 @@ def figures(error: float, *, scale: float = 1.0) -> dict[str, Any]:
     }
 
 
-def evaluation(error: float = 0.26, *, copies: bool = False) -> dict[str, Any]:
-    """The content of eval.json."""
+def evaluation(error: float = 0.26, *, copies: bool = False, doubt: float = 0.07) -> dict[str, Any]:
+    """The content of eval.json; differences to the best baseline are known as well as `doubt` says."""
     random = np.random.default_rng(0)
     before = random.lognormal(0, 0.7, WIDTH)
     before[[4, 396]] = 9.0, 43.0
     methods = {name: figures(value) for name, value in BASELINES.items()} | {
         "projector": figures(error, scale=0.05)
     }
-    methods["projector"]["differences"] = {
-        name: {"difference": error - value, "interval": [error - value - 0.07, error - value + 0.07]}
-        for name, value in BASELINES.items()
-    }
+    for name, value in {**BASELINES, "projector": error}.items():
+        if name != BEST:
+            difference = value - BASELINES[BEST]
+            methods[name]["against"] = {
+                "mse_standardized": {
+                    "baseline": BEST,
+                    "difference": difference,
+                    "interval": [difference - doubt, difference + doubt],
+                    "p": 0.2 if abs(difference) < doubt else 0.001,
+                    "better": difference < -doubt,
+                }
+            }
     profile = {
         "identity": {"std_ratio": before.tolist(), "correlation": random.normal(0, 0.15, WIDTH).tolist()},
         "projector": {
@@ -84,6 +93,8 @@ def evaluation(error: float = 0.26, *, copies: bool = False) -> dict[str, Any]:
             "projector": {
                 "pairs": 200,
                 **swap,
+                "takes_own": 0.4,
+                "takes_other": 0.1,
                 "chance": 0.005,
                 "intervals": ends,
                 "copies": copies,
@@ -160,7 +171,7 @@ def write_training(folder: Path, *, epochs: int = 12, floor: float = 0.26) -> No
         for s in (0.0, 0.5, 1.0)
     ]
     summary = {"arch": "mlp", "parameters": 21_000_000, "train_pairs": 1800, "best_val_loss": floor}
-    recommendation = "mlp beats ridge on validation"
+    recommendation = "mlp has 16% less validation loss than ridge"
     (folder / "summary.json").write_text(
         json.dumps({**summary, "restoration": restoration, "recommendation": recommendation})
     )

@@ -22,15 +22,13 @@ from torch.nn import functional as F
 
 from projector.comparison.attributes import attribute_scores
 from projector.comparison.blockiness import blockiness
+from projector.evaluation.intervals import t_quantile
 from projector.models.resolve import ModelSource, cache_folder, check_complete, file_hashes, locate, read_json
 from shards.errors import UsageError
 
 DEFAULT_SCORER = "google/siglip2-base-patch16-224"
 TINY_SCORER = "tiny"
 SIGLIP_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
-# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom; a series in 1/n is exact enough beyond.
-T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-Z_QUANTILE = 1.959964  # of the normal distribution
 
 Scorer = Callable[[Image.Image, str], float]
 
@@ -225,14 +223,5 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "low": mean, "high": mean}
-    half = _t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def _t_quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t; the series is Abramowitz and Stegun's 26.7.5."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = Z_QUANTILE
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2

@@ -19,7 +19,7 @@ from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
 from shards.errors import UsageError
 from shards.format.commit import Commit
-from shards.format.sample import KIND_CAPTION, KIND_IMAGE, Array, Sample
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE, Array, Sample, group_of
 from shards.stores.local import open_storage
 
 Item = TypeVar("Item")
@@ -49,8 +49,11 @@ class Pair:
     """(T, D) Qwen3-4B hidden states of the caption's tokens, any float dtype."""
     weight: float = 1.0
     """What it counts beside other pairs."""
+    group: str = ""
+    """What it shares with other captions of its picture; its key where nothing else is given."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "group", self.group or self.key)
         if self.vl.dim() != 2 or self.text.dim() != 2 or self.vl.shape[1] != self.text.shape[1]:
             raise UsageError(
                 f"pair {self.key}: VL side {tuple(self.vl.shape)} and text side "
@@ -393,7 +396,12 @@ class ShardReader:
         if self.template is None:
             keep = np.full(len(kind), True) if self.tokens == "all" else np.isin(kind, KINDS[self.tokens])
             return Pair(
-                sample.key, bfloat16_tensor(vl[keep]), torch.from_numpy(kind[keep]), _whole(text), self.weight
+                sample.key,
+                bfloat16_tensor(vl[keep]),
+                torch.from_numpy(kind[keep]),
+                _whole(text),
+                self.weight,
+                group_of(sample),
             )
         keep = np.isin(kind, KINDS[self.tokens])
         kept, caption = bfloat16_tensor(vl[keep]), bfloat16_tensor(text[tensors["text.kind"] == KIND_CAPTION])
@@ -404,6 +412,7 @@ class ShardReader:
             torch.from_numpy(kind[keep])[ordinary],
             caption[token_rms(caption) <= self.template.text_limit],
             self.weight,
+            group_of(sample),
         )
 
 

@@ -11,19 +11,19 @@ compare all predicted tokens with all caption tokens.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from projector.data.align import Alignment
 from projector.data.pairs import Pair, PairSource
 from projector.evaluation.baselines import Method, TrainStatistics, ridge_baseline
 from projector.evaluation.distances import random_directions
-from projector.evaluation.metrics import INTERVAL, Metrics, Standard
-from projector.evaluation.moments import REPLICATES, Float64
+from projector.evaluation.intervals import GroupSums, against_best
+from projector.evaluation.metrics import Metrics, Standard
+from projector.evaluation.moments import REPLICATES
 from projector.network.projector import Projector
 from projector.options import GRAFT, EvaluateOptions, Tokens
 from shards.errors import UsageError
@@ -51,6 +51,8 @@ class Contest:
     """Which prediction answers for which target."""
     kinds: tuple[Tokens, ...]
     """Kinds of VL tokens that are measured apart."""
+    projectors: tuple[str, ...] = ()
+    """The methods that are projectors, which may be better than the best baseline."""
 
     @classmethod
     def between(
@@ -84,7 +86,7 @@ class Contest:
         }
         directions = random_directions(train_pairs.width, options.directions, options.seed)
         standard = Standard(reference.targets.mean, reference.target_std, directions)
-        return cls(methods, standard, alignment, SPLIT_KINDS[train_pairs.tokens])
+        return cls(methods, standard, alignment, SPLIT_KINDS[train_pairs.tokens], tuple(projectors))
 
     def measure(
         self,
@@ -123,7 +125,7 @@ class Contest:
                     self._take_in(alone, self._made(alone), parts[kind], 0)
             if on_progress:
                 on_progress(done)
-        return Measured(whole, parts, self.kinds)
+        return Measured(whole, parts, self.kinds, self.projectors)
 
     def _made(self, pair: Pair) -> dict[str, tuple[Tensor, bool]]:
         """What every method makes of a pair's VL tokens, and whether that keeps their positions."""
@@ -142,7 +144,9 @@ class Contest:
         text = pair.text.double()
         content = self.alignment.bring(text, positions)
         means = self.alignment.compares_means
-        target = self.standard.target(pair.key, content, text if means else content, replicates)
+        target = self.standard.target(
+            pair.key, content, text if means else content, replicates, group=pair.group
+        )
         for name, (output, keeps_positions) in made.items():
             tokens = output.double().cpu()
             predicted = self.alignment.bring(tokens, positions, own_positions=keeps_positions)
@@ -168,6 +172,8 @@ class Measured:
     """On those of one kind alone, by kind and method; empty where there is one kind."""
     kinds: tuple[Tokens, ...]
     """Kinds of VL tokens."""
+    projectors: tuple[str, ...] = ()
+    """The methods that are projectors."""
 
     def merge(self, other: "Measured") -> None:
         """Take in what another worker measured on other pairs."""
@@ -188,10 +194,7 @@ class Measured:
             }
             result["by_kind"] = by_kind or {self.kinds[0]: dict(result)}
         errors = {name: metrics.errors() for name, metrics in self.whole.items()}
-        for name, result in methods.items():
-            result["differences"] = {
-                other: _difference(errors[name], errors[other]) for other in methods if other != name
-            }
+        put_differences(methods, SMALLER_IS_BETTER, errors, self.projectors)
         ranking = sorted(methods, key=lambda name: float(methods[name][SMALLER_IS_BETTER]))
         profiled = {name: self.whole[name].profile() for name in PROFILED if name in self.whole}
         return {
@@ -207,12 +210,15 @@ class Measured:
         }
 
 
-def _difference(one: Float64, other: Float64) -> dict[str, Any]:
-    """By how much one method's standardised error is above another's, and between what in resamples of the pairs."""
-    found = one - other
-    replicates = found[1:][~np.isnan(found[1:])]
-    interval = {"interval": np.percentile(replicates, INTERVAL).tolist()} if len(replicates) else {}
-    return {"difference": float(found[0]), **interval}
+def put_differences(
+    methods: Mapping[str, dict[str, Any]],
+    figure: str,
+    errors: Mapping[str, GroupSums],
+    projectors: Collection[str],
+) -> None:
+    """Write each method's difference to the best baseline beside its figures, as `against` and the figure's name."""
+    for name, difference in against_best(errors, projectors).items():
+        methods[name].setdefault("against", {})[figure] = difference
 
 
 def _short(values: Any) -> list[float | None]:

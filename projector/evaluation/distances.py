@@ -3,6 +3,7 @@
 N samples, D hidden, K directions, R weightings.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ CANDIDATES_AT_A_TIME = 1024
 QUANTILES = 512  # at which weighted clouds are compared
 
 
-def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5)) -> Float64:
+def retrieval(
+    queries: Float64, gallery: Float64, groups: Sequence[str], ranks: tuple[int, ...] = (1, 5)
+) -> Float64:
     """Whether each query finds its own among all, by cosine similarity; ties count as half.
 
     A candidate exactly as similar as the own one counts as half a candidate before it. With a naive ">" a
@@ -23,6 +26,7 @@ def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5
     Args:
         queries: (N, D) predicted means, standardised.
         gallery: (N, D) target means, standardised; row i is query i's own.
+        groups: of each row; other captions of the same picture are no candidates, since they are not wrong.
         ranks: k of each recall@k.
 
     Returns:
@@ -30,13 +34,16 @@ def retrieval(queries: Float64, gallery: Float64, ranks: tuple[int, ...] = (1, 5
     """
     x, y = (_unit(rows) for rows in (queries, gallery))
     own = np.einsum("nd,nd->n", x, y)
+    of_group = np.unique(list(groups), return_inverse=True)[1]
     better, equal = np.zeros(len(x)), np.zeros(len(x))
     for first in range(0, len(y), CANDIDATES_AT_A_TIME):
-        similarity = x @ y[first : first + CANDIDATES_AT_A_TIME].T
+        some = slice(first, first + CANDIDATES_AT_A_TIME)
+        similarity = x @ y[some].T
         near = np.abs(similarity - own[:, None]) <= 1e-9
-        better += ((similarity > own[:, None]) & ~near).sum(1)
-        equal += near.sum(1)
-    rank = 1 + better + (equal - 1) / 2  # the own one is among the equal
+        other = of_group[:, None] != of_group[some]
+        better += ((similarity > own[:, None]) & ~near & other).sum(1)
+        equal += (near & other).sum(1)
+    rank = 1 + better + equal / 2
     return np.stack([(rank <= k).astype(np.float64) for k in ranks])
 
 

@@ -8,7 +8,8 @@ import torch
 from projector.data.align import Alignment
 from projector.data.pairs import PairSource, load_pairs
 from projector.evaluation.caption_swap import caption_swap
-from projector.evaluation.contest import Contest, Measured
+from projector.evaluation.contest import Contest, Measured, put_differences
+from projector.evaluation.intervals import resampled
 from projector.evaluation.velocity_error import conditioned_by, velocity_errors
 from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.resolve import OWN_MODELS, ModelSource, locate
@@ -19,6 +20,7 @@ from shards.dataset.dataset import Dataset
 from shards.errors import UsageError
 from shards.stores.local import open_storage
 
+VELOCITY = "velocity_error"
 MAIN = "projector"  # what evaluate.checkpoint is called in the result
 # Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
 JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}
@@ -69,8 +71,12 @@ def evaluate(
     result = measured.result()
     if image_model is not None and pairs.conditionings is not None and pairs.template is not None:
         conditioned = conditioned_by(contest.methods, projectors, pairs)
-        for name, error in velocity_errors(conditioned, pairs, image_model, grafted=grafted).items():
-            result["methods"][name]["velocity_error"] = error
+        errors = velocity_errors(conditioned, pairs, image_model, grafted=grafted)
+        put_differences(result["methods"], VELOCITY, errors, projectors)
+        for name, found in resampled(errors).items():
+            result["methods"][name].setdefault("intervals", {})[VELOCITY] = found.interval()
+        for name, error in errors.items():
+            result["methods"][name][VELOCITY] = error.value
     return {
         "split": options.split,
         "pairs": len(pairs),

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 
 EXPONENTS = np.geomspace(0.02, 3.0, 400)
+LEAST_POINTS = 4
 DRAWS = 400  # of the parametric bootstrap
 LEAST_NOISE = (
-    1e-4  # of a loss, relative: seeds that agree to the last digit still say little of the next number
+    1e-4  # of a loss, relative: draws that agree to the last digit still say little of the next number
 )
 
 
@@ -50,26 +51,29 @@ class PowerLaw:
         return float(_curve(parameters, np.array([pairs], dtype=np.float64))[0])
 
 
-def fit_curve(losses: Mapping[int, Sequence[float]], *, seed: int = 0) -> PowerLaw:
+def fit_curve(losses: Mapping[int, Sequence[float]], *, seed: int = 0) -> PowerLaw | None:
     """Fit a power law with a floor by weighted least squares.
 
     The exponent is searched on a grid; floor and scale, neither of them negative, follow from it in closed form.
-    Intervals are a parametric bootstrap: losses drawn anew around the fitted curve with the spread of the seeds,
+    Intervals are a parametric bootstrap: losses drawn anew around the fitted curve with the spread of the draws,
     or of the points around the curve where that is larger.
 
     Args:
-        losses: by number of pairs, one for each seed; at least three numbers of pairs.
+        losses: by number of pairs, one for each draw of so many pairs: draws of the same pairs would hide their luck.
         seed: of the bootstrap.
 
     Returns:
-        the curve.
+        the curve; None where it is not known: with fewer than four numbers of pairs, through any three of which some
+        curve goes exactly, or where no number has two draws.
 
     Raises:
-        ValueError: fewer than three numbers of pairs, or a loss that is not finite.
+        ValueError: a number of pairs below one, or a loss that is not finite.
     """
     pairs = np.array(sorted(losses), dtype=np.float64)
-    if len(pairs) < 3 or pairs[0] < 1:
-        raise ValueError(f"a curve needs at least three numbers of pairs, not {sorted(losses)}")
+    if len(pairs) and pairs[0] < 1:
+        raise ValueError(f"numbers of pairs are at least 1, not {sorted(losses)}")
+    if len(pairs) < LEAST_POINTS or max(map(len, losses.values())) < 2:
+        return None
     means = np.array([np.mean(losses[int(n)]) for n in pairs])
     if not np.isfinite(means).all():
         raise ValueError(f"losses are not finite: {means.tolist()}")
@@ -125,15 +129,10 @@ def _gain(parameters: Doubles, pairs: float) -> float:
 def _noise(
     losses: Mapping[int, Sequence[float]], pairs: Doubles, means: Doubles, fitted: Doubles, counts: Doubles
 ) -> float:
-    """Standard deviation of one loss: of the seeds around their mean, or of the means around the curve if larger."""
+    """Standard deviation of one loss: of the draws around their mean, or of the means around the curve if larger."""
     within = sum(
         float(np.sum((np.asarray(losses[int(n)]) - m) ** 2)) for n, m in zip(pairs, means, strict=True)
     )
-    freedom = float(counts.sum()) - len(pairs)
-    seeds = (within / freedom) ** 0.5 if freedom > 0 else 0.0
-    around = (
-        float(np.sum(counts * (means - fitted) ** 2) / max(1, len(pairs) - 3)) ** 0.5
-        if len(pairs) > 3
-        else 0.0
-    )
-    return max(seeds, around, LEAST_NOISE * float(means.mean()))
+    draws = float(np.sqrt(within / (counts.sum() - len(pairs))))
+    around = float(np.sqrt(np.sum(counts * (means - fitted) ** 2) / (len(pairs) - 3)))
+    return max(draws, around, LEAST_NOISE * float(means.mean()))

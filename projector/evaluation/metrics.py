@@ -2,8 +2,9 @@
 
 n rows (tokens or means), D hidden, K directions, R weightings.
 
-Nothing here grows with the number of pairs. Two figures need samples rather than sums, retrieval and the
-Wasserstein distance: they keep a bounded number of pairs, the same ones whatever the order or the workers.
+Of each group of pairs two numbers are kept, its squared error and its rows; nothing else grows with the number of
+pairs. Two figures need samples rather than sums, retrieval and the Wasserstein distance: they keep a bounded number
+of pairs, the same ones whatever the order or the workers.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from projector.evaluation.distances import retrieval, sliced_wasserstein, weighted_wasserstein
+from projector.evaluation.intervals import GroupSums, percentiles, resampled
 from projector.evaluation.moments import (
     REPLICATES,
     Float64,
@@ -36,7 +38,6 @@ DIRECTIONS_OF_REPLICATES = 16  # of the Wasserstein distance: its interval needs
 NAMED_DIMENSIONS = (4, 396)  # the published outliers
 WORST = 10
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-INTERVAL = (2.5, 97.5)  # percentiles of the replicates
 
 
 def rms_norm(rows: Tensor) -> Tensor:
@@ -64,11 +65,14 @@ class Standard:
         chosen = tokens[np.unique(np.linspace(0, len(tokens) - 1, TOKENS_PER_PAIR).round().astype(int))]
         return (self.standardised(chosen) @ self.directions).astype(np.float32)
 
-    def target(self, key: str, content: Tensor, tokens: Tensor, replicates: int = REPLICATES) -> "Target":
+    def target(
+        self, key: str, content: Tensor, tokens: Tensor, replicates: int = REPLICATES, *, group: str = ""
+    ) -> "Target":
         """A pair's caption side, measured once for all methods.
 
         Args:
-            key: of the pair; decides its weights in the replicates.
+            key: of the pair.
+            group: of the pair; decides its weights in the replicates. Empty: a group of its own.
             content: (L, D) the rows that predictions answer for, raw.
             tokens: (Q, D) the caption's tokens, for how they are distributed.
             replicates: of the bootstrap.
@@ -78,7 +82,8 @@ class Standard:
         shifted = everything - self.mean
         return Target(
             key=key,
-            weights=bootstrap_weights(key, replicates),
+            group=group or key,
+            weights=bootstrap_weights(group or key, replicates),
             content=rows,
             normed=rms_norm(rows),
             tokens=len(everything),
@@ -93,6 +98,8 @@ class Target:
     """What figures need of a pair's caption side; made by `Standard.target`."""
 
     key: str
+    group: str
+    """What is drawn anew together."""
     weights: Float64
     """(R,) what the pair counts in the figure itself and in each replicate."""
     content: Tensor
@@ -139,6 +146,7 @@ class Metrics:
         self._tokens = WeightedSums((4, width), weightings)
         self._scalars = WeightedSums((5,), weightings)
         self._kept: dict[str, _Kept] = {}
+        self._errors: dict[str, Float64] = {}
 
     def update(self, target: Target, predicted: Tensor, tokens: Tensor) -> None:
         """Take in one pair.
@@ -150,6 +158,8 @@ class Metrics:
         """
         x, y = predicted.double(), target.content
         normed = rms_norm(x)
+        error = (((x - y).numpy() / self.standard.std) ** 2).mean(1).sum()
+        self._add_error(target.group, np.array([error, len(x)]))
         everything = tokens.double().numpy()
         shifted = everything - self.standard.mean
         weights = target.weights
@@ -169,8 +179,13 @@ class Metrics:
         if len(self._kept) > KEPT_PAIRS:
             del self._kept[max(self._kept, key=_lot)]
 
+    def _add_error(self, group: str, error: Float64) -> None:
+        self._errors[group] = self._errors.get(group, 0.0) + error
+
     def merge(self, other: "Metrics") -> None:
         """Take in what another worker has measured of the same method."""
+        for group, error in other._errors.items():
+            self._add_error(group, error)
         for name in ("_content", "_normed", "_tokens", "_scalars"):
             getattr(self, name).merge(getattr(other, name))
         for key, kept in other._kept.items():
@@ -190,33 +205,30 @@ class Metrics:
             "r2": content.r2,
         }
 
-    def errors(self) -> Float64:
-        """(1 + replicates,) standardised error on all pairs, then in each replicate; NaN in one without pairs.
-
-        All methods meet the same pairs in the same replicate, so that their differences are paired.
-        """
-        counts, sums = self._scalars.total[:, 0], self._content.total
-        return np.array(
-            [
-                (Moments(count, of).squared_error / self.standard.std**2).mean() if count else np.nan
-                for count, of in zip(counts, sums, strict=True)
-            ]
-        )
+    def errors(self) -> GroupSums:
+        """Standardised squared error and rows of each group; all methods meet the same groups."""
+        return GroupSums.of(self._errors)
 
     def result(self) -> dict[str, Any]:
         """The figures under the names of eval.json, their intervals, and the dimensions that stand out."""
         sums = [self._of_sums(weighting) for weighting in range(len(self._scalars.total))]
-        figures, intervals = sums[0], {}
+        figures, replicates = sums[0], {}
         for name in figures:
-            seen = [found[name] for found in sums[1:] if found]
-            if seen:
-                intervals[name] = np.percentile(np.array(seen), INTERVAL, axis=0).tolist()
-        for name, (figure, replicates) in self._of_kept().items():
-            figures[name] = figure
-            if len(replicates):
-                intervals[name] = np.percentile(replicates, INTERVAL).tolist()
-        intervals.pop("std_ratio_range", None)  # the most extreme of a resample says little of the extremes
-        return {**figures, **({"intervals": intervals} if intervals else {}), **self._standing_out()}
+            replicates[name] = np.array([found[name] for found in sums[1:] if found])
+        del replicates["std_ratio_range"]  # the most extreme of a resample says little of the extremes
+        for name, (figure, seen) in self._of_kept().items():
+            figures[name], replicates[name] = figure, seen
+        return {**figures, **self._intervals(replicates), **self._standing_out()}
+
+    def _intervals(self, replicates: dict[str, Float64]) -> dict[str, Any]:
+        """By figure the 95% interval over groups; nothing where there are too few of them, or no replicates."""
+        errors = resampled({"mse_standardized": self.errors()})
+        if not errors or not len(next(iter(replicates.values()))):
+            return {}
+        ends = percentiles(len(self._errors))
+        found = {name: np.percentile(seen, ends).tolist() for name, seen in replicates.items()}
+        found |= {name: each.interval() for name, each in errors.items()}
+        return {"intervals": found}
 
     def _of_sums(self, weighting: int) -> dict[str, Any]:
         """The figures that sums give under a weighting; nothing where no pair counts in it."""
@@ -253,13 +265,14 @@ class Metrics:
         kept = [self._kept[key] for key in sorted(self._kept)]
         weights = np.array([pair.target.weights for pair in kept]).T
         counting = weights[1:][weights[1:].any(1)]
+        groups = [pair.target.group for pair in kept]
         queries, gallery = (
             np.array(side, dtype=np.float64)
             for side in ([pair.query for pair in kept], [pair.target.gallery for pair in kept])
         )
         found = {
             f"recall_at_{rank}": (float(hits.mean()), counting @ hits / counting.sum(1))
-            for rank, hits in zip((1, 5), retrieval(queries, gallery), strict=True)
+            for rank, hits in zip((1, 5), retrieval(queries, gallery, groups), strict=True)
         }
         clouds = [[pair.slices for pair in kept], [pair.target.slices for pair in kept]]
         x, y = (np.concatenate(cloud) for cloud in clouds)

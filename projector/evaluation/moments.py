@@ -3,8 +3,8 @@
 D hidden, R weightings, F fields.
 
 The first weighting counts every pair once and gives the figure itself. The others are a Poisson bootstrap
-(Chamandy, Muralidharan, Najmi and Naidu 2012): each replicate counts a pair Poisson(1) times, drawn from the
-pair's key. No worker needs to know how many pairs there are, and the order of the pairs does not matter.
+(Chamandy, Muralidharan, Najmi and Naidu 2012): each replicate counts a group of pairs Poisson(1) times, drawn from its
+name. No worker needs to know how many pairs there are, and their order does not matter.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ PAIRS_AT_A_TIME = 32  # added up in one product
 STILL = 1e-12  # of the mean square about the origin: a variance below that is rounding
 
 
-def bootstrap_weights(key: str, replicates: int = REPLICATES) -> Float64:
-    """(1 + replicates,): how often a pair counts in the figure itself (once) and in each replicate."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+def bootstrap_weights(group: str, replicates: int = REPLICATES) -> Float64:
+    """(1 + replicates,): how often a group's pairs count in the figure itself (once) and in each replicate."""
+    seed = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
     return np.concatenate([[1.0], np.random.default_rng(seed).poisson(1.0, replicates)])
 
 

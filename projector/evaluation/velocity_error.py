@@ -13,6 +13,7 @@ from torch import Tensor
 
 from projector.data.pairs import PairSource
 from projector.evaluation.baselines import Method
+from projector.evaluation.intervals import GroupSums
 from projector.models.frozen_transformer import FrozenTransformer
 from projector.network.projector import Projector
 from projector.options import GRAFT
@@ -53,8 +54,8 @@ def velocity_errors(
     model: FrozenTransformer,
     *,
     grafted: PairSource | None = None,
-) -> dict[str, float]:
-    """Squared velocity error over squared velocity, by method, on the first PAIRS pairs.
+) -> dict[str, GroupSums]:
+    """Squared velocity error and squared velocity of each group, by method, on the first PAIRS pairs.
 
     Args:
         conditioned: of `conditioned_by`.
@@ -63,16 +64,25 @@ def velocity_errors(
         grafted: the same pairs as the graft read them.
 
     Returns:
-        0 where the model answers as to the text, about 1 and more where it answers to nothing of it.
+        their ratio is 0 where the model answers as to the text, about 1 and more where it answers to nothing of it.
     """
     assert pairs.conditionings is not None
     count = min(PAIRS, len(pairs))
     paths = Trajectories(model, pairs.conditionings(0, count), count)
-    tokens = [pair.vl.float() for pair in pairs.read(0, count)]
-    wholes = {name: [condition(vl).float() for vl in tokens] for name, condition in conditioned.items()}
+    judged = list(pairs.read(0, count))
+    wholes = {
+        name: [condition(pair.vl.float()).float() for pair in judged]
+        for name, condition in conditioned.items()
+    }
     if grafted is not None:
         wholes[GRAFT] = [_between(pairs, pair.vl) for pair in grafted.read(0, count)]
-    return {name: velocity_error(of_method, paths, model) for name, of_method in wholes.items()}
+    found = {}
+    for name, of_method in wholes.items():
+        by_group: dict[str, Tensor] = {}
+        for pair, sum_of in zip(judged, velocity_sums(of_method, paths, model), strict=True):
+            by_group[pair.group] = by_group.get(pair.group, 0.0) + sum_of
+        found[name] = GroupSums.of({group: both.tolist() for group, both in by_group.items()})
+    return found
 
 
 def _between(pairs: PairSource, rows: Tensor) -> Tensor:
@@ -81,16 +91,22 @@ def _between(pairs: PairSource, rows: Tensor) -> Tensor:
     return torch.cat([pairs.template.prefix, rows.float().cpu(), pairs.template.suffix])
 
 
-@torch.no_grad()
 def velocity_error(wholes: Sequence[Tensor], paths: Trajectories, model: FrozenTransformer) -> float:
-    """Squared velocity error over squared velocity of some pairs together.
+    """Squared velocity error over squared velocity of some pairs together; arguments as of `velocity_sums`."""
+    error, power = velocity_sums(wholes, paths, model).sum(0).tolist()
+    return float(error / power)
+
+
+@torch.no_grad()
+def velocity_sums(wholes: Sequence[Tensor], paths: Trajectories, model: FrozenTransformer) -> Tensor:
+    """(pairs, 2) float64: squared velocity error and squared velocity of each pair.
 
     Args:
         wholes: a conditioning (R, D) for each pair.
         paths: what the model did under the pairs' own text.
         model: the same.
     """
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(len(wholes), 2, dtype=torch.float64)
     for part in torch.split(torch.arange(len(wholes)), TOGETHER):
         some = [wholes[place] for place in part.tolist()]
         rows = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(model.device)
@@ -100,5 +116,6 @@ def velocity_error(wholes: Sequence[Tensor], paths: Trajectories, model: FrozenT
             steps = torch.full_like(part, step)
             states, wanted = paths.at(part, steps)
             found = model.velocities(states, model.sigmas[steps], rows, exists)
-            sums += torch.stack([(found - wanted).square().sum(), wanted.square().sum()]).double().cpu()
-    return float(sums[0] / sums[1])
+            both = [x.square().flatten(1).sum(1) for x in (found - wanted, wanted)]
+            sums[part] += torch.stack(both, dim=1).double().cpu()
+    return sums

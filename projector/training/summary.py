@@ -68,15 +68,21 @@ def summarise(run: Trainer, stopped: str) -> dict[str, Any]:
 
 
 def recommendation(run: Trainer) -> str:
-    """One sentence on whether the network is worth having beside the closed form on the same pairs."""
+    """One sentence on how the network stands beside the closed form on the pairs that chose its epoch.
+
+    Those pairs cannot say whether it is better: `evaluate` does, on pairs that chose nothing.
+    """
     arch, best, ridge = run.options.arch, run.progress.best_val_loss, run.progress.ridge_val_loss
     if arch == "ridge":
         return f"the closed form: validation loss {best:.4g}, which networks have to beat"
     if ridge is None:
         return f"validation loss {best:.4g}; not compared with ridge, which was not fitted on these pairs"
     if best < ridge * (1 - WORTH):
-        return f"{arch} beats ridge on validation ({best:.4g} against {ridge:.4g})"
+        return (
+            f"{arch} has {1 - best / ridge:.1%} less validation loss than ridge ({best:.4g} against {ridge:.4g}); "
+            "whether that is more than luck, evaluate says on test pairs"
+        )
     return (
-        f"ridge is recommended: {arch} does not beat it on validation ({best:.4g} against {ridge:.4g}); "
+        f"ridge is recommended: {arch} gains nothing over it on validation ({best:.4g} against {ridge:.4g}); "
         "train --train.arch ridge takes seconds"
     )

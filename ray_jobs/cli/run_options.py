@@ -320,7 +320,8 @@ class LadderOptions(Section):
     curve_arch: Arch = "linear"
     """Network of the learning curve."""
     curve_points: int = Field(4, ge=3, le=8)
-    """Numbers of pairs on the learning curve: all, half, a quarter and so on, the first in plan order."""
+    """Numbers of pairs on the learning curve: all, half, a quarter and so on; what twice as many would bring is not
+    known from fewer than four."""
     curve_seeds: int = Field(3, gt=0, le=20)
     """Trainings at each point."""
 

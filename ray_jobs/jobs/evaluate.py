@@ -1,6 +1,6 @@
 """`evaluate`: projectors and every baseline on the test pairs, one table, the winner plain."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -75,17 +75,30 @@ def evaluate(options: EvaluateOptions) -> int:
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """What the job prints: a table, best first, the winner, and the caption-swap test."""
+    """What the job prints: a table, best first, how each projector compares to the best baseline, the caption swap."""
     judged = any("velocity_error" in figures for figures in result["methods"].values())
     columns = ("velocity_error",) * judged + COLUMNS
     yield f"{'method':>14}" + "".join(f"{name:>22}" for name in columns)
     for name in result["ranking"]:
         figures = result["methods"][name]
         yield f"{name:>14}" + "".join(f"{figures.get(column, float('nan')):>22.4f}" for column in columns)
-    winner = result["methods"][result["winner"]]["mse_standardized"]
-    pairs = f"{result['pairs']} {result['split']} pairs"
-    yield f"{result['winner']} has the least standardised error, {winner:.4f}, on {pairs}"
+    yield f"on {result['pairs']} {result['split']} pairs:"
+    for name in result["caption_swap"] or (MAIN,):
+        yield from (
+            compared(name, figure, found)
+            for figure, found in result["methods"][name].get("against", {}).items()
+        )
     yield from (swap["sentence"] for swap in result["caption_swap"].values())
+
+
+def compared(name: str, figure: str, found: Mapping[str, Any]) -> str:
+    """A projector and the best baseline in one sentence; better is said only where the interval says so."""
+    word = "is better than" if found["better"] else "is not shown to be better than"
+    ends = "too few groups of pairs for an interval"
+    if "interval" in found:
+        low, high = found["interval"]
+        ends = f"95% {low:.3g} to {high:.3g}"
+    return f"{name} {word} {found['baseline']}: {figure} {found['difference']:+.3g} ({ends})"
 
 
 def check_workers(workers: int, cluster: Cluster, *, on_gpus: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from projector.data.drawn import drawn
 from projector.data.pairs import training_pairs
 from projector.evaluation.learning_curve import PowerLaw, fit_curve
 from projector.network.checkpoint import EVALUATION, SUMMARY, put_json
@@ -150,10 +151,10 @@ def climb(
 def learning_curve(
     root: str, options: LadderOptions, train: TrainOptions, cluster: Cluster
 ) -> tuple[list[dict[str, Any]], PowerLaw | None]:
-    """Validation loss by number of pairs, all on the same held-out pairs.
+    """Validation loss by number of pairs, each seed on pairs of its own draw, all on the same held-out pairs.
 
     Returns:
-        the points, fewest pairs first, and the curve through them; None where there are fewer than three.
+        the points, fewest pairs first, and the curve through them; None where it is not known.
     """
     data = f"{root}/data"
     whole = len(training_pairs(train.model_copy(update={"data": data}), "train"))
@@ -171,7 +172,7 @@ def learning_curve(
         )
         for pairs in numbers
         if pairs >= FEWEST_PAIRS
-        for seed in range(options.curve_seeds)
+        for seed in range(options.curve_seeds if pairs < whole else 1)  # all pairs can be drawn once
     ]
     losses: dict[int, list[float]] = {}
     for run, loss in zip(runs, side_by_side(runs, cluster, "learning curve"), strict=True):
@@ -184,7 +185,7 @@ def learning_curve(
         }
         for pairs, values in sorted(losses.items())
     ]
-    return curve, fit_curve(losses) if len(losses) >= 3 else None
+    return curve, fit_curve(losses)
 
 
 def layer_losses(root: str, train: TrainOptions, cluster: Cluster, dataset: Dataset) -> list[dict[str, Any]]:
@@ -226,11 +227,11 @@ def side_by_side(runs: Sequence[TrainOptions], cluster: Cluster, label: str) -> 
 
 
 def _train_alone(given: dict[str, Any]) -> float:
-    """One training in this process; gone on with, or over at once, where an earlier run of the ladder left off."""
+    """One training on pairs that its seed draws; gone on with, or over at once, where an earlier run left off."""
     options = TrainOptions.model_validate(given)
-    summary = run_training(
-        options, training_pairs(options, "train", options.max_samples), training_pairs(options, "val")
-    )
+    pairs = training_pairs(options, "train")
+    pairs = drawn(pairs, options.max_samples or len(pairs), options.seed)
+    summary = run_training(options, pairs, training_pairs(options, "val"))
     return float(summary["best_val_loss"])
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -43,12 +44,13 @@ STYLE: Any = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 11,
 }
-SIZE = (5.2, 3.1)  # inches; in a column of the page text then has about its size
+SIZE = (4.8, 2.9)  # inches; in a column of the page, and on a phone, text then has about its size
 LONGEST_LABEL = 32  # characters
 OUTLIER, COLLAPSED = 2.0, 0.5  # the std ratios beyond which eval.json counts a dimension
 BINS = 40
@@ -113,29 +115,42 @@ def interval_chart(
 
 
 def frontier_chart(
-    series: Mapping[str, Points], *, x_label: str, y_label: str, title: str, unit: bool = False
+    series: Mapping[tuple[str, str], Points], *, strong: str, x_label: str, y_label: str, title: str
 ) -> Markup:
-    """Two scores against each other: a mark for each setting, those of one dial joined in their order.
+    """Two scores against each other: a colour for each method, a mark for each mode, values of one dial joined.
 
     Args:
-        series: points (x, y) by name; a series of one point is a mark.
+        series: points (x, y) by method and mode; a series of one point is a mark.
+        strong: the method that is drawn over the others.
         x_label, y_label: axis titles.
         title: text alternative of the drawing.
-        unit: both axes from 0 to 1.
 
     Returns:
         an `<svg>` element, see `line_chart`.
     """
+    methods = list(dict.fromkeys(method for method, _ in series))
+    modes = list(dict.fromkeys(mode for _, mode in series if mode))
+    colours = dict(zip(methods, cycle(SERIES), strict=False))
+    marks = dict(zip(modes, cycle("osD^v"), strict=False)) | {"": "*"}
 
     def paint(axes: Axes) -> None:
-        lines = []
-        for (colour, marker), points in zip(cycle(product(SERIES, "osD^v")), series.values(), strict=False):
-            x, y = [x for x, _ in points], [y for _, y in points]
-            lines += axes.plot(x, y, color=colour, marker=marker, markersize=6, linewidth=1.2, alpha=0.9)
-        if unit:
-            axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        for (method, mode), points in series.items():
+            ours = method == strong
+            look: Any = {
+                "color": colours[method],
+                "marker": marks[mode],
+                "markersize": 9 if ours or not mode else 5,
+            }
+            look |= {
+                "linewidth": 2.0 if ours else 0.8,
+                "alpha": 1.0 if ours or not mode else 0.55,
+                "zorder": 2 + ours,
+            }
+            axes.plot([x for x, _ in points], [y for _, y in points], **look)
         axes.set(xlabel=x_label, ylabel=y_label)
-        _legend(axes, lines, series)
+        lines = [Line2D([], [], color=colours[method], linewidth=3) for method in methods]
+        lines += [Line2D([], [], color=INK, marker=marks[mode], linewidth=0) for mode in modes]
+        _legend(axes, lines, [*methods, *modes])
 
     return _draw(paint, title)
 
@@ -253,7 +268,7 @@ def heat_map(
             if not count:
                 look = {"facecolor": "none", "edgecolor": SERIES[-1], "hatch": "////", "linewidth": 0}
             axes.add_patch(Rectangle((x, y), 0.96, 0.94, **look))
-            axes.text(x + 0.48, y + 0.47, str(count) if count else "", ha="center", va="center", fontsize=9)
+            axes.text(x + 0.48, y + 0.47, str(count) if count else "", ha="center", va="center", fontsize=11)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(rows), 0)
         axes.set_xticks([x + 0.48 for x in range(len(columns))], _plain(columns), rotation=20, ha="right")
@@ -318,7 +333,7 @@ def _note(axes: Axes, text: str, x: float, y: float, width: int) -> None:
         xytext=(-7 if right else 7, 5),
         textcoords="offset points",
         ha="right" if right else "left",
-        fontsize=9,
+        fontsize=11,
         fontweight="bold",
     )
 

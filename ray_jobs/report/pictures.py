@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from projector.comparison.cases import TEXT
+from projector.comparison.outcome import JUDGED
 from projector.steering.modes import DIALLED
 from ray_jobs.report.run_files import UNREADABLE, join, reason
 from ray_jobs.report.run_schema import ComparedCase, Comparison
@@ -14,14 +16,16 @@ from shards.dataset.read import read_samples
 from shards.format.sample import open_image
 from shards.stores.store import Storage
 
-SAMPLES = 24  # on the contact sheet: a screenful
+SAMPLES = 12  # on the contact sheet: two rows
 SAMPLE_SIDE = 256  # pixels; shown at about half of it, so that it stays sharp on phones
 CASES = 6  # of a comparison: a reference without a prompt has few pictures, one with a prompt dozens
 PICTURE_SIDE = 384  # pixels
 QUALITY = 80  # of WebP
 LARGEST_FILE = 64 << 20  # bytes; a PNG of 4096 x 4096 has 50 MB
 WITH = "projector"  # what compare.json calls the method in question
-WITHOUT = ("text", "identity")  # the methods to hold it against, the first one first
+ALONE = "alone"
+LABELS = {"identity": "doing nothing"}
+WITHOUT = (TEXT, "identity")  # the methods to hold it against, the first one first
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Grid:
     """The pictures of one case.
 
     Attributes:
-        name: of the case.
+        name: of the case, for people.
         prompt: that the reference was combined with; empty for none.
-        reference: data URI of the reference picture; empty where it cannot be read.
+        glance: what is seen first, a label and a data URI each: the reference, without, with, and with each method.
         columns: mode and value as one label: the columns.
         rows: by method, a data URI for each column; empty where there is none.
         without: methods that the slider can show on its left side.
@@ -48,7 +52,7 @@ class Grid:
 
     name: str
     prompt: str
-    reference: str
+    glance: Sequence[tuple[str, str]]
     columns: tuple[str, ...]
     rows: Mapping[str, Sequence[str]]
     without: tuple[str, ...]
@@ -72,7 +76,7 @@ def data_uri(data: bytes, side: int) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def contact_sheet(datasets: Iterable[Dataset], notes: list[str]) -> dict[str, list[Picture]]:
+def contact_sheet(datasets: Iterable[Dataset], notes: list[str]) -> list[Picture]:
     """The first samples of the first dataset that has any.
 
     Args:
@@ -80,20 +84,20 @@ def contact_sheet(datasets: Iterable[Dataset], notes: list[str]) -> dict[str, li
         notes: gets a sentence for each dataset that cannot be read.
 
     Returns:
-        pictures by content type.
+        pictures with their captions.
     """
     for dataset in datasets:
-        groups: dict[str, list[Picture]] = {}
+        sheet: list[Picture] = []
         try:
-            for sample in islice(read_samples(dataset, tensors=()), SAMPLES):
-                content = str(sample.metadata["categories"]["content"])
-                picture = Picture(data_uri(sample.image, SAMPLE_SIDE), sample.caption)
-                groups.setdefault(content, []).append(picture)
+            sheet.extend(
+                Picture(data_uri(sample.image, SAMPLE_SIDE), sample.caption)
+                for sample in islice(read_samples(dataset, tensors=()), SAMPLES)
+            )
         except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
             notes.append(f"pictures of {dataset.storage.root} could not be read: {reason(error)}")
-        if groups:
-            return dict(sorted(groups.items()))
-    return {}
+        if sheet:
+            return sheet
+    return []
 
 
 def grids(storage: Storage, folder: str, comparison: Comparison, notes: list[str]) -> list[Grid]:
@@ -108,12 +112,25 @@ def grids(storage: Storage, folder: str, comparison: Comparison, notes: list[str
     Returns:
         the first `CASES` ones.
     """
-    if len(comparison.cases) > CASES:
-        notes.append(f"{join(folder, 'pictures')}: {CASES} of {len(comparison.cases)} cases are shown")
-    return [_grid(storage, folder, case, notes) for case in comparison.cases[:CASES]]
+    return [
+        _grid(storage, folder, f"case {number}", case, best_way(comparison, alone=not case.prompt), notes)
+        for number, case in enumerate(comparison.cases[:CASES], start=1)
+    ]
 
 
-def _grid(storage: Storage, folder: str, case: ComparedCase, notes: list[str]) -> Grid:
+def best_way(comparison: Comparison, *, alone: bool) -> str:
+    """The mode and value in which the projector's scores are highest together, with a prompt or alone."""
+    means = {
+        way_of(mode, value): [scores[name].mean for name in JUDGED if name in scores]
+        for mode, by_value in comparison.methods.get(WITH, {}).items()
+        for value, scores in by_value.items()
+        if (mode == ALONE) == alone
+    }
+    known = {way: [mean for mean in found if mean is not None] for way, found in means.items()}
+    return max(known, key=lambda way: sum(known[way]), default="")
+
+
+def _grid(storage: Storage, folder: str, name: str, case: ComparedCase, way: str, notes: list[str]) -> Grid:
     files = {(picture.method, way_of(picture.mode, picture.value)): picture.file for picture in case.pictures}
     methods = sorted({method for method, _ in files}, key=_place_in_grid)
     columns = tuple(dict.fromkeys(way for _, way in files))
@@ -125,19 +142,33 @@ def _grid(storage: Storage, folder: str, case: ComparedCase, notes: list[str]) -
         for method in methods
     }
     shown = {
-        method: tuple(way for way, uri in zip(columns, uris, strict=True) if uri)
+        method: {way: uri for way, uri in zip(columns, uris, strict=True) if uri}
         for method, uris in rows.items()
     }
     without = tuple(method for method in methods if method != WITH and shown[method])
+    reference = _read(storage, folder, case.reference, notes) if case.reference else ""
     return Grid(
-        name=case.case,
+        name=name,
         prompt=case.prompt,
-        reference=_read(storage, folder, case.reference, notes) if case.reference else "",
+        glance=[(label, uri) for label, uri in (("reference", reference), *_glance(shown, way)) if uri],
         columns=columns,
         rows=rows,
         without=without,
-        ways=shown.get(WITH, ()) if without else (),
+        ways=tuple(shown.get(WITH, ())) if without else (),
     )
+
+
+def _glance(shown: Mapping[str, Mapping[str, str]], way: str) -> list[tuple[str, str]]:
+    """Without, with, and what other methods make in the same way."""
+    with_it = shown.get(WITH, {})
+    way = way if way in with_it else next(iter(with_it), way)
+    found = [("without: the text alone", uri) for uri in list(shown.get(TEXT, {}).values())[:1]]
+    found += [(f"with: projector, {way}", with_it[way])] if way in with_it else []
+    return found + [
+        (f"{LABELS.get(method, method)}, {way}", pictures[way])
+        for method, pictures in shown.items()
+        if method not in (TEXT, WITH) and way in pictures
+    ]
 
 
 def way_of(mode: str, value: float | str) -> str:

@@ -1,6 +1,7 @@
 """What lies in a run. Its files may be old, broken or foreign: what cannot be read is noted, not raised."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,12 @@ LADDER = "ladder.json"
 DEPTH = 2  # levels below the root in which files are looked for: deeper are checkpoints and pictures
 OF_DATASETS = ("_commit", "_plan", "failed", *SPLITS)  # may hold as many objects as there are shards
 OF_LADDERS = ("curve", "layers")  # trainings that are points of a curve and rows of a table
+TELLING = (
+    "mse",
+    "mse_standardized",
+    "cosine_similarity",
+    "per_dim_correlation",
+)  # of one projector from another
 UNREADABLE = (UsageError, StorageError, CorruptShardError)
 
 
@@ -92,14 +99,13 @@ class _Finder:
             }
             for kind, schema in ((EVALUATION, Evaluation), (COMPARISON, Comparison), (LADDER, Ladder))
         }
-        # A folder to publish has a copy of its checkpoint's figures, which is no other projector.
-        originals = [
-            content for place, content in found[EVALUATION].items() if CARD not in dict(places)[place]
-        ]
+        # A folder to publish holds a copy of a projector, which is no other projector.
+        published = {place for place in found[EVALUATION] if CARD in dict(places)[place]}
+        originals = [content for place, content in found[EVALUATION].items() if place not in published]
         found[EVALUATION] = {
             place: content
             for place, content in found[EVALUATION].items()
-            if CARD not in dict(places)[place] or content not in originals
+            if place not in published or not any(is_copy(content, original) for original in originals)
         }
         if not (datasets or trainings or any(found.values()) or self.notes):
             raise UsageError(
@@ -183,6 +189,20 @@ class _Finder:
     def note(self, what: str, error: Exception) -> None:
         """Keep a sentence on what could not be read, without a traceback."""
         self.notes.append(f"{what} could not be read: {reason(error)}")
+
+
+def is_copy(one: Evaluation, other: Evaluation) -> bool:
+    """Whether two evaluations are of the same projector on the same pairs, be it measured again by another version."""
+    if (one.split, one.pairs) != (other.split, other.pairs):
+        return False
+    ours = [
+        [getattr(figures, name) for name in TELLING] if (figures := content.methods.get("projector")) else []
+        for content in (one, other)
+    ]
+    return len(ours[0]) == len(ours[1]) and all(
+        (a is None and b is None) or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-4))
+        for a, b in zip(*ours, strict=True)
+    )
 
 
 def reason(error: Exception) -> str:

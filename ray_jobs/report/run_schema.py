@@ -41,15 +41,27 @@ class Dimension(Record):
 
 
 class Difference(Record):
-    """By how much a method's standardised error is above another's on the same pairs, and its 95% interval."""
+    """A method's error less that of the best baseline, on the same pairs.
 
+    Attributes:
+        baseline: the best one.
+        difference: below 0, the method's error is smaller.
+        interval: 95% for all projectors of the evaluation together.
+        p: how likely such a difference is by luck, not corrected for several projectors.
+        better: whether the evaluation calls the method better.
+    """
+
+    baseline: str = ""
     difference: Number = None
     interval: Interval = None
+    p: Number = None
+    better: bool = False
 
 
 class Figures(Record):
     """What was measured of one method; INTERFACE names in eval.json, explained in `projector.evaluation.metrics`."""
 
+    velocity_error: Number = None
     mse: Number = None
     mse_standardized: Number = None
     cosine_similarity: Number = None
@@ -66,7 +78,8 @@ class Figures(Record):
     intervals: Mapping[str, Interval] = Field(default_factory=dict)
     dimensions: Mapping[str, Dimension] = Field(default_factory=dict)
     worst_dimensions: tuple[Dimension, ...] = ()
-    differences: Mapping[str, Difference] = Field(default_factory=dict)
+    against: Mapping[str, Difference] = Field(default_factory=dict)
+    """By error, see `Difference`."""
     by_kind: Mapping[str, "Figures"] = Field(default_factory=dict)
 
 
@@ -90,6 +103,8 @@ class CaptionSwap(Record):
     own: Number = None
     image: Number = None
     caption: Number = None
+    takes_own: Number = None
+    takes_other: Number = None
     chance: Number = None
     intervals: Mapping[str, Interval] = Field(default_factory=dict)
     copies: bool = False
@@ -212,6 +227,7 @@ class Summary(Record):
     """summary.json."""
 
     arch: str = ""
+    objective: str = ""
     parameters: Count | None = None
     train_pairs: Count | None = None
     best_epoch: Count | None = None

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from projector.comparison.outcome import JUDGED
 from ray_jobs.report.run_files import Training
 from ray_jobs.report.run_schema import (
@@ -18,6 +20,7 @@ from ray_jobs.report.run_schema import (
 
 SMALLER_IS_BETTER = "mse_standardized"
 COLUMNS = {
+    "velocity_error": "velocity error",
     "mse_standardized": "MSE (standardised)",
     "r2": "R²",
     "per_dim_correlation": "correlation",
@@ -31,16 +34,18 @@ COLUMNS = {
     "collapsed_dims": "dims < 0.5x",
     "mse": "MSE (raw)",
 }
+SWAPPED = ("own", "image", "caption", "takes_own", "takes_other")
 SUMMARY_COLUMNS = ("mse_standardized", "r2", "per_dim_correlation", "recall_at_1")  # where little room is
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A field: its text, what it is sorted by (empty: last), and an interval or the like in small type."""
+    """A field: its text, what it is sorted by (empty: last), an interval or the like in small type, and a drawing."""
 
     text: str
     order: str = ""
     detail: str = ""
+    drawing: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ class Table:
 
 
 def number(value: Number, interval: Interval = None) -> Cell:
-    """A figure with four digits and, where known, its interval."""
+    """A figure with three digits and, where known, its interval."""
     if value is None:
         return Cell("–")
-    detail = f"{short(interval[0], 3)} to {short(interval[1], 3)}" if interval else ""
+    detail = f"{short(interval[0])} to {short(interval[1])}" if interval else ""
     return Cell(short(value), repr(value), detail)
 
 
@@ -73,7 +78,7 @@ def span(interval: Interval) -> Cell:
     return Cell(f"{short(low)} to {short(high)}", repr(high - low))
 
 
-def short(value: Number, digits: int = 4) -> str:
+def short(value: Number, digits: int = 3) -> str:
     """So many digits, integers whole."""
     if value is None:
         return "–"
@@ -166,19 +171,21 @@ def swap_table(name: str, swaps: Mapping[str, CaptionSwap]) -> Table:
         "own caption, input untouched",
         "own caption, another in the input",
         "that other caption",
+        "share of the own caption in the output",
+        "share of the other caption",
         "chance",
         "pairs",
     ]
     rows = [
         [
             word(projector),
-            *(number(getattr(swap, key), swap.intervals.get(key)) for key in ("own", "image", "caption")),
+            *(number(getattr(swap, key), swap.intervals.get(key)) for key in SWAPPED),
             number(swap.chance),
             number(swap.pairs),
         ]
         for projector, swap in swaps.items()
     ]
-    return Table(f"Caption swap of {name}: recall@1", columns, rows)
+    return Table(f"Caption swap of {name}: recall@1 and shares", columns, rows)
 
 
 def scores_table(name: str, comparison: Comparison) -> Table | None:
@@ -219,11 +226,12 @@ def _score(score: Score | None) -> Cell:
 
 
 def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
-    """What each training reached, smallest validation loss first."""
+    """What each training reached, by what it learns, smallest validation loss first."""
     rows = [
         [
             word(name),
             word(summary.arch),
+            word(summary.objective),
             number(summary.parameters),
             number(summary.train_pairs),
             number(summary.best_val_loss),
@@ -234,12 +242,18 @@ def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
         ]
         for name, summary in sorted(
             ((name, training.summary) for name, training in trainings.items() if training.summary.arch),
-            key=lambda item: (item[1].best_val_loss is None, item[1].best_val_loss, item[0]),
+            key=lambda item: (
+                item[1].objective,
+                item[1].best_val_loss is None,
+                item[1].best_val_loss,
+                item[0],
+            ),
         )
     ]
     columns = [
         "training",
         "network",
+        "learns",
         "parameters",
         "pairs",
         "validation loss",
@@ -248,8 +262,8 @@ def trainings_table(trainings: Mapping[str, Training]) -> Table | None:
         "seconds",
         "device",
     ]
-    title = "Trainings, smallest validation loss first (on val pairs, which chose penalty and epoch)"
-    return Table(title, columns, rows, marked=0) if rows else None
+    title = "Trainings (losses on val pairs, which chose penalty and epoch; those of one kind of learning compare)"
+    return Table(title, columns, rows) if rows else None
 
 
 def restoration_table(trainings: Mapping[str, Training]) -> Table | None:

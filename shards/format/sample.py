@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import CorruptShardError
-from shards.format.plan import PlannedSample
+from shards.format.plan import PlannedSample, normalise_caption
 
 Array = NDArray[Any]
 ImageFormat = Literal["png", "webp", "jpg"]
@@ -164,6 +164,13 @@ def make_sample(
     if source is not None:
         metadata["source"] = dict(source)
     return Sample(planned.key, planned.caption, metadata, image, image_format, tensors)
+
+
+def group_of(sample: Sample) -> str:
+    """What the sample shares its split with: its picture where that was imported, else its caption, normalised."""
+    source = sample.metadata.get("source")
+    picture = source.get("picture") if isinstance(source, Mapping) else None
+    return f"picture {picture}" if picture else f"caption {normalise_caption(sample.caption)}"
 
 
 def _span(kinds: Array, wanted: int) -> list[int]:

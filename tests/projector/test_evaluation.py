@@ -8,9 +8,11 @@ from synthetic import Synthetic
 
 from projector.data.align import Alignment
 from projector.data.pairs import in_memory
-from projector.evaluation.baselines import TrainStatistics, overall_std
+from projector.evaluation.baselines import TrainStatistics, overall_std, ridge_baseline
 from projector.evaluation.contest import Contest
 from projector.evaluation.evaluator import evaluate
+from projector.evaluation.intervals import GroupSums
+from projector.evaluation.metrics import Standard
 from projector.network.projector import Projector
 from projector.options import EvaluateOptions, TrainOptions
 from projector.training.loop import train
@@ -33,7 +35,6 @@ METRICS = {
     "rms_cosine",
     "sliced_wasserstein",
     "by_kind",
-    "differences",
     "intervals",
     "correlation_quantiles",
     "dimensions",
@@ -66,7 +67,8 @@ def test_a_trained_projector_beats_what_needs_no_training(tmp_path, arch):
     assert errors == sorted(errors)
     assert set(result["profile"]["methods"]) == {"identity", "ridge", "projector"}
     assert len(result["profile"]["methods"]["projector"]["std_ratio"]) == 32
-    assert all(set(method) == METRICS for method in methods.values())
+    assert all(set(method) - {"against"} == METRICS for method in methods.values())
+    assert {name for name, method in methods.items() if "against" not in method} == {"ridge"}
     for name, method in methods.items():
         if name not in ("ridge", "projector"):
             assert methods["projector"]["mse_standardized"] < method["mse_standardized"]
@@ -167,24 +169,64 @@ def test_the_ridge_of_an_evaluation_is_the_ridge_of_a_training(tmp_path, align):
     assert (result["pairs"], result["train_pairs"], result["val_pairs"]) == (25, 60, 25)
     for figure in ("mse_standardized", "per_dim_correlation", "r2"):
         assert baseline[figure] == pytest.approx(ours[figure], rel=1e-5)
-    low, high = ours["differences"]["ridge"]["interval"]
-    assert max(abs(low), abs(high)) < 1e-6 * ours["mse_standardized"]
+    against = ours["against"]["mse_standardized"]
+    assert (against["baseline"], against["better"]) == ("ridge", False)
+    assert max(map(abs, against["interval"])) < 1e-6 * ours["mse_standardized"]
 
 
-def test_differences_are_those_of_the_same_resamples():
-    contest = Contest.between({}, TRAIN, VAL, EvaluateOptions(), alignment=Alignment("soft", 6))
-    measured = contest.measure(VAL, range(25))
+def test_ridge_is_never_better_than_itself():
+    """Forty times the same ridge twice, the second on the same pairs in another order: 0 are called better."""
+    named = 0
+    for seed in range(40):
+        world = Synthetic(width=8, seed=seed, image_tokens=4, text_tokens=(2, 4), latent=2)
+        fitted, chosen, test = (
+            list(world.source(30)),
+            world.source(10, first=100),
+            world.source(12, first=200),
+        )
+        alignment = Alignment("mean", 4)
+        methods = {
+            "ridge": ridge_baseline(in_memory(fitted), chosen, alignment),
+            "projector": ridge_baseline(in_memory(fitted[::-1]), chosen, alignment),
+        }
+        reference = TrainStatistics.of(in_memory(fitted))
+        standard = Standard(reference.targets.mean, reference.target_std, np.eye(8))
+        contest = Contest(methods, standard, alignment, ("image",), ("projector",))
+        ours = contest.measure(test, range(12)).result()["methods"]["projector"]["against"][
+            "mse_standardized"
+        ]
+        assert len(ours["interval"]) == 2
+        named += ours["better"]
+    assert named == 0
+
+
+def test_captions_of_a_picture_count_together():
+    """Five captions of each picture: intervals and differences are over pictures, whatever the workers."""
+    pairs = [
+        replace(pair, group=f"picture {place // 5}")
+        for place, pair in enumerate(WORLD.source(60, first=3000))
+    ]
+    contest = Contest.between({}, TRAIN, VAL, EvaluateOptions(), alignment=Alignment("mean", 6))
+    contest = replace(contest, methods={name: contest.methods[name] for name in ("ridge", "no_input")})
+    measured = contest.measure(in_memory(pairs), range(33))
+    measured.merge(contest.measure(in_memory(pairs), range(33, 60)))
     methods = measured.result()["methods"]
-    one, other = (measured.whole[name].errors() for name in ("ridge", "no_input"))
-    assert one[0] == methods["ridge"]["mse_standardized"]
-    told = methods["ridge"]["differences"]["no_input"]
-    assert told["difference"] == pytest.approx(one[0] - other[0])
-    assert told["interval"] == pytest.approx(np.percentile((one - other)[1:], [2.5, 97.5]).tolist())
-    assert methods["no_input"]["differences"]["ridge"]["difference"] == pytest.approx(-told["difference"])
-    # Pairs that are hard are so for both: the difference is known better than either error.
-    alone = methods["ridge"]["intervals"]["mse_standardized"]
-    assert told["interval"][1] - told["interval"][0] != pytest.approx(alone[1] - alone[0])
-    assert "ridge" not in methods["ridge"]["differences"]
+    std = TrainStatistics.of(TRAIN).target_std
+    errors = {}
+    for name in ("ridge", "no_input"):
+        apart = [
+            contest.methods[name].apply(p.vl.float()).double().mean(0) - p.text.double().mean(0)
+            for p in pairs
+        ]
+        by_pair = ((torch.stack(apart).numpy() / std) ** 2).mean(1)
+        errors[name] = GroupSums(by_pair.reshape(12, 5).sum(1), np.full(12, 5.0))
+        found = measured.whole[name].errors()
+        np.testing.assert_allclose(sorted(found.over), sorted(errors[name].over), rtol=1e-5)
+        np.testing.assert_array_equal(found.under, errors[name].under)
+    told = methods["no_input"]["against"]["mse_standardized"]
+    assert told["baseline"] == "ridge"
+    assert told["difference"] == pytest.approx(errors["no_input"].value - errors["ridge"].value, rel=1e-5)
+    assert "against" not in methods["ridge"]
 
 
 def test_workers_that_share_the_pairs_find_what_one_finds():

@@ -13,6 +13,7 @@ from projector.evaluation.distances import (
     sliced_wasserstein,
     weighted_wasserstein,
 )
+from projector.evaluation.intervals import percentiles
 from projector.evaluation.metrics import Metrics, Standard, rms_norm
 from projector.evaluation.moments import PAIRS_AT_A_TIME, Moments, bootstrap_weights, row_sums
 
@@ -89,7 +90,7 @@ def test_streaming_equals_plain_numpy(seed, pairs):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_workers_merged_equal_one_alone(seed, cut):
-    predictions, targets, mean, std = made(seed, 6)
+    predictions, targets, mean, std = made(seed, 9)
     directions = random_directions(WIDTH, 7, seed=0)
     merged = measured(predictions[:cut], targets[:cut], mean, std, directions, replicates=5)
     merged.merge(measured(predictions[cut:], targets[cut:], mean, std, directions, first=cut, replicates=5))
@@ -136,7 +137,8 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_samples():
         x, y = (np.concatenate([rows for rows, n in zip(side, replicate, strict=True) for _ in range(n)])
                 for side in (predictions, targets))  # fmt: skip
         seen.append([((x - y) ** 2).mean(), np.median(1 - ((x - y) ** 2).mean(0) / y.var(0))])
-    low, high = np.percentile(seen, (2.5, 97.5), axis=0)
+    low, high = np.percentile(seen, percentiles(50), axis=0)
+    assert intervals["mse"] != intervals["mse_standardized"]
     np.testing.assert_allclose(intervals["mse"], [low[0], high[0]], rtol=1e-6)
     np.testing.assert_allclose(intervals["r2"], [low[1], high[1]], rtol=1e-6)
 
@@ -172,18 +174,36 @@ def test_a_dimension_that_never_moves_neither_correlates_nor_explains():
 
 def test_retrieval_counts_ties_as_half():
     gallery = np.eye(8)
-    assert retrieval(gallery, gallery).tolist() == [[1.0] * 8, [1.0] * 8]
+    assert retrieval(gallery, gallery, "abcdefgh").tolist() == [[1.0] * 8, [1.0] * 8]
     constant = np.ones((8, 8))
-    assert retrieval(constant, gallery).tolist() == [[0.0] * 8, [1.0] * 8]  # rank 4.5 of 8
-    assert retrieval(np.zeros((100, 8)), np.random.default_rng(0).normal(size=(100, 8))).sum() == 0
+    assert retrieval(constant, gallery, "abcdefgh").tolist() == [[0.0] * 8, [1.0] * 8]  # rank 4.5 of 8
+    names = [str(i) for i in range(100)]
+    assert retrieval(np.zeros((100, 8)), np.random.default_rng(0).normal(size=(100, 8)), names).sum() == 0
     twins = np.repeat(np.eye(8), 2, axis=0)
-    assert retrieval(twins, twins)[0].sum() == 0  # rank 1.5
+    assert retrieval(twins, twins, names[:16])[0].sum() == 0  # rank 1.5
+    assert retrieval(twins, twins, "aabbccddeeffgghh")[0].sum() == 16  # captions of one picture
+
+
+def test_captions_of_the_same_picture_are_no_wrong_answers():
+    random = np.random.default_rng(0)
+    queries, gallery = random.normal(size=(2, 30, 3))
+    groups = [str(place) for place in random.integers(0, 8, 30)]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, gallery)]
+    similarity = unit[0] @ unit[1].T
+    ranks = [
+        1 + sum(row[j] > row[i] for j in range(30) if groups[j] != groups[i])
+        for i, row in enumerate(similarity)
+    ]
+    expected = [[float(rank <= k) for rank in ranks] for k in (1, 5)]
+    assert retrieval(queries, gallery, groups).tolist() == expected
+    assert retrieval(queries, gallery, [str(i) for i in range(30)]).tolist() != expected
 
 
 def test_a_naive_comparison_would_be_caught():
     """A constant predictor's similarities are all equal: nothing is greater than the own one."""
     random = np.random.default_rng(0)
-    assert retrieval(np.zeros((50, 4)), random.normal(size=(50, 4)))[0].mean() == 0
+    names = [str(i) for i in range(50)]
+    assert retrieval(np.zeros((50, 4)), random.normal(size=(50, 4)), names)[0].mean() == 0
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 7), (50, 50), (64, 9)])

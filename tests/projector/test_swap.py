@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from synthetic import Synthetic
 
-from projector.evaluation.caption_swap import caption_swap, swapped, with_next
+from projector.evaluation.caption_swap import _shares, _sums, caption_swap, swapped, with_another
 from projector.evaluation.distances import random_directions
 from projector.evaluation.metrics import Standard
 from projector.network.projector import Projector
@@ -40,6 +42,8 @@ def test_a_projector_that_could_only_copy_is_called_a_copier(tmp_path, arch):
     found = put_to_the_test(tmp_path, BLIND, "caption", "all", arch=arch)
     assert found["copies"]
     assert found["caption"] > 0.3 > found["image"]
+    assert found["intervals"]["takes_other"][0] > 0.2
+    assert found["intervals"]["takes_own"][0] < 0 < found["intervals"]["takes_own"][1]
     assert "copies the caption instead of looking at the picture" in found["sentence"]
 
 
@@ -49,13 +53,14 @@ def test_a_projector_that_looks_at_the_picture_is_not(tmp_path, arch):
     assert not found["copies"]
     assert found["image"] == found["own"] > 0.3, "no caption reaches image tokens"
     assert found["intervals"]["image"][0] > found["chance"]
-    assert "follows the picture" in found["sentence"]
+    assert "reads image tokens alone, which no caption reaches" in found["sentence"]
 
 
 def test_a_projector_that_learnt_nothing_follows_neither(tmp_path):
     found = put_to_the_test(tmp_path, BLIND, "none", "image", arch="ridge")
     assert not found["copies"]
-    assert "follows neither" in found["sentence"]
+    assert "follows" not in found["sentence"]
+    assert "chance 1.7%" in found["sentence"]
 
 
 def test_only_the_captions_tokens_change_places():
@@ -68,12 +73,33 @@ def test_only_the_captions_tokens_change_places():
     assert torch.equal(swapped(pairs[0], pairs[1], "text"), mixed[images:])
 
 
-def test_everyone_gets_a_neighbour():
-    pairs = list(SEEN.source(4))
-    keys = [(mine.key, other.key) for mine, other in with_next(iter(pairs))]
-    names = [pair.key for pair in pairs]
-    assert keys == list(zip(names, names[1:] + names[:1], strict=True))
-    assert list(with_next([])) == []
+@pytest.mark.parametrize(
+    ("groups", "others"),
+    [
+        ("abcd", {0: 1, 1: 2, 2: 3, 3: 0}),
+        ("aabbc", {0: 2, 1: 2, 2: 4, 3: 4, 4: 0}),
+        ("abab", {0: 1, 1: 2, 2: 3, 3: 0}),
+        ("abba", {0: 1, 1: 3, 2: 3}),
+        ("aaa", {}),
+        ("", {}),
+    ],
+)
+def test_everyone_gets_a_caption_of_another_picture(groups, others):
+    pairs = [replace(pair, group=group) for pair, group in zip(SEEN.source(len(groups)), groups, strict=True)]
+    places = {pair.key: place for place, pair in enumerate(pairs)}
+    assert {places[mine.key]: places[other.key] for mine, other in with_another(iter(pairs))} == others
+
+
+def test_shares_are_those_of_a_plain_regression():
+    random = np.random.default_rng(0)
+    mine, theirs = random.normal(size=(2, 30, 6))
+    theirs += 0.5 * mine
+    outputs = 0.7 * mine + 0.2 * theirs + 0.1 * random.normal(size=(30, 6))
+    columns = [(rows - rows.mean(0)).ravel() for rows in (mine, theirs)]
+    expected, *_ = np.linalg.lstsq(np.stack(columns, axis=1), (outputs - outputs.mean(0)).ravel(), rcond=None)
+    np.testing.assert_allclose(_shares(_sums(outputs, mine, theirs).sum(0)), expected)
+    assert expected == pytest.approx([0.7, 0.2], abs=0.05)
+    assert _shares(np.zeros(5)).tolist() == [0, 0]
 
 
 def test_one_pair_has_nobody_to_swap_with(tmp_path):

@@ -63,7 +63,10 @@ def test_workers_and_the_control(head, trained, tmp_path):
     for name, expected in one["methods"].items():
         for figure in ("mse", "r2", "recall_at_1", "sliced_wasserstein"):
             assert two["methods"][name][figure] == pytest.approx(expected[figure], rel=1e-6, abs=1e-9)
-    assert f"{two['winner']} has the least standardised error" in shared.stdout
+    assert "projector is not shown to be better than ridge: mse_standardized" in shared.stdout
+    assert shared.stdout.splitlines()[-1] == (
+        f"next: python -m ray_jobs compare --compare.checkpoint {trained / 'ridge'} --compare.models tiny"
+    )
     assert "evaluate: " in shared.stdout
     table = [line.split()[0] for line in shared.stdout.splitlines() if line[:1] == " "]
     assert [name for name in table if name in two["methods"]] == two["ranking"]

@@ -33,6 +33,18 @@ def judged(arch="mlp", loss=0.20, ridge=0.22, objective="embedding", **figures):
         ),
         (
             "mlp",
+            {"loss": 0.22},
+            True,
+            "no gain over ridge (validation loss 0.22, ridge 0.22); attention may still gain: it tells positions apart",
+        ),
+        (
+            "mlp",
+            {"objective": "response", "loss": 0.22},
+            True,
+            "under ridge by 0.22; attention may still gain",
+        ),
+        (
+            "mlp",
             {"outlier_dims": 16},
             False,
             "16 dimensions are more than twice as wide as the target's, 30 before",
@@ -81,11 +93,13 @@ def test_is_more_data_worth_it(made, answer):
 
 
 def test_a_climb_that_ended_early_says_so_first():
-    step = {"arch": "mlp", **judged(loss=0.22).as_json()}
+    step = {"arch": "mlp", **judged(mse_standardized=1.0).as_json()}
     said = ladder_verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000, 5000])
-    assert said.startswith("The climb ended at mlp with 950 pairs: no gain over ridge")
+    assert said.startswith("The climb ended at mlp with 950 pairs: no better than doing nothing")
     assert "climb ended" not in ladder_verdict(*curve(), seconds_per_sample=1, steps=[step], planned=[1000])
 
 
 def test_without_a_curve_nothing_is_promised():
-    assert "Too few pairs" in ladder_verdict([], None, seconds_per_sample=1, steps=[], planned=[10])
+    three = fit_curve({n: [3.0 * n**-0.4, 3.1 * n**-0.4] for n in (250, 500, 1000)})
+    said = ladder_verdict([], three, seconds_per_sample=1, steps=[], planned=[10])
+    assert said.startswith("Whether more data pays is not known: ")

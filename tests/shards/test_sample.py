@@ -19,6 +19,7 @@ from shards.format.sample import (
     check_sample,
     decode_tensors,
     encode_tensors,
+    group_of,
     open_image,
 )
 from tests_support import EXPECTED, a_plan, a_sample
@@ -237,3 +238,14 @@ def test_other_dtypes_of_the_library_are_no_part_of_the_format():
 
 def test_image_format_is_kept():
     assert replace(a_sample(PLANNED), image_format="webp").image_format == "webp"
+
+
+def test_captions_of_one_picture_are_one_group():
+    sample = a_sample(PLANNED)
+    others = [replace(sample, caption=f"  {sample.caption.upper()}"), replace(sample, caption="another")]
+    assert [group_of(other) == group_of(sample) for other in others] == [True, False]
+    imported = [
+        replace(sample, caption=caption, metadata={"source": {"picture": picture}})
+        for caption, picture in (("one", "7.jpg"), ("two", "7.jpg"), ("one", "8.jpg"))
+    ]
+    assert [group_of(other) == group_of(imported[0]) for other in imported] == [True, True, False]

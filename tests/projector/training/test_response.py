@@ -316,9 +316,9 @@ def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothin
     methods = {"identity": Method(lambda vl: vl), "projector": Method(projector)}
     conditioned = conditioned_by(methods, {"projector": projector}, held_out)
     errors = velocity_errors(conditioned, held_out, model, grafted=held_out)
-    assert errors["graft"] == errors["identity"]  # where the graft read what the reader did
-    assert errors["projector"] == pytest.approx(summary["best_val_loss"], rel=1e-3)
-    assert errors["projector"] < errors["identity"]
+    assert errors["graft"].value == errors["identity"].value  # where the graft read what the reader did
+    assert errors["projector"].value == pytest.approx(summary["best_val_loss"], rel=1e-3)
+    assert errors["projector"].value < errors["identity"].value
 
 
 def test_no_pair_is_lost_between_blocks(model, scene_sources, monkeypatch):
