@@ -22,6 +22,8 @@ from projector.steering.references import steered
 from shards.errors import UsageError
 from shards.format.sample import KIND_IMAGE
 
+from .masks import inside_and_outside
+
 CATEGORY = "Z-Image projector"
 FOLDER = "projectors"  # in ComfyUI's models folder
 LEAST_PIXELS, MOST_PIXELS = 65_536, 16_777_216  # preprocessor_config.json of Qwen3-VL
@@ -132,7 +134,7 @@ class ReadZImageReference:
 
 
 class ApplyZImageReference:
-    """Put references into a conditioning during a part of the sampling; outside of it nothing changes."""
+    """Put references into a conditioning, in a part of the sampling and of the picture; elsewhere nothing changes."""
 
     CATEGORY, FUNCTION = CATEGORY, "apply"
     RETURN_TYPES = ("CONDITIONING",)
@@ -153,7 +155,10 @@ class ApplyZImageReference:
                 "weight": share(1.0, least=0.01),
                 "start": share(0.0),
                 "end": share(1.0),
-            }
+            },
+            "optional": {
+                "mask": ("MASK", {"tooltip": "where the references act; the prompt alone elsewhere"})
+            },
         }
 
     def apply(
@@ -165,24 +170,29 @@ class ApplyZImageReference:
         weight: float = 1.0,
         start: float = 0.0,
         end: float = 1.0,
+        mask: Tensor | None = None,
     ) -> tuple[list[list[Any]]]:
-        """Apply to every entry of a conditioning that is active at some time between start and end."""
+        """Apply to every entry of a conditioning that is active at some time between start and end, within the mask."""
         if not 0 <= start < end <= 1:
             raise UsageError(f"start = {start}, end = {end}; expected 0 <= start < end <= 1")
         applied: list[list[Any]] = []
         for tensor, values in conditioning:
             first, last = values.get("start_percent", 0.0), values.get("end_percent", 1.0)
             begin, finish = max(first, start), min(last, end)
-            if begin >= finish:
+            inside, outside = inside_and_outside(values, mask)
+            if begin >= finish or inside is None:
                 applied.append([tensor, values])
                 continue
             if begin > first:
                 applied.append([tensor, values | {"start_percent": first, "end_percent": begin - EPSILON}])
             with_pictures = _with_references(tensor, reference, mode, alpha, weight)
-            changed = {"start_percent": begin, "end_percent": finish} if (begin, finish) != (0.0, 1.0) else {}
+            period = {"start_percent": begin, "end_percent": finish} if (begin, finish) != (0.0, 1.0) else {}
+            changed = dict[str, Any](period)
             if values.get("attention_mask") is not None:  # tells the model how many rows there are
                 changed["attention_mask"] = torch.ones(with_pictures.shape[:2]).to(values["attention_mask"])
-            applied.append([with_pictures, values | changed])
+            applied.append([with_pictures, inside | changed])
+            if outside is not None:
+                applied.append([tensor, outside | period])
             if finish < last:
                 applied.append([tensor, values | {"start_percent": finish + EPSILON, "end_percent": last}])
         return (applied,)

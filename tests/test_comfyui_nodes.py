@@ -118,6 +118,44 @@ def test_a_reference_acts_in_its_part_of_the_sampling(nodes, reference, conditio
     assert [tensor.shape[1] for tensor, _ in again] == [lengths[0], lengths[0] + 12, lengths[0] + 12]
 
 
+def test_a_mask_keeps_the_prompt_outside_of_it(nodes, reference, conditioning):
+    apply = nodes["ApplyZImageReference"].apply
+    mask = torch.tensor([[0.0, 0.25], [1.0, 1.0]])
+    (entries,) = apply(conditioning, reference, mask=mask, end=0.5)
+    rows = conditioning[0][0].shape[1]
+    assert [tensor.shape[1] for tensor, _ in entries] == [rows + 12, rows, rows]
+    assert [values.get("mask") is None for _, values in entries] == [False, False, True]
+    torch.testing.assert_close(entries[0][1]["mask"], mask[None])
+    torch.testing.assert_close(entries[1][1]["mask"], 1 - mask[None])
+    assert [(values["start_percent"], values["end_percent"]) for _, values in entries] == [
+        (0.0, 0.5),
+        (0.0, 0.5),
+        (0.5 + 1e-5, 1.0),
+    ]
+    assert "mask" not in conditioning[0][1]
+
+
+def test_masks_in_a_chain_divide_the_picture(nodes, reference, conditioning):
+    apply = nodes["ApplyZImageReference"].apply
+    left = torch.tensor([[1.0, 0.0]])
+    (first,) = apply(conditioning, reference, mask=left)
+    (both,) = apply(first, reference, mask=1 - left)
+    (halves,) = apply(first, reference, mask=torch.full((1, 3, 5), 0.5))
+    rows = conditioning[0][0].shape[1]
+    assert [tensor.shape[1] for tensor, _ in both] == [rows + 12, rows + 12]
+    torch.testing.assert_close(
+        torch.cat([values["mask"] for _, values in both]), torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    )
+    assert [tensor.shape[1] - rows for tensor, _ in halves] == [24, 12, 12, 0]
+    torch.testing.assert_close(sum(values["mask"] for _, values in halves), torch.ones(1, 1, 2))
+
+
+@pytest.mark.parametrize(("share", "entries"), [(0.0, [0]), (1.0, [12])])
+def test_an_empty_side_of_a_mask_is_no_entry(nodes, reference, conditioning, share, entries):
+    (found,) = nodes["ApplyZImageReference"].apply(conditioning, reference, mask=torch.full((4, 4), share))
+    assert [tensor.shape[1] - conditioning[0][0].shape[1] for tensor, _ in found] == entries
+
+
 def test_an_empty_prompt_is_the_pictures_alone(nodes, folder, reference, conditioning):
     projector = Projector.from_pretrained(folder)
     shape = projector.network.shape
@@ -133,6 +171,11 @@ def test_what_does_not_fit_is_said(nodes, held, reference, conditioning):
         apply([[torch.zeros(1, 77, 768), {}]], reference)
     with pytest.raises(UsageError, match="expected 0 <= start < end <= 1"):
         apply(conditioning, reference, start=0.5, end=0.5)
+    with pytest.raises(UsageError, match=r"mask of shape \(1, 1, 2, 2\); expected"):
+        apply(conditioning, reference, mask=torch.ones(1, 1, 2, 2))
+    masked = [[conditioning[0][0], {"mask": torch.ones(2, 4, 4)}]]
+    with pytest.raises(UsageError, match="mask of 3 pictures on a conditioning with a mask of 2"):
+        apply(masked, reference, mask=torch.ones(3, 4, 4))
     with pytest.raises(UsageError, match="clip and vision are empty"):
         read(held, as_image(a_picture()))
     with pytest.raises(UsageError, match="name is empty"):
@@ -177,7 +220,7 @@ def test_the_page_of_the_folder_names_every_node_and_what_it_takes(nodes):
     for name, node in nodes.items():
         known = type(node).INPUT_TYPES()
         plain = [key for key, (kind, *_) in {**known["required"], **known.get("optional", {})}.items()
-                 if isinstance(kind, list) or kind in ("STRING", "FLOAT", "CLIP")]  # fmt: skip
+                 if isinstance(kind, list) or kind in ("STRING", "FLOAT", "CLIP", "MASK")]  # fmt: skip
         assert [key for key in plain if f"`{key}`" not in rows[name]] == []
 
 
