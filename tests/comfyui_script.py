@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from dataclasses import make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from comfy.text_encoders import llama  # noqa: E402
 
 sys.path.insert(1, str(ROOT / "tests"))
 from diffusers import AutoencoderKL  # noqa: E402
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import Qwen2TokenizerFast  # noqa: E402
 
@@ -100,6 +102,9 @@ def make_models():
     shutil.copy(projector / "model.safetensors", BASE / "models/projectors/my-projector.safetensors")
     for name, picture in PICTURES.items():
         picture.save(BASE / "input" / name)
+    half = Image.new("RGB", (SIDE, SIDE))
+    half.paste("red", (0, 0, SIDE // 2, SIDE))
+    half.save(BASE / "input" / "half.png")
 
 
 def let_comfyui_take_the_sizes():
@@ -155,11 +160,14 @@ async def load_nodes():
         assert await nodes.load_custom_node(str(path)), path
 
 
-def run(executor, changes=()):
-    """The workflow at a small size, and with other inputs of its last node; returns what it made."""
+def run(executor, changes=(), mask=False):
+    """The workflow at a small size, and with other inputs of its last node or a mask; returns what it made."""
     prompt = json.loads((ROOT / "comfyui" / "workflow_api.json").read_text())
     prompt["14"]["inputs"] |= {"width": SIDE, "height": SIDE}
     prompt["12"]["inputs"] |= dict(changes)
+    if mask:
+        prompt["mask"] = {"class_type": "LoadImageMask", "inputs": {"image": "half.png", "channel": "red"}}
+        prompt["12"]["inputs"]["mask"] = ["mask", 0]
     inputs = {"plain": ["10", 0], "steered": ["12", 0], "reference": ["8", 0], "image": ["17", 0]}
     prompt["keep"] = {"class_type": "Keep", "inputs": inputs}
     valid, error, outputs, by_node = asyncio.run(execution.validate_prompt("1", prompt, None))
@@ -167,6 +175,18 @@ def run(executor, changes=()):
     executor.execute(prompt, "1", {}, outputs)
     assert executor.success, executor.status_messages[-1]
     return prompt, dict(Keep.found)
+
+
+def masked_picture(pipeline, noise, inside, outside, mask):
+    """Euler steps with the model's output under one conditioning where the mask is 1, else under the other."""
+    latents = noise
+    for now, after in pairwise(pipeline.scheduler.sigmas):
+        given = [latents[0][:, None]], (1 - now)[None]
+        seen, plain = (pipeline.transformer(*given, [each]).sample[0][:, 0] for each in (inside, outside))
+        latents = latents - (after - now) * (mask * seen + (1 - mask) * plain)
+    settings = pipeline.vae.config
+    pixels = pipeline.vae.decode(latents / settings.scaling_factor + settings.shift_factor).sample
+    return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def distance(found, expected):
@@ -182,6 +202,7 @@ def main():
     executor = execution.PromptExecutor(server, execution.CacheType.CLASSIC, caches)
     prompt, shipped = run(executor)
     _, whole = run(executor, {"end": 1.0})
+    _, masked = run(executor, {"end": 1.0}, mask=True)
     _, blended = run(executor, {"mode": "blend", "alpha": 0.3})
 
     vision, words = str(WORK / "vl"), prompt["10"]["inputs"]["text"]
@@ -198,9 +219,11 @@ def main():
     )
     noise = torch.randn(1, 16, SIDE // 8, SIDE // 8, generator=torch.Generator().manual_seed(0))
     picture = pipeline(
-        words, reference=list(PICTURES.values()), weights=[1.0, 0.4], num_inference_steps=9, guidance_scale=0.0,
+        words, reference=list(PICTURES.values()), weights=[1.0, 0.4], num_inference_steps=8, guidance_scale=0.0,
         height=SIDE, width=SIDE, latents=noise, output_type="pt"
     ).images.permute(0, 2, 3, 1)  # fmt: skip
+    half = torch.zeros(SIDE // 8, SIDE // 8)
+    half[:, : SIDE // 16] = 1
     entries = shipped["steered"]
     print(json.dumps({
         "prompt": distance(shipped["plain"][0][0][0], text.embeddings),
@@ -212,7 +235,8 @@ def main():
         "rows": [(tensor.shape[1], int(values["attention_mask"].sum())) for tensor, values in entries
                  if "attention_mask" in values],
         "picture": distance(whole["image"], picture),
-        "change": distance(shipped["image"], picture),
+        "masked": distance(masked["image"], masked_picture(pipeline, noise, both, one, half)),
+        "changes": [distance(other["image"], picture) for other in (shipped, masked)],
         "saved": len(list((BASE / "output").glob("steered*.png"))),
     }))  # fmt: skip
 

@@ -199,8 +199,11 @@ def _write(folder: Path, stem: str, state: Mapping[str, Tensor]) -> None:
         sizes, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=SHARD_BYTES
     )
     for file, names in split.filename_to_tensors.items():
-        held = {name: state[name].clone(memory_format=torch.contiguous_format) for name in names}
-        save_file(held, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: state[name].clone(memory_format=torch.contiguous_format) for name in names},
+            folder / file,
+            metadata={"format": "pt"},
+        )
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
