@@ -10,16 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-WIDTH, GAP, ACROSS = 190, 20, 250  # pixels: a box, between boxes, from one column to the next
-HEAD, LINE, MARGIN, LETTERS = 28, 19, 16, 27
+WIDTH, GAP, ACROSS = 212, 20, 262  # pixels: a box, between boxes, from one column to the next
+HEAD, LINE, MARGIN, LETTERS = 28, 19, 16, 31
 PAPER, BOX, OURS, INK, SOFT = "#ffffff", "#f1f3f5", "#fff3d6", "#1f2328", "#59636e"
-# From left to right, each from top to bottom.
+# From left to right: where a column begins, and its nodes from top to bottom; no wire crosses a box.
 COLUMNS = (
-    ("6", "5", "4", "7", "2", "1"),
-    ("8", "9", "10", "15"),
-    ("11", "13", "14"),
-    ("12", "3"),
-    ("16", "17", "18"),
+    (40, ("7", "5", "4", "6", "2")),
+    (40, ("9", "8", "10")),
+    (95, ("11",)),
+    (40, ("12", "13", "14", "15", "3")),
+    (150, ("16", "17", "18")),
 )
 # What an input takes, by its name; the colours are those of ComfyUI's own page where it has one, made darker.
 COLOURS = {
@@ -40,14 +40,15 @@ SKIPPED = {"denoise", "weight_dtype", "revision", "filename_prefix", "batch_size
 
 
 def draw(workflow: Mapping[str, Mapping[str, Any]]) -> str:
-    """The workflow as SVG; every node of it has a place in COLUMNS."""
+    """The workflow as SVG; every node of it has a place."""
     places = _places(workflow)
+    places["1"] = (places["11"][0], places["15"][1])  # the model beside what takes it
     width = (len(COLUMNS) - 1) * ACROSS + WIDTH + 2 * MARGIN
     height = max(y + _height(workflow[name]) for name, (_, y) in places.items()) + MARGIN
     wires = [
-        _wire(places, name, row, key, value[0])
+        _wire(workflow, places, name, row, value[0])
         for name, node in workflow.items()
-        for row, (key, value) in enumerate(_rows(node))
+        for row, (_, value) in enumerate(_rows(node))
         if isinstance(value, list)
     ]
     boxes = [_box(workflow[name], *place) for name, place in places.items()]
@@ -56,20 +57,18 @@ def draw(workflow: Mapping[str, Mapping[str, Any]]) -> str:
         'font-family="system-ui, sans-serif" font-size="13">',
         "<title>The workflow: two references, one behind the other</title>",
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
-        *boxes,
         *wires,
+        *boxes,
         "</svg>\n",
     ))  # fmt: skip
 
 
 def _places(workflow: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
-    """Left upper corners; a column is as high as its boxes, in the middle of the picture's height."""
-    heights = [sum(_height(workflow[name]) + GAP for name in names) for names in COLUMNS]
+    """Left upper corners."""
     places = {}
-    for column, names in enumerate(COLUMNS):
-        y = MARGIN + (max(heights) - heights[column]) // 2
+    for column, (y, names) in enumerate(COLUMNS):
         for name in names:
-            places[name] = (MARGIN + column * ACROSS, y)
+            places[name] = (MARGIN + column * ACROSS, y - 40 + MARGIN)
             y += _height(workflow[name]) + GAP
     return places
 
@@ -101,14 +100,24 @@ def _box(node: Mapping[str, Any], x: int, y: int) -> str:
     return "\n".join(lines)
 
 
-def _wire(places: Mapping[str, tuple[int, int]], name: str, row: int, key: str, source: str) -> str:
-    x, y = places[source][0] + WIDTH, places[source][1] + HEAD // 2
-    end, bottom = places[name][0], places[name][1] + HEAD + LINE * row + 9
-    bend = 40 if end > x else 100  # to a box below it goes round the side
-    colour = COLOURS[key]
-    path = f"M{x} {y} C{x + bend} {y} {end - bend} {bottom} {end} {bottom}"
+def _wire(
+    workflow: Mapping[str, Mapping[str, Any]],
+    places: Mapping[str, tuple[int, int]],
+    name: str,
+    row: int,
+    source: str,
+) -> str:
+    """From the right side of a box to an input, or straight down to the box below."""
+    (left, top), (end, bottom) = places[source], places[name]
+    colour = COLOURS[_rows(workflow[name])[row][0]]
+    if left == end:
+        x, y = left + WIDTH // 2, top + _height(workflow[source])
+        path, end = f"M{x} {y} L{x} {bottom}", x
+    else:
+        x, y, bottom = left + WIDTH, top + HEAD // 2, bottom + HEAD + LINE * row + 9
+        path = f"M{x} {y} C{x + 40} {y} {end - 40} {bottom} {end} {bottom}"
     return (
-        f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-opacity="0.85"/>'
+        f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
         f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/><circle cx="{end}" cy="{bottom}" r="4" fill="{colour}"/>'
     )
 

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from workflow_picture import draw
 
 from projector import Projector, VLEmbeddingExtractor
 from projector.models.tiny import make_tiny_models
@@ -214,7 +215,7 @@ def test_the_readme_puts_the_folder_where_comfyui_finds_it(tmp_path):
 
 
 def test_the_page_of_the_folder_names_every_node_and_what_it_takes(nodes):
-    page = (ROOT / "comfyui" / "README.md").read_text()
+    page = (ROOT / "comfyui" / "README.md").read_text().partition("## Nodes")[2].partition("\n## ")[0]
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert set(rows) == set(nodes)
     for name, node in nodes.items():
@@ -222,6 +223,21 @@ def test_the_page_of_the_folder_names_every_node_and_what_it_takes(nodes):
         plain = [key for key, (kind, *_) in {**known["required"], **known.get("optional", {})}.items()
                  if isinstance(kind, list) or kind in ("STRING", "FLOAT", "CLIP", "MASK")]  # fmt: skip
         assert [key for key in plain if f"`{key}`" not in rows[name]] == []
+
+
+def test_the_page_quotes_what_the_nodes_say():
+    page = (ROOT / "comfyui" / "README.md").read_text().partition("## When it does not work")[2]
+    messages = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    sources = ("comfyui/steering_nodes.py", "projector/models/resolve.py")
+    said = "".join((ROOT / source).read_text() for source in sources)
+    assert len(messages) > 3
+    assert [part for message in messages for part in message.split("…") if part.strip() not in said] == []
+
+
+def test_the_picture_on_the_page_is_of_the_workflow():
+    drawn = draw(json.loads((ROOT / "comfyui" / "workflow_api.json").read_text()))
+    assert (ROOT / "comfyui" / "workflow.svg").read_text() == drawn
+    assert "](workflow.svg)" in (ROOT / "comfyui" / "README.md").read_text()
 
 
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="COMFYUI_PATH names no checkout of ComfyUI")
