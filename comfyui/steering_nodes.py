@@ -91,27 +91,42 @@ class ReadZImageReference:
             "multiline": True,
             "tooltip": "only for projectors trained with the caption beside",
         }
+        language = {
+            "default": "",
+            "tooltip": "only for projectors of the graft: Z-Image's diffusers folder or Hub id",
+        }
         return {
             "required": {"projector": ("ZIMAGE_PROJECTOR",), "image": ("IMAGE",)},
-            "optional": {"clip": ("CLIP",), "vision": ("STRING", vision), "text": ("STRING", text)},
+            "optional": {
+                "clip": ("CLIP",),
+                "vision": ("STRING", vision),
+                "text": ("STRING", text),
+                "language": ("STRING", language),
+            },
         }
 
     def __init__(self) -> None:
-        self._loaded: tuple[tuple[str, str], VLEmbeddingExtractor] | None = None
+        self._loaded: tuple[tuple[str, ...], VLEmbeddingExtractor] | None = None
 
     def read(
-        self, projector: LoadedProjector, image: Tensor, clip: Any = None, vision: str = "", text: str = ""
+        self,
+        projector: LoadedProjector,
+        image: Tensor,
+        clip: Any = None,
+        vision: str = "",
+        text: str = "",
+        language: str = "",
     ) -> tuple[References]:
         """Read each picture of a batch (B, H, W, 3), 0 to 1."""
         pictures = [Image.fromarray(pixels) for pixels in (image[..., :3] * 255).round().byte().cpu().numpy()]
         if clip is not None:
             states = [_read_with_clip(clip, projector.projector, picture) for picture in pictures]
         else:
-            states = self._read(projector, pictures, vision.strip(), text)
+            states = self._read(projector, pictures, vision.strip(), text, language.strip())
         return (References(projector.projector, tuple(states)),)
 
     def _read(
-        self, projector: LoadedProjector, pictures: list[Image.Image], vision: str, text: str
+        self, projector: LoadedProjector, pictures: list[Image.Image], vision: str, text: str, language: str
     ) -> list[Tensor]:
         if not vision:
             raise UsageError(
@@ -120,12 +135,13 @@ class ReadZImageReference:
         from comfy.model_management import get_torch_device
 
         device = str(get_torch_device())
-        if self._loaded is None or self._loaded[0] != (vision, projector.source):
+        wanted = (vision, projector.source, language)
+        if self._loaded is None or self._loaded[0] != wanted:
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
-            self._loaded = (
-                (vision, projector.source),
-                VLEmbeddingExtractor.from_pretrained(vision, projector.source, device=device, dtype=dtype),
+            extractor = VLEmbeddingExtractor.from_pretrained(
+                vision, projector.source, device=device, dtype=dtype, language=language or None
             )
+            self._loaded = (wanted, extractor)
         extractor, layer = self._loaded[1], projector.projector.layer
         extractor.to(device)
         states = [extractor.extract(each, text or None, hidden_layer=layer).raw.cpu() for each in pictures]
@@ -213,6 +229,10 @@ def _read_with_clip(clip: Any, projector: Projector, picture: Image.Image) -> Te
 
     They are the same whatever text stands behind the picture, since attention is causal.
     """
+    if projector.reader == "graft":
+        raise UsageError(
+            "clip: this projector was trained on pictures that the graft read; leave clip out, give vision and language"
+        )
     if projector.tokens != "image" or projector.layer > -2:
         raise UsageError(
             f"clip: ComfyUI's Qwen3-VL gives image tokens of layers up to -2, this projector takes {projector.tokens} "

@@ -71,6 +71,20 @@ def reference(nodes, held, tiny, monkeypatch):
     return nodes["ReadZImageReference"].read(held, image, vision=str(tiny / "vl"))[0]
 
 
+def test_a_projector_of_the_graft_takes_the_text_encoder_too(nodes, tiny, tmp_path, reference):
+    folder = a_steering_projector(tiny, tmp_path / "graft", reader="graft")
+    (grafted,) = nodes["LoadZImageProjector"].load(str(folder))
+    places = {"vision": str(tiny / "vl"), "language": str(tiny / "image")}
+    (found,) = type(nodes["ReadZImageReference"])().read(grafted, as_image(a_picture(3)), **places)
+    extractor = VLEmbeddingExtractor.from_pretrained(
+        places["vision"], str(folder), dtype=torch.float32, language=places["language"]
+    )
+    torch.testing.assert_close(found.states[0], extractor.extract(a_picture(3)).raw)
+    assert not torch.allclose(found.states[0], reference.states[0], atol=0.1)
+    with pytest.raises(UsageError, match="pictures that the graft read; leave clip out, give vision and"):
+        nodes["ReadZImageReference"].read(grafted, as_image(a_picture(3)), clip=object())
+
+
 @pytest.fixture
 def conditioning(folder):
     shape = Projector.from_pretrained(folder).network.shape
