@@ -15,18 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from projector import Projector, VLEmbeddingExtractor
-from projector.models.vision_encoder import pool_by_kind
 from projector.network.projector import Mode
-from projector.steering.reference_size import TOKEN_SIDE, UNRECORDED, to_training_size
 from projector.steering.references import steered
 from shards.errors import UsageError
-from shards.format.sample import KIND_IMAGE
 
+from .clip_reading import read_with_clip
 from .masks import inside_and_outside
 
 CATEGORY = "Z-Image projector"
 FOLDER = "projectors"  # in ComfyUI's models folder
-LEAST_PIXELS, MOST_PIXELS = 65_536, 16_777_216  # preprocessor_config.json of Qwen3-VL
 EPSILON = 1e-5  # the sampler takes ranges that touch as both active
 
 
@@ -93,7 +90,7 @@ class ReadZImageReference:
         }
         language = {
             "default": "",
-            "tooltip": "only for projectors of the graft: Z-Image's diffusers folder or Hub id",
+            "tooltip": "only for projectors of the graft, without clip: Z-Image's diffusers folder or Hub id",
         }
         return {
             "required": {"projector": ("ZIMAGE_PROJECTOR",), "image": ("IMAGE",)},
@@ -102,6 +99,10 @@ class ReadZImageReference:
                 "vision": ("STRING", vision),
                 "text": ("STRING", text),
                 "language": ("STRING", language),
+                "text_encoder": (
+                    "CLIP",
+                    {"tooltip": "only for projectors of the graft: Z-Image's text encoder"},
+                ),
             },
         }
 
@@ -116,11 +117,14 @@ class ReadZImageReference:
         vision: str = "",
         text: str = "",
         language: str = "",
+        text_encoder: Any = None,
     ) -> tuple[References]:
         """Read each picture of a batch (B, H, W, 3), 0 to 1."""
         pictures = [Image.fromarray(pixels) for pixels in (image[..., :3] * 255).round().byte().cpu().numpy()]
         if clip is not None:
-            states = [_read_with_clip(clip, projector.projector, picture) for picture in pictures]
+            states = [
+                read_with_clip(clip, text_encoder, projector.projector, picture) for picture in pictures
+            ]
         else:
             states = self._read(projector, pictures, vision.strip(), text, language.strip())
         return (References(projector.projector, tuple(states)),)
@@ -222,49 +226,6 @@ def _place_of(name: str) -> str:
         return name
     place = Path(models_dir, FOLDER, name)
     return str(place) if not Path(name).exists() and ".." not in Path(name).parts and place.exists() else name
-
-
-def _read_with_clip(clip: Any, projector: Projector, picture: Image.Image) -> Tensor:
-    """(S, D) raw image tokens, as ComfyUI's Qwen3-VL reads a picture.
-
-    They are the same whatever text stands behind the picture, since attention is causal.
-    """
-    if projector.reader == "graft":
-        raise UsageError(
-            "clip: this projector was trained on pictures that the graft read; leave clip out, give vision and language"
-        )
-    if projector.tokens != "image" or projector.layer > -2:
-        raise UsageError(
-            f"clip: ComfyUI's Qwen3-VL gives image tokens of layers up to -2, this projector takes {projector.tokens} "
-            f"tokens of layer {projector.layer}; leave clip out and give vision"
-        )
-    reader = clip.clone()
-    reader.clip_layer(projector.layer)
-    sized = _whole_tokens(to_training_size(picture, projector.picture_size or UNRECORDED))
-    pixels = torch.frombuffer(bytearray(sized.tobytes()), dtype=torch.uint8)
-    tokens = reader.tokenize("", images=[pixels.view(1, sized.height, sized.width, 3).float() / 255])
-    (row,) = next(iter(tokens.values()))
-    places = [at for at, token in enumerate(row) if isinstance(token[0], dict)]
-    found = reader.encode_from_tokens(tokens) if len(places) == 1 else None
-    if found is None or found.dim() != 3 or found.shape[2] != projector.width:
-        raise UsageError(
-            "clip: it is no plain Qwen3-VL-4B; load Qwen3-VL-4B with CLIPLoader, or leave clip out and give vision"
-        )
-    count = found.shape[1] - (len(row) - 1)
-    states = found[0, places[0] : places[0] + count]
-    if projector.vl_tokens != "all":
-        kind = torch.full((count,), KIND_IMAGE, dtype=torch.uint8)
-        states = pool_by_kind(states, kind, int(projector.vl_tokens.removeprefix("pooled:")))
-    return states
-
-
-def _whole_tokens(picture: Image.Image) -> Image.Image:
-    """The picture in the size and by the filter of Qwen3-VL's own processor; ComfyUI has other limits and no filter."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    height, width = smart_resize(picture.height, picture.width, TOKEN_SIDE, LEAST_PIXELS, MOST_PIXELS)
-    same = picture.size == (width, height)
-    return picture if same else picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _with_references(

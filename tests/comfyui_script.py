@@ -189,6 +189,25 @@ def masked_picture(pipeline, noise, inside, outside, mask):
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
+def read_grafted():
+    """States by ComfyUI's two encoders, then by its Qwen3-VL alone again; and the library's of the graft."""
+    folder = a_steering_projector(WORK, WORK / "graft", reader="graft")
+    load, read = (
+        nodes.NODE_CLASS_MAPPINGS[name]() for name in ("LoadZImageProjector", "ReadZImageReference")
+    )
+    (grafted,), (plain,) = load.load(str(folder)), load.load(str(WORK / "projector"))
+    (vision,) = nodes.CLIPLoader().load_clip("qwen3vl_4b.safetensors", "stable_diffusion")
+    (text,) = nodes.CLIPLoader().load_clip("qwen_3_4b.safetensors", "lumina2")
+    pixels = torch.frombuffer(bytearray(PICTURES["first.png"].tobytes()), dtype=torch.uint8)
+    image = pixels.view(1, SIDE, SIDE, 3).float() / 255
+    (found,) = read.read(grafted, image, clip=vision, text_encoder=text)
+    (again,) = read.read(plain, image, clip=vision)
+    extractor = VLEmbeddingExtractor.from_pretrained(
+        str(WORK / "vl"), str(folder), dtype=torch.float32, language=str(WORK / "image")
+    )
+    return found.states[0], again.states[0], extractor.extract(PICTURES["first.png"]).raw
+
+
 def distance(found, expected):
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
@@ -222,6 +241,7 @@ def main():
         words, reference=list(PICTURES.values()), weights=[1.0, 0.4], num_inference_steps=8, guidance_scale=0.0,
         height=SIDE, width=SIDE, latents=noise, output_type="pt"
     ).images.permute(0, 2, 3, 1)  # fmt: skip
+    by_graft, after_graft, expected = read_grafted()
     half = torch.zeros(SIDE // 8, SIDE // 8)
     half[:, : SIDE // 16] = 1
     entries = shipped["steered"]
@@ -231,6 +251,9 @@ def main():
         "both": distance(entries[0][0][0], both),
         "first": distance(entries[1][0][0], one),
         "blend": distance(blended["steered"][0][0][0], blend),
+        "graft": distance(by_graft, expected),
+        "after_graft": distance(after_graft, raw[0]),
+        "graft_changes": distance(by_graft, raw[0]),
         "ranges": [(values.get("start_percent"), values.get("end_percent")) for _, values in entries],
         "rows": [(tensor.shape[1], int(values["attention_mask"].sum())) for tensor, values in entries
                  if "attention_mask" in values],

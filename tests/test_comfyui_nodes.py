@@ -81,7 +81,7 @@ def test_a_projector_of_the_graft_takes_the_text_encoder_too(nodes, tiny, tmp_pa
     )
     torch.testing.assert_close(found.states[0], extractor.extract(a_picture(3)).raw)
     assert not torch.allclose(found.states[0], reference.states[0], atol=0.1)
-    with pytest.raises(UsageError, match="pictures that the graft read; leave clip out, give vision and"):
+    with pytest.raises(UsageError, match="pictures that the graft read; connect Z-Image's text encoder"):
         nodes["ReadZImageReference"].read(grafted, as_image(a_picture(3)), clip=object())
 
 
@@ -242,7 +242,7 @@ def test_the_page_of_the_folder_names_every_node_and_what_it_takes(nodes):
 def test_the_page_quotes_what_the_nodes_say():
     page = (ROOT / "comfyui" / "README.md").read_text().partition("## When it does not work")[2]
     messages = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
-    sources = ("comfyui/steering_nodes.py", "projector/models/resolve.py")
+    sources = ("comfyui/steering_nodes.py", "comfyui/clip_reading.py", "projector/models/resolve.py")
     said = "".join((ROOT / source).read_text() for source in sources)
     assert len(messages) > 3
     assert [part for message in messages for part in message.split("…") if part.strip() not in said] == []
@@ -270,6 +270,8 @@ def test_inside_a_real_comfyui(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     for found in ("prompt", "states", "both", "first", "blend", "picture", "masked"):
         assert told[found] < 1e-3, found
+    assert max(told["graft"], told["after_graft"]) < 1e-3
+    assert told["graft_changes"] > 0.01
     assert min(told["changes"]) > 3e-3  # a shorter time and a mask make other pictures
     assert told["ranges"] == [[0.0, 0.6], [0.6 + 1e-5, 1.0]]
     assert [rows == marked for rows, marked in told["rows"]] == [True, True]
