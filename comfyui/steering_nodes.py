@@ -15,16 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from projector import Projector, VLEmbeddingExtractor
-from projector.models.vision_encoder import pool_by_kind
 from projector.network.projector import Mode
-from projector.steering.reference_size import TOKEN_SIDE, UNRECORDED, to_training_size
 from projector.steering.references import steered
 from shards.errors import UsageError
-from shards.format.sample import KIND_IMAGE
+
+from .clip_reading import read_with_clip
+from .masks import inside_and_outside
 
 CATEGORY = "Z-Image projector"
 FOLDER = "projectors"  # in ComfyUI's models folder
-LEAST_PIXELS, MOST_PIXELS = 65_536, 16_777_216  # preprocessor_config.json of Qwen3-VL
 EPSILON = 1e-5  # the sampler takes ranges that touch as both active
 
 
@@ -89,27 +88,49 @@ class ReadZImageReference:
             "multiline": True,
             "tooltip": "only for projectors trained with the caption beside",
         }
+        language = {
+            "default": "",
+            "tooltip": "only for projectors of the graft, without clip: Z-Image's diffusers folder or Hub id",
+        }
         return {
             "required": {"projector": ("ZIMAGE_PROJECTOR",), "image": ("IMAGE",)},
-            "optional": {"clip": ("CLIP",), "vision": ("STRING", vision), "text": ("STRING", text)},
+            "optional": {
+                "clip": ("CLIP",),
+                "vision": ("STRING", vision),
+                "text": ("STRING", text),
+                "language": ("STRING", language),
+                "text_encoder": (
+                    "CLIP",
+                    {"tooltip": "only for projectors of the graft: Z-Image's text encoder"},
+                ),
+            },
         }
 
     def __init__(self) -> None:
-        self._loaded: tuple[tuple[str, str], VLEmbeddingExtractor] | None = None
+        self._loaded: tuple[tuple[str, ...], VLEmbeddingExtractor] | None = None
 
     def read(
-        self, projector: LoadedProjector, image: Tensor, clip: Any = None, vision: str = "", text: str = ""
+        self,
+        projector: LoadedProjector,
+        image: Tensor,
+        clip: Any = None,
+        vision: str = "",
+        text: str = "",
+        language: str = "",
+        text_encoder: Any = None,
     ) -> tuple[References]:
         """Read each picture of a batch (B, H, W, 3), 0 to 1."""
         pictures = [Image.fromarray(pixels) for pixels in (image[..., :3] * 255).round().byte().cpu().numpy()]
         if clip is not None:
-            states = [_read_with_clip(clip, projector.projector, picture) for picture in pictures]
+            states = [
+                read_with_clip(clip, text_encoder, projector.projector, picture) for picture in pictures
+            ]
         else:
-            states = self._read(projector, pictures, vision.strip(), text)
+            states = self._read(projector, pictures, vision.strip(), text, language.strip())
         return (References(projector.projector, tuple(states)),)
 
     def _read(
-        self, projector: LoadedProjector, pictures: list[Image.Image], vision: str, text: str
+        self, projector: LoadedProjector, pictures: list[Image.Image], vision: str, text: str, language: str
     ) -> list[Tensor]:
         if not vision:
             raise UsageError(
@@ -118,12 +139,13 @@ class ReadZImageReference:
         from comfy.model_management import get_torch_device
 
         device = str(get_torch_device())
-        if self._loaded is None or self._loaded[0] != (vision, projector.source):
+        wanted = (vision, projector.source, language)
+        if self._loaded is None or self._loaded[0] != wanted:
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
-            self._loaded = (
-                (vision, projector.source),
-                VLEmbeddingExtractor.from_pretrained(vision, projector.source, device=device, dtype=dtype),
+            extractor = VLEmbeddingExtractor.from_pretrained(
+                vision, projector.source, device=device, dtype=dtype, language=language or None
             )
+            self._loaded = (wanted, extractor)
         extractor, layer = self._loaded[1], projector.projector.layer
         extractor.to(device)
         states = [extractor.extract(each, text or None, hidden_layer=layer).raw.cpu() for each in pictures]
@@ -132,7 +154,7 @@ class ReadZImageReference:
 
 
 class ApplyZImageReference:
-    """Put references into a conditioning during a part of the sampling; outside of it nothing changes."""
+    """Put references into a conditioning, in a part of the sampling and of the picture; elsewhere nothing changes."""
 
     CATEGORY, FUNCTION = CATEGORY, "apply"
     RETURN_TYPES = ("CONDITIONING",)
@@ -153,7 +175,10 @@ class ApplyZImageReference:
                 "weight": share(1.0, least=0.01),
                 "start": share(0.0),
                 "end": share(1.0),
-            }
+            },
+            "optional": {
+                "mask": ("MASK", {"tooltip": "where the references act; the prompt alone elsewhere"})
+            },
         }
 
     def apply(
@@ -165,24 +190,29 @@ class ApplyZImageReference:
         weight: float = 1.0,
         start: float = 0.0,
         end: float = 1.0,
+        mask: Tensor | None = None,
     ) -> tuple[list[list[Any]]]:
-        """Apply to every entry of a conditioning that is active at some time between start and end."""
+        """Apply to every entry of a conditioning that is active at some time between start and end, within the mask."""
         if not 0 <= start < end <= 1:
             raise UsageError(f"start = {start}, end = {end}; expected 0 <= start < end <= 1")
         applied: list[list[Any]] = []
         for tensor, values in conditioning:
             first, last = values.get("start_percent", 0.0), values.get("end_percent", 1.0)
             begin, finish = max(first, start), min(last, end)
-            if begin >= finish:
+            inside, outside = inside_and_outside(values, mask)
+            if begin >= finish or inside is None:
                 applied.append([tensor, values])
                 continue
             if begin > first:
                 applied.append([tensor, values | {"start_percent": first, "end_percent": begin - EPSILON}])
             with_pictures = _with_references(tensor, reference, mode, alpha, weight)
-            changed = {"start_percent": begin, "end_percent": finish} if (begin, finish) != (0.0, 1.0) else {}
+            period = {"start_percent": begin, "end_percent": finish} if (begin, finish) != (0.0, 1.0) else {}
+            changed = dict[str, Any](period)
             if values.get("attention_mask") is not None:  # tells the model how many rows there are
                 changed["attention_mask"] = torch.ones(with_pictures.shape[:2]).to(values["attention_mask"])
-            applied.append([with_pictures, values | changed])
+            applied.append([with_pictures, inside | changed])
+            if outside is not None:
+                applied.append([tensor, outside | period])
             if finish < last:
                 applied.append([tensor, values | {"start_percent": finish + EPSILON, "end_percent": last}])
         return (applied,)
@@ -196,45 +226,6 @@ def _place_of(name: str) -> str:
         return name
     place = Path(models_dir, FOLDER, name)
     return str(place) if not Path(name).exists() and ".." not in Path(name).parts and place.exists() else name
-
-
-def _read_with_clip(clip: Any, projector: Projector, picture: Image.Image) -> Tensor:
-    """(S, D) raw image tokens, as ComfyUI's Qwen3-VL reads a picture.
-
-    They are the same whatever text stands behind the picture, since attention is causal.
-    """
-    if projector.tokens != "image" or projector.layer > -2:
-        raise UsageError(
-            f"clip: ComfyUI's Qwen3-VL gives image tokens of layers up to -2, this projector takes {projector.tokens} "
-            f"tokens of layer {projector.layer}; leave clip out and give vision"
-        )
-    reader = clip.clone()
-    reader.clip_layer(projector.layer)
-    sized = _whole_tokens(to_training_size(picture, projector.picture_size or UNRECORDED))
-    pixels = torch.frombuffer(bytearray(sized.tobytes()), dtype=torch.uint8)
-    tokens = reader.tokenize("", images=[pixels.view(1, sized.height, sized.width, 3).float() / 255])
-    (row,) = next(iter(tokens.values()))
-    places = [at for at, token in enumerate(row) if isinstance(token[0], dict)]
-    found = reader.encode_from_tokens(tokens) if len(places) == 1 else None
-    if found is None or found.dim() != 3 or found.shape[2] != projector.width:
-        raise UsageError(
-            "clip: it is no plain Qwen3-VL-4B; load Qwen3-VL-4B with CLIPLoader, or leave clip out and give vision"
-        )
-    count = found.shape[1] - (len(row) - 1)
-    states = found[0, places[0] : places[0] + count]
-    if projector.vl_tokens != "all":
-        kind = torch.full((count,), KIND_IMAGE, dtype=torch.uint8)
-        states = pool_by_kind(states, kind, int(projector.vl_tokens.removeprefix("pooled:")))
-    return states
-
-
-def _whole_tokens(picture: Image.Image) -> Image.Image:
-    """The picture in the size and by the filter of Qwen3-VL's own processor; ComfyUI has other limits and no filter."""
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    height, width = smart_resize(picture.height, picture.width, TOKEN_SIDE, LEAST_PIXELS, MOST_PIXELS)
-    same = picture.size == (width, height)
-    return picture if same else picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _with_references(

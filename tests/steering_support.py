@@ -16,7 +16,7 @@ def a_picture(seed=3):
     return Image.fromarray(pixels).resize((128, 128))
 
 
-def a_steering_projector(tiny, folder, layer=-8):
+def a_steering_projector(tiny, folder, layer=-8, reader="vl"):
     """Save one that makes 6 rows of any picture; returns the folder."""
     encoder = TextEncoder.from_pretrained(str(tiny / "image"), device="cpu", dtype=torch.float32)
     (text,) = encoder.encode(["a red fox in the snow"])
@@ -38,6 +38,7 @@ def a_steering_projector(tiny, folder, layer=-8):
         "layer": layer,
         "text_mode": "none",
         "tokens": "image",
+        "reader": reader,
         "length": 6,
         "network": shape.as_json(),
         "template": {"vl_limit": 1e6, "prefix_tokens": before, "suffix_tokens": behind},

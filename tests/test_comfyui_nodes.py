@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from workflow_picture import draw
 
 from projector import Projector, VLEmbeddingExtractor
 from projector.models.tiny import make_tiny_models
@@ -70,6 +71,20 @@ def reference(nodes, held, tiny, monkeypatch):
     return nodes["ReadZImageReference"].read(held, image, vision=str(tiny / "vl"))[0]
 
 
+def test_a_projector_of_the_graft_takes_the_text_encoder_too(nodes, tiny, tmp_path, reference):
+    folder = a_steering_projector(tiny, tmp_path / "graft", reader="graft")
+    (grafted,) = nodes["LoadZImageProjector"].load(str(folder))
+    places = {"vision": str(tiny / "vl"), "language": str(tiny / "image")}
+    (found,) = type(nodes["ReadZImageReference"])().read(grafted, as_image(a_picture(3)), **places)
+    extractor = VLEmbeddingExtractor.from_pretrained(
+        places["vision"], str(folder), dtype=torch.float32, language=places["language"]
+    )
+    torch.testing.assert_close(found.states[0], extractor.extract(a_picture(3)).raw)
+    assert not torch.allclose(found.states[0], reference.states[0], atol=0.1)
+    with pytest.raises(UsageError, match="pictures that the graft read; connect Z-Image's text encoder"):
+        nodes["ReadZImageReference"].read(grafted, as_image(a_picture(3)), clip=object())
+
+
 @pytest.fixture
 def conditioning(folder):
     shape = Projector.from_pretrained(folder).network.shape
@@ -118,6 +133,44 @@ def test_a_reference_acts_in_its_part_of_the_sampling(nodes, reference, conditio
     assert [tensor.shape[1] for tensor, _ in again] == [lengths[0], lengths[0] + 12, lengths[0] + 12]
 
 
+def test_a_mask_keeps_the_prompt_outside_of_it(nodes, reference, conditioning):
+    apply = nodes["ApplyZImageReference"].apply
+    mask = torch.tensor([[0.0, 0.25], [1.0, 1.0]])
+    (entries,) = apply(conditioning, reference, mask=mask, end=0.5)
+    rows = conditioning[0][0].shape[1]
+    assert [tensor.shape[1] for tensor, _ in entries] == [rows + 12, rows, rows]
+    assert [values.get("mask") is None for _, values in entries] == [False, False, True]
+    torch.testing.assert_close(entries[0][1]["mask"], mask[None])
+    torch.testing.assert_close(entries[1][1]["mask"], 1 - mask[None])
+    assert [(values["start_percent"], values["end_percent"]) for _, values in entries] == [
+        (0.0, 0.5),
+        (0.0, 0.5),
+        (0.5 + 1e-5, 1.0),
+    ]
+    assert "mask" not in conditioning[0][1]
+
+
+def test_masks_in_a_chain_divide_the_picture(nodes, reference, conditioning):
+    apply = nodes["ApplyZImageReference"].apply
+    left = torch.tensor([[1.0, 0.0]])
+    (first,) = apply(conditioning, reference, mask=left)
+    (both,) = apply(first, reference, mask=1 - left)
+    (halves,) = apply(first, reference, mask=torch.full((1, 3, 5), 0.5))
+    rows = conditioning[0][0].shape[1]
+    assert [tensor.shape[1] for tensor, _ in both] == [rows + 12, rows + 12]
+    torch.testing.assert_close(
+        torch.cat([values["mask"] for _, values in both]), torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    )
+    assert [tensor.shape[1] - rows for tensor, _ in halves] == [24, 12, 12, 0]
+    torch.testing.assert_close(sum(values["mask"] for _, values in halves), torch.ones(1, 1, 2))
+
+
+@pytest.mark.parametrize(("share", "entries"), [(0.0, [0]), (1.0, [12])])
+def test_an_empty_side_of_a_mask_is_no_entry(nodes, reference, conditioning, share, entries):
+    (found,) = nodes["ApplyZImageReference"].apply(conditioning, reference, mask=torch.full((4, 4), share))
+    assert [tensor.shape[1] - conditioning[0][0].shape[1] for tensor, _ in found] == entries
+
+
 def test_an_empty_prompt_is_the_pictures_alone(nodes, folder, reference, conditioning):
     projector = Projector.from_pretrained(folder)
     shape = projector.network.shape
@@ -133,6 +186,11 @@ def test_what_does_not_fit_is_said(nodes, held, reference, conditioning):
         apply([[torch.zeros(1, 77, 768), {}]], reference)
     with pytest.raises(UsageError, match="expected 0 <= start < end <= 1"):
         apply(conditioning, reference, start=0.5, end=0.5)
+    with pytest.raises(UsageError, match=r"mask of shape \(1, 1, 2, 2\); expected"):
+        apply(conditioning, reference, mask=torch.ones(1, 1, 2, 2))
+    masked = [[conditioning[0][0], {"mask": torch.ones(2, 4, 4)}]]
+    with pytest.raises(UsageError, match="mask of 3 pictures on a conditioning with a mask of 2"):
+        apply(masked, reference, mask=torch.ones(3, 4, 4))
     with pytest.raises(UsageError, match="clip and vision are empty"):
         read(held, as_image(a_picture()))
     with pytest.raises(UsageError, match="name is empty"):
@@ -171,14 +229,29 @@ def test_the_readme_puts_the_folder_where_comfyui_finds_it(tmp_path):
 
 
 def test_the_page_of_the_folder_names_every_node_and_what_it_takes(nodes):
-    page = (ROOT / "comfyui" / "README.md").read_text()
+    page = (ROOT / "comfyui" / "README.md").read_text().partition("## Nodes")[2].partition("\n## ")[0]
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
     assert set(rows) == set(nodes)
     for name, node in nodes.items():
         known = type(node).INPUT_TYPES()
         plain = [key for key, (kind, *_) in {**known["required"], **known.get("optional", {})}.items()
-                 if isinstance(kind, list) or kind in ("STRING", "FLOAT", "CLIP")]  # fmt: skip
+                 if isinstance(kind, list) or kind in ("STRING", "FLOAT", "CLIP", "MASK")]  # fmt: skip
         assert [key for key in plain if f"`{key}`" not in rows[name]] == []
+
+
+def test_the_page_quotes_what_the_nodes_say():
+    page = (ROOT / "comfyui" / "README.md").read_text().partition("## When it does not work")[2]
+    messages = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    sources = ("comfyui/steering_nodes.py", "comfyui/clip_reading.py", "projector/models/resolve.py")
+    said = "".join((ROOT / source).read_text() for source in sources)
+    assert len(messages) > 3
+    assert [part for message in messages for part in message.split("…") if part.strip() not in said] == []
+
+
+def test_the_picture_on_the_page_is_of_the_workflow():
+    drawn = draw(json.loads((ROOT / "comfyui" / "workflow_api.json").read_text()))
+    assert (ROOT / "comfyui" / "workflow.svg").read_text() == drawn
+    assert "](workflow.svg)" in (ROOT / "comfyui" / "README.md").read_text()
 
 
 @pytest.mark.skipif("COMFYUI_PATH" not in os.environ, reason="COMFYUI_PATH names no checkout of ComfyUI")
@@ -195,13 +268,11 @@ def test_inside_a_real_comfyui(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["loaded"] is True
-    assert max(told["prompt"], told["states"], told["states_of_folder"]) < 1e-3
-    for found in told["modes"].values():
-        assert found["distance"] < 1e-3
-        assert found["mask"] in (None, found["rows"])
-        assert found["outside_is_the_prompt"]
-        assert found["ranges"][0] == [0.0, 0.6]
-    # Nothing is wrong with it but that this checkout has no models and no pictures of these names.
-    assert told["refused"] == "prompt_outputs_failed_validation"
-    assert {kind for kind, _ in told["workflow"]} == {"value_not_in_list", "custom_validation_failed"}
+    for found in ("prompt", "states", "both", "first", "blend", "picture", "masked"):
+        assert told[found] < 1e-3, found
+    assert max(told["graft"], told["after_graft"]) < 1e-3
+    assert told["graft_changes"] > 0.01
+    assert min(told["changes"]) > 3e-3  # a shorter time and a mask make other pictures
+    assert told["ranges"] == [[0.0, 0.6], [0.6 + 1e-5, 1.0]]
+    assert [rows == marked for rows, marked in told["rows"]] == [True, True]
+    assert told["saved"] == 4

@@ -230,6 +230,11 @@ def locate(
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.name, folder.absolute(), ""
+    if folder.suffix == ".safetensors" and folder.is_file():
+        raise UsageError(
+            f"{option} = {name!r}: is one file; give a model folder: of ComfyUI's files of Z-Image "
+            "python -m projector.models.single_files makes one"
+        )
     identity, _, revision = name.partition("@")
     looks_local = name.startswith(("/", ".", "~")) or folder.exists() or identity.count("/") != 1
     if looks_local:

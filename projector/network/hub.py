@@ -71,7 +71,7 @@ def push(
     """
     from huggingface_hub import HfApi
 
-    from projector.network.model_card import CARD, FILES, Published, model_card  # draws in yaml
+    from projector.network.model_card import CARD, FILES, Published, dataset_id, model_card  # draws in yaml
 
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
@@ -84,7 +84,9 @@ def push(
         put_json(storage, CONFIG, public)
         if not api.file_exists(repo_id, CARD, revision=branch):
             files = {name: FILES[name] for name in (WEIGHTS, CONFIG)}
-            published = Published(public, None, (), files, license_id, restore, repository=repo_id)
+            published = Published(
+                public, None, (), files, license_id, restore, repository=repo_id, dataset=dataset_id(config)
+            )
             storage.put_bytes(CARD, model_card(published).encode())
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message

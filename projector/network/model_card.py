@@ -8,7 +8,7 @@ from typing import Any
 
 from projector.network.checkpoint import CONFIG, EVALUATION, WEIGHTS
 from projector.network.publishing import FOLDED, ONNX, PROGRAM
-from shards.tools.dataset_card import RANDOM, WARNING, are_random
+from shards.tools.dataset_card import RANDOM, SPLIT_NAMES, WARNING, are_random
 from shards.tools.markdown import front_matter, inline, table
 
 CARD = "README.md"
@@ -144,14 +144,10 @@ def _index(published: Published) -> list[dict[str, Any]]:
     ]
     if not metrics:
         return []
-    result = {
-        "task": {"type": PIPELINE_TAG},
-        "dataset": {
-            "name": "held-out pairs",
-            "type": published.dataset or "paired-hidden-states",
-        },
-        "metrics": metrics,
-    }
+    dataset = {"name": "held-out pairs", "type": published.dataset or "paired-hidden-states"}
+    if isinstance(split := (published.evaluation or {}).get("split"), str):
+        dataset["split"] = SPLIT_NAMES.get(split, split)
+    result = {"task": {"type": PIPELINE_TAG}, "dataset": dataset, "metrics": metrics}
     return [{"name": published.repository.partition("/")[2] or NAME, "results": [result]}]
 
 

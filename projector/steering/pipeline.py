@@ -198,7 +198,11 @@ class ZImageProjectorPipeline(ZImagePipeline):  # type: ignore[misc]  # diffuser
                     "vision: no vision-language model named; give vision='Qwen/Qwen3-VL-4B-Instruct'"
                 )
             self._extractor = VLEmbeddingExtractor.from_pretrained(
-                self.config.vision, self._source, device=device, dtype=self.transformer.dtype
+                self.config.vision,
+                self._source,
+                device=device,
+                dtype=self.transformer.dtype,
+                language=self.name_or_path if projector.reader == "graft" else None,
             )
         self._extractor.to(device)
         beside = prompt if projector.text_mode == "caption" and projector.tokens != "image" else None

@@ -1,10 +1,12 @@
 """The page that goes with a dataset to publish: README.md in its root."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shards.dataset.dataset import Dataset
 from shards.errors import UsageError
+from shards.prompts.categories import AXES
 from shards.tools.info import details, info
 from shards.tools.markdown import front_matter, inline, table
 
@@ -37,6 +39,16 @@ WARNING = (
 
 SPLIT_NAMES = {"val": "validation"}  # what the hub's own detection of splits makes of the folder
 
+HUB_LOADING = """```python
+import os
+
+from datasets import load_dataset
+from safetensors.torch import load
+
+pairs = load_dataset(os.getcwd())  # or the name of its repository on the Hub
+for sample in pairs["train"]:
+    picture, caption, tensors = sample["SUFFIX"], sample["txt"], load(sample["safetensors"])
+```"""
 LOADING = """```python
 from glob import glob
 
@@ -116,17 +128,19 @@ def dataset_card(
         ),
         "\n`val` is there to choose by (penalty, epoch and so on), `test` to report on; a caption, or a picture, is in "
         "one split only.\n",
-        f"\n## Coverage\n\n{_coverage(facts['coverage'])}\n",
         f"## Models\n\n{_models(settings.get('models', {}))}\n",
         "## Settings\n",
         table(("setting", "value"), [(key, settings[key]) for key in SETTINGS if key in settings]),
         f"\nFingerprint of all settings: `{inline(facts['fingerprint'])}`, made {inline(facts['created'])} with "
         f"{inline(', '.join(f'{name} {version}' for name, version in packages.items()))}.\n",
         "## Loading\n\nWith nothing of this project, in a copy of this folder:\n",
+        HUB_LOADING.replace("SUFFIX", "jpg" if "import" in settings else "png"),
+        "\nOr as a stream, tensor by tensor:\n",
         LOADING.replace("MODE", _key(modes[0])).replace("LAYER", _key(layers[0])),
         "\nLeave out `.decode()`: some of WebDataset's decoders unpickle. `KEY.json` tells seed, sizes, token counts "
         "and categories; `text.kind` and `vl.MODE.kind` tell each token's kind (0 template, 1 image, 2 caption, "
         "3 marker).\n",
+        f"## Coverage\n\n{_coverage(facts['coverage'])}\n",
         f"## Limits\n\n{_limits(settings)}; nobody looked through them.\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -155,10 +169,20 @@ def _key(value: object) -> str:
 
 
 def _coverage(cells: Iterable[Mapping[str, Any]]) -> str:
-    rows = [(cell["content"], cell["style"], cell["subject"], cell["samples"]) for cell in cells]
-    if not any(any(row[:3]) for row in rows):
+    """Samples by each category; the combinations, which are hundreds, as one figure."""
+    made = list(cells)
+    counts = {name: Counter[str]() for name in AXES}
+    for cell in made:
+        for name, count in counts.items():
+            count[cell[name]] += cell["samples"]
+    rows = [
+        (name, value, samples) for name, count in counts.items() for value, samples in sorted(count.items())
+    ]
+    if not any(value for _, value, _ in rows):
         return "The captions carry no categories."
-    return table(("content", "style", "subject", "samples"), rows)
+    fewest, most = min(cell["samples"] for cell in made), max(cell["samples"] for cell in made)
+    said = f"{len(made)} combinations of the three have samples, {fewest} to {most} each."
+    return f"{table(('category', 'value', 'samples'), [row for row in rows if row[1]])}\n\n{said}"
 
 
 def _configs(splits: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from hub_support import a_hub
 from projector.network.architectures import ProjectorNetwork, Shape
@@ -16,6 +17,7 @@ from shards.errors import UsageError
 
 WIDTH = 16
 NAME = "someone/cat-projector"
+PAIRS = "/home/me/secret/datasets--someone--pairs/snapshots/0123"  # as the Hub's cache keeps a dataset
 
 
 def a_projector(seed=1):
@@ -30,7 +32,7 @@ def a_projector(seed=1):
         "tokens": "image",
         "network": network.shape.as_json(),
         "base_models": {"vl": {"id": "Qwen/Qwen3-VL-4B-Instruct", "revision": "abc"}},
-        "dataset": {"root": "/home/me/secret/data", "fingerprint": "f00d"},
+        "dataset": {"root": PAIRS, "fingerprint": "f00d"},
     }
     return Projector(network, config)
 
@@ -127,6 +129,12 @@ def test_the_card_that_is_pushed_names_its_own_repository(told):
     card = told[1].found(NAME, "main")[1]["README.md"].decode()
     assert f'Projector.from_pretrained("{NAME}")' in card
     assert "this-folder" not in card
+
+
+def test_the_card_that_is_pushed_names_models_and_dataset_for_the_hub(told):
+    card = ModelCard(told[1].found(NAME, "main")[1]["README.md"].decode()).data
+    assert (card.datasets, card.base_model) == (["someone/pairs"], ["Qwen/Qwen3-VL-4B-Instruct"])
+    assert (card.library_name, card.pipeline_tag) == ("z-image-projector", "image-to-image")
 
 
 def test_the_cache_of_the_hub_holds_links_and_is_read(told):

@@ -79,6 +79,25 @@ def test_its_picture_is_the_librarys_own(tiny, pipe, folder, text, seen, prompt,
     assert levels_apart(found, drawn(pipe, prompt or "")) > 1
 
 
+def test_a_projector_of_the_graft_reads_with_the_pipelines_text_encoder(tiny, text, tmp_path):
+    vision, folder = str(tiny / "vl"), a_steering_projector(tiny, tmp_path / "p", reader="graft")
+    grafted = ZImageProjectorPipeline.from_pretrained(
+        str(tiny / "image"), projector=folder, vision=vision, dtype=torch.float32
+    )
+    grafted.set_progress_bar_config(disable=True)
+    extractor = VLEmbeddingExtractor.from_pretrained(
+        vision, str(folder), dtype=torch.float32, language=str(tiny / "image")
+    )
+    raw = extractor.extract(a_picture()).raw
+    conditioning = Projector.from_pretrained(folder).conditioning(raw, text.embeddings, text.kind)
+    expected = drawn(grafted, None, prompt_embeds=[conditioning])
+    assert levels_apart(drawn(grafted, reference=a_picture()), expected) == 0
+    grafted.save_pretrained(tmp_path / "saved")
+    again = ZImageProjectorPipeline.from_pretrained(str(tmp_path / "saved"), dtype=torch.float32)
+    again.set_progress_bar_config(disable=True)
+    assert levels_apart(drawn(again, reference=a_picture()), expected) == 0
+
+
 def test_the_plain_lines_with_the_stock_pipeline_draw_the_same(tiny, pipe, folder, text, seen):
     stock = ZImagePipeline.from_pretrained(str(tiny / "image"), dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)

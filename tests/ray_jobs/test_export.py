@@ -154,6 +154,7 @@ def test_the_card_is_the_hubs_and_hostile_text_is_text(run, tmp_path):
 def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
     evaluation = json.loads((run / "mlp" / "eval.json").read_text())
     evaluation["methods"]["projector"]["r2"] = float("nan")
+    evaluation["split"] = "val"
     (run / "mlp" / "eval.json").write_text(json.dumps(evaluation))
     names = ("--export.repository", "someone/cats", "--export.dataset", "someone/pairs")
     assert export(run, tmp_path / "out", *names) == 0
@@ -163,6 +164,7 @@ def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
     found = {each.metric_type: each.metric_value for each in card.data.eval_results}
     assert found == {"mse_standardized": 0.125, "per_dim_correlation": 0.25}
     assert {each.dataset_type for each in card.data.eval_results} == {"someone/pairs"}
+    assert {each.dataset_split for each in card.data.eval_results} == {"validation"}
     assert 'from_pretrained("someone/cats")' in card.text
     assert f"hf upload someone/cats {tmp_path / 'out'} ." in capsys.readouterr().out
     assert export(run, tmp_path / "out", "--export.repository", "a b/c") == 2

@@ -1,14 +1,20 @@
 """Pages to publish: hostile text stays text, and what a dataset's page says about loading is true."""
 
+import io
+import os
 import re
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from markdown_it import MarkdownIt
+from PIL import Image
 
 from shards.__main__ import main
+from shards.dataset.read import read_samples
 from shards.tools.dataset_card import dataset_card
 from shards.tools.markdown import LONGEST, front_matter, inline, table
 from shards.tools.verify import verify
@@ -104,13 +110,27 @@ def test_stock_readers_take_shards_and_pictures_not_the_parquet_beside_them(
     dataset, _ = make_dataset()
     main(["card", str(tmp_path / "data")])
     found = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
-    counts = {"train": 0, "validation": 0, "test": 0}
-    for commit in dataset.commits():
-        counts[{"val": "validation"}.get(commit.split, commit.split)] += commit.samples
-    assert {name: len(split) for name, split in found.items()} == {name: n for name, n in counts.items() if n}
-    sample = found["train"][0]
-    assert sample["png"].size == (SETTINGS["width"], SETTINGS["height"])
-    assert sample["txt"]
+    expected = {
+        name: {sample.key: sample for sample in read_samples(dataset, split=split)}
+        for split, name in (("train", "train"), ("val", "validation"), ("test", "test"))
+    }
+    assert all(expected.values())
+    assert {name: len(split) for name, split in found.items()} == {
+        name: len(expected[name]) for name in expected
+    }
+    for name, split in found.items():
+        for row in split:
+            sample = expected[name].pop(row["__key__"])
+            assert row["txt"] == sample.caption
+            assert row["json"]["id"] == sample.metadata["id"]
+            with Image.open(io.BytesIO(sample.image)) as picture:
+                assert row["png"].tobytes() == picture.tobytes()
+            tensors = safetensors.torch.load(row["safetensors"])
+            assert tensors.keys() == sample.tensors.keys()
+            for key, tensor in tensors.items():
+                assert torch.equal(tensor.float(), torch.from_numpy(sample.tensors[key].astype("float32"))), (
+                    key
+                )
 
 
 def test_a_dataset_of_random_models_says_so_at_the_top():
@@ -124,18 +144,55 @@ def test_a_dataset_of_random_models_says_so_at_the_top():
         assert body.splitlines()[2].startswith("> **Made with random test models.**") == random
 
 
-def test_what_the_card_says_about_loading_works(make_dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("snippet", "shown", "printed"),
+    [
+        (
+            0,
+            "picture.size, tensors['text'].shape",
+            f"{(SETTINGS['width'], SETTINGS['height'])} torch.Size([5, 8])",
+        ),
+        (1, "text.shape, image.shape", "torch.Size([5, 8]) torch.Size([11, 8])"),
+    ],
+    ids=["datasets", "webdataset"],
+)
+def test_what_the_card_says_about_loading_works(make_dataset, tmp_path, snippet, shown, printed):
     _, plan = make_dataset()
     main(["card", str(tmp_path / "data"), "--license", "cc-by-4.0"])
     card = (tmp_path / "data" / "README.md").read_text()
     assert "license: cc-by-4.0" in card
-    code = card.split("```python\n")[1].split("```")[0] + "    print(caption, text.shape, image.shape)\n"
+    code = card.split("```python\n")[1 + snippet].split("```")[0] + f"    print(caption, {shown})\n"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path / "data", capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path / "data",
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     train = sum(len(shard.samples) for shard in plan.shards if shard.split == "train")
-    assert done.stdout.count("torch.Size([5, 8]) torch.Size([11, 8])") == train > 0
+    assert done.stdout.count(printed) == train > 0
+
+
+def test_coverage_is_short_and_the_settings_come_first():
+    facts = {"samples": 9, "failed": 0, "planned": 9, "complete": True, "fingerprint": "f", "created": "now"}
+    cells = [
+        {"content": content, "style": style, "subject": "cat", "samples": samples}
+        for content, style, samples in (("photo", "old", 1), ("photo", "", 3), ("map", "old", 5))
+    ]
+    card = dataset_card(facts | {"splits": {}, "coverage": cells}, {"seed": 1}, {}, None)
+    for row in (
+        "| content | photo | 4 |",
+        "| content | map | 5 |",
+        "| style | old | 6 |",
+        "| subject | cat | 9 |",
+    ):
+        assert row in card
+    assert "| style |  |" not in card
+    assert "3 combinations of the three have samples, 1 to 5 each." in card
+    assert 'sample["png"]' in card
+    assert 'sample["jpg"]' in dataset_card(facts | {"splits": {}, "coverage": []}, {"import": {}}, {}, None)
+    assert card.index("## Settings") < card.index("## Loading") < card.index("## Coverage")
 
 
 def test_a_card_that_is_there_is_not_overwritten(make_dataset, tmp_path, capsys):
