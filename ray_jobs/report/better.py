@@ -24,7 +24,7 @@ MOST = 1.0  # of the baseline's error: bars end there
 
 
 @dataclass(frozen=True)
-class Entry:
+class Contestant:
     """A method in one evaluation.
 
     Attributes:
@@ -83,7 +83,7 @@ def deciding(evaluations: Mapping[str, Evaluation]) -> str:
     return "velocity_error" if any(value is not None for value in measured) else "mse_standardized"
 
 
-def contestants(evaluations: Mapping[str, Evaluation]) -> list[Entry]:
+def contestants(evaluations: Mapping[str, Evaluation]) -> list[Contestant]:
     """Every trained projector of all evaluations, the smallest error first, those without one last."""
     error = deciding(evaluations)
     named = [(place, name) for place, evaluation in evaluations.items() for name in projectors(evaluation)]
@@ -99,17 +99,17 @@ def contestants(evaluations: Mapping[str, Evaluation]) -> list[Entry]:
         )
         called = place if name == PROJECTOR else f"{place}/{name}"
         found.append(
-            Entry(called, place, name, evaluation.methods[name], True, evaluation, error, better=better)
+            Contestant(called, place, name, evaluation.methods[name], True, evaluation, error, better=better)
         )
     return sorted(found, key=_order)
 
 
-def baselines(best: Entry) -> list[Entry]:
+def baselines(best: Contestant) -> list[Contestant]:
     """The baselines of a projector's evaluation that a reader asks for: the best one, ridge, doing nothing."""
     evaluation, ours = best.evaluation, projectors(best.evaluation)
     against = best.against
     found = [
-        Entry(KEPT.get(name, name), best.place, name, figures, False, evaluation, best.error)
+        Contestant(KEPT.get(name, name), best.place, name, figures, False, evaluation, best.error)
         for name, figures in evaluation.methods.items()
         if name not in ours and (name in KEPT or (against and name == against.baseline))
     ]
@@ -147,7 +147,7 @@ def better_table(evaluations: Mapping[str, Evaluation], trainings: Mapping[str, 
     return Table("Projectors and baselines, smallest error first", heads, rows, marked=entries.index(ours[0]))
 
 
-def _named(entry: Entry, trainings: Mapping[str, Training]) -> Cell:
+def _named(entry: Contestant, trainings: Mapping[str, Training]) -> Cell:
     """A method's name and what it is."""
     if not entry.ours:
         return Cell(entry.called, entry.called, "baseline")
@@ -159,7 +159,7 @@ def _named(entry: Entry, trainings: Mapping[str, Training]) -> Cell:
     )
 
 
-def _difference(entry: Entry, entries: Sequence[Entry], scale: float) -> Cell:
+def _difference(entry: Contestant, entries: Sequence[Contestant], scale: float) -> Cell:
     """The difference to the best baseline in percent, as text and bar."""
     shares = entry.relative
     if shares is None:
@@ -179,5 +179,5 @@ def percent(share: float) -> str:
     return "0%" if said in ("+0.0%", "-0.0%") else said.replace("-", "\N{MINUS SIGN}")
 
 
-def _order(entry: Entry) -> tuple[bool, float, str]:
+def _order(entry: Contestant) -> tuple[bool, float, str]:
     return entry.value is None, entry.value or 0.0, entry.called

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from projector.comparison.outcome import JUDGED
-from ray_jobs.report.better import ERRORS, KEPT, PROJECTOR, Entry, contestants, percent
+from ray_jobs.report.better import ERRORS, KEPT, PROJECTOR, Contestant, contestants, percent
 from ray_jobs.report.pictures import way_of
 from ray_jobs.report.run_files import Run
 from ray_jobs.report.run_schema import Comparison, Lead
@@ -109,7 +109,7 @@ def _is_shown(lead: Lead, references: int) -> bool:
     return bool(score and references > 1 and score.low is not None and score.low > 0)
 
 
-def _standing(ours: list[Entry], measured: bool) -> Line:
+def _standing(ours: list[Contestant], measured: bool) -> Line:
     """The best projector beside the best baseline of the same evaluation."""
     if not ours or ours[0].value is None:
         return Line("No projector was evaluated in this run.", warns=measured)
