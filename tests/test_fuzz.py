@@ -9,8 +9,8 @@ from fuzz_targets import all_targets, bombs, damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-INPUTS = {"shard": 25, "side file": 25, "commit": 25, "record": 25, "source": 150, "checkpoint": 80}
-FEW_MS = 250  # inputs of the targets that take a millisecond each
+INPUTS = {"shard": 15, "side file": 15, "commit": 15, "record": 15, "source": 80, "checkpoint": 40}
+FEW_MS = 150  # inputs of the targets that take a millisecond each
 
 
 @pytest.fixture(scope="module")
