@@ -103,7 +103,9 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         if len(found) < len(wanted):  # another shard, or one begun anew
             commit = Commit.from_json(self._dataset.commit_file(shard))
             self._shard = shard
-            self._stream = read_shard(self._dataset.storage, commit, tensors=self._kept)
+            self._stream = read_shard(
+                self._dataset.storage, commit, tensors=self._kept, image_size=self._dataset.image_size
+            )
             found = self._take(wanted)
         if absent := sorted(wanted - found.keys()):
             raise CorruptShardError(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn, optim
 
 from projector.network.architectures import ProjectorNetwork, Shape
-from shards.errors import NotFoundError, StorageError, UsageError
-from shards.stores.store import Storage
+from shards.errors import NotFoundError, OversizeError, StorageError, UsageError
+from shards.stores.store import MAX_RECORD, Storage, parse_json
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -22,7 +22,7 @@ SUMMARY = "summary.json"
 EVALUATION = "eval.json"
 STATE = "state.safetensors"
 EMBEDDED = "projector"  # under this name a file's head holds what config.json does
-MAX_HEADER = 100_000_000  # bytes; the limit of safetensors itself
+MAX_HEADER = 8 << 20  # bytes that are read of a file's head; a projector's has some thousand
 
 
 @dataclass
@@ -57,13 +57,13 @@ def get_json(storage: Storage, key: str) -> Any:
         UsageError: it is missing or not JSON.
     """
     try:
-        return json.loads(storage.get_bytes(key))
+        return parse_json(storage.get_bytes(key, MAX_RECORD))
     except NotFoundError:
         raise UsageError(
             f"{storage.root}: no projector there ({key} is missing); "
             "give the folder that training or export wrote"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OversizeError) as error:
         raise UsageError(f"{storage.root}/{key} is not JSON: {error}; train or export again") from None
 
 
@@ -83,13 +83,13 @@ def get_config(storage: Storage, weights: str = WEIGHTS) -> Any:
     where = f"{storage.root}/{weights}"
     try:
         length = int.from_bytes(storage.get_range(weights, 0, 8), "little")
-        header = json.loads(storage.get_range(weights, 8, min(length, MAX_HEADER)))
-        return json.loads(header["__metadata__"][EMBEDDED])
-    except (KeyError, TypeError):
+        header = parse_json(storage.get_range(weights, 8, min(length, MAX_HEADER)))
+        return parse_json(header["__metadata__"][EMBEDDED].encode())
+    except (KeyError, TypeError, AttributeError):
         raise UsageError(
             f"{where} holds no description of a projector; give the folder, or a file that `export` wrote"
         ) from None
-    except (ValueError, RecursionError, StorageError) as error:
+    except (ValueError, StorageError) as error:
         raise UsageError(f"{where} is no safetensors file of a projector: {error}; export again") from None
 
 
@@ -189,6 +189,27 @@ def put_state(
     storage.put_bytes(STATE, safetensors.torch.save(layout, metadata=story))
 
 
+def _progress(content: Mapping[str, Any]) -> TrainingProgress:
+    """How far a run had come, from its state; TypeError or ValueError where that says none."""
+    progress = TrainingProgress(**content)
+    counts = (progress.epoch, progress.best_epoch)
+    losses = (progress.best_val_loss, progress.seconds, *progress.losses)
+    if progress.ridge_val_loss is not None:
+        losses = (*losses, progress.ridge_val_loss)
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"epochs are {counts}")
+    if not all(type(loss) in (int, float) for loss in losses):
+        raise ValueError("losses that are no numbers")
+    if not all(isinstance(record, dict) for record in progress.history):
+        raise ValueError("a history that is no list of records")
+    return progress
+
+
+def _damaged(where: str, error: object) -> UsageError:
+    reason = " ".join(str(error).split())[:300]
+    return UsageError(f"{where} is damaged ({reason}); delete it to train from the start")
+
+
 @dataclass(frozen=True)
 class State:
     """A state read back."""
@@ -199,15 +220,22 @@ class State:
     """Of network and optimizer."""
 
     def restore(self, network: nn.Module, optimizer: optim.Optimizer, averaged: nn.Module | None) -> None:
-        """Put the tensors where they were."""
-        network.load_state_dict(self._under("network."))
-        if averaged is not None:
-            averaged.load_state_dict(self._under("averaged."))
+        """Put the tensors where they were; UsageError where they are not those of this network."""
+        try:
+            network.load_state_dict(self._under("network."))
+            if averaged is not None:
+                averaged.load_state_dict(self._under("averaged."))
+        except (RuntimeError, TypeError) as error:
+            raise _damaged(STATE, error) from None
         for name, parameter in network.named_parameters():
             moments = {
                 key: tensor.to(parameter.device, copy=True)
                 for key, tensor in self._under(f"optimizer.{name}.").items()
             }
+            if wrong := [
+                key for key, tensor in moments.items() if tensor.shape not in (parameter.shape, torch.Size())
+            ]:
+                raise _damaged(STATE, f"{name}: its {wrong[0]} has another shape")
             if moments:
                 optimizer.state[parameter] = moments
 
@@ -235,13 +263,12 @@ def get_state(storage: Storage, identity: Mapping[str, Any]) -> State | None:
     except NotFoundError:
         return None
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        theirs, progress = json.loads(header["identity"]), TrainingProgress(**json.loads(header["progress"]))
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        theirs = dict(parse_json(header["identity"].encode()))
+        progress = _progress(parse_json(header["progress"].encode()))
         tensors = safetensors.torch.load(data)
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise UsageError(
-            f"{storage.root}/{STATE} is damaged ({error}); delete it to train from the start"
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise _damaged(f"{storage.root}/{STATE}", error) from None
     mine = json.loads(json.dumps(identity))  # integer keys and tuples as JSON has them
     differing = [
         f"{key} {theirs.get(key)!r} there, {mine.get(key)!r} now"

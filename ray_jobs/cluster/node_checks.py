@@ -202,7 +202,10 @@ def check_nodes(
 
     Raises:
         UsageError: a node is not fit; names the first fault.
+        StorageError: the driver itself cannot put, read, list or delete an object under a root of `writes`.
     """
+    for root in writes:
+        open_storage(root).honours_create_only()
     if len(cluster.nodes) < 2:
         return
     with probed(writes) as probe:

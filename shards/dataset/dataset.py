@@ -26,7 +26,15 @@ from shards.errors import (
 from shards.format.commit import COMMIT_NAME, COMMITS, Commit, commit_key
 from shards.format.plan import Plan, PlannedShard, Segment
 from shards.format.statistics import RunningStatistics
-from shards.stores.store import MAX_WHOLE, Entry, Storage, json_object, read_json_object
+from shards.stores.store import (
+    MAX_PARSED,
+    MAX_RECORD,
+    MAX_WHOLE,
+    Entry,
+    Storage,
+    json_object,
+    read_json_object,
+)
 
 FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)  # version 1 has no `test`
@@ -34,6 +42,7 @@ DATASET = "dataset.json"
 MANIFEST = "manifest.json"
 GROWTH = "_plan/"
 BESIDE = ("_lease.json", "_probe/", "_run/")  # what is no part of a dataset
+MANIFEST_BYTES = 4096  # of a shard in it, at most; 1,200 where each had a maker on record
 READERS = 8  # requests under way at once: a store answers many, and one after the other each waits for its round trip
 Seen = Mapping[str, tuple[str, Commit]]  # commits by shard name, each with the tag of its file
 GROWTH_NAME = re.compile(r"_plan/[0-9]{6}\.json")
@@ -133,6 +142,22 @@ class Dataset:
                 f"{storage.root} was made with other settings: {differences}. Use those, or another root"
             )
         return dataset
+
+    @property
+    def image_size(self) -> tuple[int, int, int]:
+        """Width and height of every picture, and what its longer side has at most; 0 where the settings leave it open.
+
+        Raises:
+            CorruptShardError: the settings do not say it in numbers.
+        """
+        imported = self.settings.get("import", {})
+        longest = imported.get("max_side", 0) if isinstance(imported, Mapping) else -1
+        width, height = self.settings.get("width", 0), self.settings.get("height", 0)
+        if not all(type(size) is int and size >= 0 for size in (width, height, longest)):
+            raise CorruptShardError(
+                f"{self.storage.root}/{DATASET}: its settings give no size of pictures in pixels; build into a new root"
+            )
+        return width, height, longest
 
     def require_writable(self) -> None:
         """Raise UsageError for a dataset of an earlier format: it is read, and never changed."""
@@ -246,7 +271,7 @@ class Dataset:
             seen: what an earlier look gave; without, what the manifest knows.
         """
         entries = self.committed()
-        before = self._manifest() if seen is None else seen
+        before = self._manifest(len(entries)) if seen is None else seen
         found = {
             name: before[name] for name in entries if name in before and before[name][0] == entries[name].tag
         }
@@ -272,13 +297,18 @@ class Dataset:
         """Statistics of a split, merged over its shards; keys such as `vl.none.-8/image`."""
         merged: dict[str, RunningStatistics] = {}
         names = [name for name in sorted(self.committed()) if name.startswith(f"{split}-")]
-        for _, commit in self.commit_files(names):
-            for label, data in commit["statistics"].items():
-                part = RunningStatistics.from_json(data)
-                if label in merged:
-                    merged[label].merge(part)
-                else:
-                    merged[label] = part
+        for name, commit in self.commit_files(names):
+            try:
+                for label, data in commit["statistics"].items():
+                    part = RunningStatistics.from_json(data)
+                    if label in merged:
+                        merged[label].merge(part)
+                    else:
+                        merged[label] = part
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CorruptShardError(
+                    f"{name}: the statistics in its commit cannot be believed: {error!r:.200}; run repair, then build"
+                ) from None
         return merged
 
     def write_manifest(self) -> None:
@@ -300,9 +330,13 @@ class Dataset:
             ) from None
         return commit
 
-    def _manifest(self) -> Seen:
+    def _manifest(self, shards: int) -> Seen:
+        """What the manifest says of so many shards; it may take memory in proportion to them alone."""
+        size = shards * MANIFEST_BYTES
         try:
-            content = read_json_object(self.storage, MANIFEST, MAX_WHOLE)
+            content = read_json_object(
+                self.storage, MANIFEST, min(MAX_RECORD + size, MAX_WHOLE), MAX_PARSED + 8 * size
+            )
             return {
                 shard["name"]: (shard["commit_tag"], self._believed(shard["name"], shard))
                 for shard in content["shards"]

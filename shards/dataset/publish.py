@@ -89,6 +89,7 @@ def publish(dataset: Dataset, built: BuiltShard, circumstances: Circumstances) -
             "run one build at a time on a root, or run again"
         ) from None
     crash_point("after-tar")
+    _check_arrived(storage, tar_key(name), built.record["bytes"])
     return _put_commit(dataset, built.record, circumstances, hashes)
 
 
@@ -176,6 +177,17 @@ def _put_tar(storage: Storage, built: BuiltShard) -> None:
     except AlreadyExistsError:
         if _sha256(storage, key) != built.record["sha256"]:
             raise
+
+
+def _check_arrived(storage: Storage, key: str, size: int) -> None:
+    """Ask the store for the size of what was put, before a commit promises it; StorageError where it has another."""
+    entry = storage.stat(key)
+    if entry is None or entry.size != size:
+        there = "is not there" if entry is None else f"has {entry.size:,} bytes"
+        raise StorageError(
+            f"{storage.url(key)} {there} after {size:,} bytes were put without an error; nothing was committed: "
+            "check the store, then run again"
+        )
 
 
 def _sha256(storage: Storage, key: str) -> str:

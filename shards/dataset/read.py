@@ -10,7 +10,7 @@ from shards.errors import CorruptShardError, NotFoundError
 from shards.format.commit import Commit
 from shards.format.members import members, read_metadata, require_whole
 from shards.format.plan import SPLITS, Plan, PlannedShard
-from shards.format.sample import IMAGE_FORMATS, Sample, decode_tensors
+from shards.format.sample import IMAGE_FORMATS, Sample, check_image_size, decode_tensors
 from shards.format.side_files import planned_sample, read_table
 from shards.stores.store import Storage
 
@@ -35,13 +35,20 @@ def read_samples(
     """
     for commit in dataset.commits():
         if split in (None, commit.split):
-            yield from read_shard(dataset.storage, commit, image=image, tensors=tensors)
+            yield from read_shard(
+                dataset.storage, commit, image=image, tensors=tensors, image_size=dataset.image_size
+            )
 
 
 def read_shard(
-    storage: Storage, commit: Commit, *, image: bool = True, tensors: Collection[str] | None = None
+    storage: Storage,
+    commit: Commit,
+    *,
+    image: bool = True,
+    tensors: Collection[str] | None = None,
+    image_size: tuple[int, int, int] = (0, 0, 0),
 ) -> Iterator[Sample]:
-    """The samples of one shard; see `read_samples`.
+    """The samples of one shard; see `read_samples`, and `Dataset.image_size` for what pictures are held against.
 
     The whole tar is hashed the first time this process meets it, which costs little beside reading it; afterwards
     its unchanged tag stands for that.
@@ -50,6 +57,8 @@ def read_shard(
     count = 0
     with storage.open(commit.tar) as file:
         for sample in _samples(file, commit, image, tensors):
+            if image:
+                _check_picture(commit, sample, image_size)
             count += 1
             yield sample
     if count != commit.samples:
@@ -115,6 +124,15 @@ def check_intact(storage: Storage, commit: Commit) -> None:
             "run repair, then build"
         )
     _intact.add(mark)
+
+
+def _check_picture(commit: Commit, sample: Sample, image_size: tuple[int, int, int]) -> None:
+    try:
+        check_image_size(sample.image, *image_size)
+    except ValueError as error:
+        raise CorruptShardError(
+            f"{commit.name}, sample {sample.key}: {error}; run repair, then build"
+        ) from None
 
 
 def _samples(

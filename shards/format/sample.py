@@ -9,7 +9,8 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ READERS = ("vl", "graft")  # what reads the pictures: the vision-language model,
 _INPUT = re.compile(rf"(?:{'|'.join(READERS)})\.\w+\.-\d+")
 _INPUT_KIND = re.compile(rf"(?:{'|'.join(READERS)})\.\w+\.kind")
 
+MAX_HEAD = 1 << 20  # bytes of a sample's safetensors head; 36 layers in two modes have 20,000
 MAX_PIXELS = 8192 * 8192  # larger headers are a decompression bomb, not a picture of this dataset
 _NUMPY = {"BF16": np.dtype(ml_dtypes.bfloat16), "U8": np.dtype(np.uint8), "F32": np.dtype(np.float32)}
 
@@ -100,6 +102,7 @@ class Expected:
         text_modes: of each reader's tensors.
         layers: of each reader's tensors.
         width, height: of the image in pixels; 0 for any.
+        max_side: that the longer side may have; 0 for any.
         imported: whether a sample's id is that of its picture's name in a source and its caption, not of its caption.
         readers: prefixes of the input tensors, some of READERS.
         latents: whether the final latents of the picture are kept.
@@ -112,6 +115,7 @@ class Expected:
     imported: bool = False
     readers: tuple[str, ...] = ("vl",)
     latents: bool = False
+    max_side: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -246,12 +250,21 @@ def _check_kinds(name: str, kinds: Array) -> None:
 
 def check_image(data: bytes, expected: Expected) -> None:
     """Refuse a picture that does not decode, has another size, or shows one colour only."""
+    check_image_size(data, expected.width, expected.height, expected.max_side)
     with open_image(data) as picture:
-        if expected.width and picture.size != (expected.width, expected.height):
-            raise ValueError(f"image is {picture.size}, expected {(expected.width, expected.height)}")
         colours = picture.convert("RGB").getcolors(maxcolors=1)  # None when there are more
     if colours is not None:
         raise ValueError(f"image is one colour, RGB {colours[0][1]}")
+
+
+def check_image_size(data: bytes, width: int, height: int, max_side: int) -> None:
+    """Refuse a picture of another size than a dataset's, by its header and before it is decoded; 0 is any."""
+    with _image(data) as picture:
+        size = picture.size
+    if width and size != (width, height):
+        raise ValueError(f"image is {size}, expected {(width, height)}")
+    if max_side and max(size) > max_side:
+        raise ValueError(f"image is {size}, its longer side has at most {max_side}")
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -260,14 +273,27 @@ def open_image(data: bytes) -> Image.Image:
     Raises:
         ValueError: it does not decode, or claims an absurd size.
     """
-    try:
-        picture = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(f"image claims {picture.width} x {picture.height} pixels")
+    picture = _image(data)
+    with _not_decoded():
         picture.load()
+    return picture
+
+
+def _image(data: bytes) -> Image.Image:
+    """A picture of which only the header is read; ValueError as for `open_image`."""
+    with _not_decoded():
+        picture = Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG"))
+    if picture.width * picture.height > MAX_PIXELS:
+        raise ValueError(f"image claims {picture.width} x {picture.height} pixels")
+    return picture
+
+
+@contextmanager
+def _not_decoded() -> Iterator[None]:
+    try:
+        yield
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image does not decode: {error}") from None
-    return picture
 
 
 def picture_of(sample: Sample) -> Image.Image:
@@ -315,6 +341,8 @@ def decode_tensors(data: bytes, names: Collection[str] | None = None) -> dict[st
     if len(data) < 8 or int.from_bytes(data[:8], "little") > len(data) - 8:
         raise ValueError("not a safetensors file: the header's length exceeds the data")
     start = 8 + int.from_bytes(data[:8], "little")
+    if start > MAX_HEAD:
+        raise ValueError(f"not a safetensors file of a sample: its head has {start:,} bytes")
     try:
         header = json.loads(data[8:start])
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}

@@ -14,8 +14,9 @@ from shards.stores.store import MAX_RECORD, Storage
 
 COMMIT_KEY = b"commit"  # schema metadata of the parquet: the part of the commit that needs no clock
 MAX_UNPACKED = (
-    4 * MAX_RECORD
-)  # bytes a table may claim to have once decompressed; a caption has a few hundred
+    MAX_RECORD  # bytes of a table once decompressed, and of its rows' texts; a caption has a few hundred
+)
+ROWS = 64  # taken out of a table at once
 Row = dict[str, Any]
 
 
@@ -129,12 +130,13 @@ def read_table(
             commit = json.loads((file.schema_arrow.metadata or {}).get(COMMIT_KEY, b"{}"))
             if not isinstance(commit, dict):
                 raise ValueError("its commit record is no JSON object")
-            rows = [] if columns == () else file.read(columns=columns).to_pylist()
+            rows = [] if columns == () else _rows(data, columns)
     except NotFoundError:
         raise CorruptShardError(f"{key} is missing; run repair, then build") from None
     except (pa.ArrowException, KeyError, ValueError, OSError, RecursionError, OversizeError) as error:
+        reason = " ".join(str(error).split())  # Arrow breaks its lines
         raise CorruptShardError(
-            f"{storage.root}: {key} cannot be believed: {error}; run repair, then build"
+            f"{storage.root}: {key} cannot be believed: {reason}; run repair, then build"
         ) from None
     # pyarrow passes over columns that are not there
     if rows and columns and (absent := set(columns) - rows[0].keys()):
@@ -142,3 +144,46 @@ def read_table(
             f"{storage.root}: {key} lacks {', '.join(sorted(absent))}; run repair, then build"
         )
     return SideTable(rows, commit)
+
+
+def _rows(data: bytes, columns: Sequence[str] | None) -> list[Row]:
+    """The rows of a table, as long as their texts stay within bounds: thousands may share one of many megabytes.
+
+    Raises:
+        ValueError: they do not, or a column holds something that no side file does.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        schema = file.schema_arrow
+    odd = [each.name for each in schema if not _is_plain(each.type)]
+    if odd:
+        raise ValueError(f"column {odd[0]!r} is {schema.field(odd[0]).type}, neither text nor a number")
+    texts = [each.name for each in schema if pa.types.is_string(each.type)]
+    rows: list[Row] = []
+    left = MAX_UNPACKED
+    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts) as file:
+        for batch in file.iter_batches(ROWS, columns=columns, use_threads=False):
+            for column in batch.columns:
+                if pa.types.is_dictionary(column.type):
+                    left -= pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+            if left < 0:
+                raise ValueError(f"its rows hold more than {MAX_UNPACKED:,} bytes of text")
+            rows += batch.to_pylist()
+    return rows
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column's type is one that a side file has."""
+    import pyarrow as pa
+
+    plain = (
+        pa.types.is_string,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        pa.types.is_null,
+    )
+    return any(is_of(kind) for is_of in plain)

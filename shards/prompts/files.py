@@ -15,10 +15,13 @@ from shards.prompts.categories import AXES, guess
 from shards.prompts.near_duplicates import near_duplicates
 from shards.prompts.prompt import Prompt, PromptSource
 from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of, no_text
+from shards.stores.store import check_parsed
 
 LONGEST_LINE = 20_000  # characters; a caption is cut nowhere, and beyond this a file is not a prompt file
 LOOKED_INTO = 1 << 16  # bytes that tell encoding and line ends
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30  # of a file, and of the texts in it
+MOST_PARSED = 1 << 30  # bytes that a .json may take in memory, which is read whole
+PARQUET_ROWS = 1000  # read at a time
 CAPTION_COLUMNS = ("prompt", "caption", "text")
 CATEGORY_COLUMN = "category"  # one word for it all, as in PartiPrompts
 
@@ -92,7 +95,8 @@ def read_prompts(
         numbered = _not_blank(reader(file, column), blank)
         prompts = tuple(_checked(file, numbered, dropped if drop_duplicates else None))
     except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
+        reason = error.strerror or " ".join(str(error).split())
+        raise UsageError(f"{file}: cannot be read: {reason}") from None
     if not prompts:
         raise UsageError(f"{file}: holds no prompts; put at least one in")
     notes = [*file.notes]
@@ -290,6 +294,10 @@ def _json(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]
     """A list of texts or of objects, at the top or under the only key that has one."""
     data = file.path.read_bytes()
     try:
+        check_parsed(data, MOST_PARSED)
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}; write one object a line and name it .jsonl") from None
+    try:
         content = json.loads(_decoded(file, data, encoding_of(data[:4])))
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
@@ -334,20 +342,25 @@ def _of_item(file: _PromptFile, number: int, item: Any, column: str | None) -> P
 
 def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    number = 0
+    number = size = 0
     try:
-        table = pq.ParquetFile(file.path)
+        table = _shared_texts(file)
         chosen = _caption_column(file, table.schema_arrow.names, column)
         kept = [
             name
             for name in table.schema_arrow.names
             if name == chosen or name.lower() in (*AXES, CATEGORY_COLUMN)
         ]
-        for batch in table.iter_batches(columns=kept):
-            for row in batch.to_pylist():
+        for batch in table.iter_batches(PARQUET_ROWS, columns=kept):
+            for index in range(len(batch)):
                 number += 1
+                row = {name: batch.column(name)[index].as_py() for name in kept}
+                size += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+                if size > MAX_FILE_BYTES:
+                    raise UsageError(
+                        f"{file}, row {number}: more than {MAX_FILE_BYTES:,} bytes of text so far; split it"
+                    )
                 if isinstance(row[chosen], bytes):
                     row[chosen] = row[chosen].decode()
                 if not isinstance(row[chosen], str | None):
@@ -360,6 +373,16 @@ def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Promp
         raise UsageError(f"{file}, row {number}: not UTF-8 at byte {error.start + 1}; convert it") from None
     except pa.ArrowException as error:
         raise UsageError(f"{file}: cannot be read as parquet: {' '.join(str(error).split())}") from None
+
+
+def _shared_texts(file: _PromptFile) -> Any:
+    """A parquet file of which a text that many rows share is in memory once, as it is in the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file.path) as table:
+        texts = [each.name for each in table.schema_arrow if pa.types.is_string(each.type)]
+    return pq.ParquetFile(file.path, read_dictionary=texts)
 
 
 def _caption_column(file: _PromptFile, columns: Sequence[str], wanted: str | None) -> str:

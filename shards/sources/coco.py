@@ -108,7 +108,7 @@ class _ZippedPictures:
                 members = archive.infolist()
         except NotFoundError:
             raise UsageError(f"import.images = {storage.url(key)!r}: is not there") from None
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError) as error:
             raise UsageError(
                 f"import.images = {storage.url(key)!r}: is no whole zip: {error}; download it again"
             ) from None

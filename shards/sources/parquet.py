@@ -156,7 +156,11 @@ class ParquetSource:
         try:
             with open_seekable(self._storage, key) as raw, opened(raw) as file:
                 yield file
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except (
+            pa.ArrowException,
+            OSError,
+            UnicodeDecodeError,
+        ) as error:  # Arrow raises OSError for damage, too
             raise UsageError(
                 f"import.source: {self._storage.url(key)} cannot be read as parquet: {' '.join(str(error).split())}; "
                 "download it again, or name the others only"

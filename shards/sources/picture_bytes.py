@@ -1,5 +1,6 @@
 """The bytes of a picture from the place in its source where the catalogue says that it lies."""
 
+import errno
 import zipfile
 import zlib
 from contextlib import ExitStack
@@ -123,7 +124,7 @@ class _Zip:
     def _archive(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self._open.enter_context(open_seekable(self._storage, self._key)))
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError) as error:
             raise StorageError(f"{self._storage.url(self._key)} is no whole zip any more: {error}") from None
 
     @cached_property
@@ -152,6 +153,10 @@ class _Zip:
             EOFError,
         ) as error:
             raise ImageError(f"{place}: cannot be read: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise ImageError(f"{place}: cannot be read: the zip says that it is where no file is") from None
         if len(data) != place.size:
             raise ImageError(f"{place}: is not of the {place.size:,} bytes that the zip's directory tells")
         return data

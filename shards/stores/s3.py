@@ -2,15 +2,16 @@
 
 import io
 import re
+import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
-from shards.stores.s3_client import Patience, RefusedError, S3Calls
+from shards.stores.s3_client import Patience, RefusedError, S3Calls, sends_checksums
 from shards.stores.s3_stream import S3Reader
 from shards.stores.store import MAX_WHOLE, TEMPORARY, Entry, Folder, check_key, check_size
 
@@ -23,6 +24,7 @@ MOST_PARTS = 10_000  # S3's limit; parts grow when an object would need more
 PART_CHECKSUM = "CRC32"  # that botocore gives each part by default
 SENDERS = 8  # parts under way at once: one connection carries about 90 MB/s, memory is PART times this
 UPLOADS = 3  # times an upload is begun anew when the store has lost it
+CONFLICT = "ConditionalRequestConflict"  # 409: another conditional put of that key is under way
 ATTEMPT = (
     "attempt"  # metadata: the put that wrote the object, so that its lost answer can be told from a stranger
 )
@@ -68,15 +70,19 @@ class S3Storage:
 
     def put_file(self, key: str, path: Path, *, create_only: bool = False) -> None:
         """See `Storage.put_file`; an object above `PART` goes up in parts."""
-        size = path.stat().st_size
-        if size <= PART:
+        if path.stat().st_size <= PART:
             self.put_bytes(key, path.read_bytes(), create_only=create_only)
             return
-        condition = self._condition(key, create_only)
+        self._put_in_parts(key, path, self._condition(key, create_only))
+
+    def _put_in_parts(self, key: str, path: Path, condition: dict[str, Any]) -> None:
         for _ in range(UPLOADS):
-            if self._put_parts(key, path, size, condition):
+            if self._put_parts(key, path, path.stat().st_size, condition):
                 return
-        raise StorageError(f"cannot put {self.url(key)}: the store lost the upload {UPLOADS} times")
+        raise StorageError(
+            f"cannot put {self.url(key)}: the store lost the upload {UPLOADS} times, or refused it for another of that "
+            "name under way"
+        )
 
     def put_bytes(self, key: str, data: bytes, *, create_only: bool = False) -> None:
         """See `Storage.put_bytes`."""
@@ -129,7 +135,7 @@ class S3Storage:
         return {name.lower(): value for name, value in head["Metadata"].items()}.get(ATTEMPT) == attempt
 
     def _put_parts(self, key: str, path: Path, size: int, condition: dict[str, Any]) -> bool:
-        """Send a file in parts; False when the store does not know the upload any more."""
+        """Send a file in parts; False when the store lost the upload, or it met another of the same key."""
         attempt = uuid.uuid4().hex
         place, url = self._place(key), self.url(key)
         begun = self._calls.run(
@@ -148,11 +154,14 @@ class S3Storage:
                 lambda client: client.complete_multipart_upload(
                     **upload, MultipartUpload={"Parts": parts}, **condition
                 ),
+                final=(CONFLICT,),
             )
         except RefusedError as refusal:
             if refusal.code == "NoSuchUpload" and not self._is_ours(key, attempt):
                 return False
             self._abort(upload)
+            if refusal.code == CONFLICT:  # S3 wants such an upload begun again, not only completed again
+                return False
             self._judge(refusal, key, attempt)
         except BaseException:  # an interrupt too: parts left behind cost money
             self._abort(upload)
@@ -269,25 +278,52 @@ class S3Storage:
         )
 
     def honours_create_only(self) -> bool:
-        """Found out by trying, once for each opening, on a throwaway object that no listing shows."""
+        """Found out by trying, once for each opening, on a throwaway object that no listing shows.
+
+        Raises:
+            StorageError: an object cannot be put in parts, as shards are, read back, listed or deleted.
+        """
         if self._honours is None:
             self._honours = self._probe()
         return self._honours
 
     def _probe(self) -> bool:
         key = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
-        condition = {"IfNoneMatch": "*"}
+        with tempfile.TemporaryDirectory() as folder:
+            first, second = Path(folder, "first"), Path(folder, "second")
+            first.write_bytes(b"first")
+            second.write_bytes(b"second")
+            try:
+                self._put_in_parts(key, first, {})
+                self._check_probe(key)
+                return (
+                    self._refuses(lambda condition: self._put(key, b"second", condition))
+                    and self._refuses(lambda condition: self._put_in_parts(key, second, condition))
+                    and self.get_bytes(key) == b"first"
+                )
+            finally:
+                with suppress(StorageError):
+                    self.delete(key)
+
+    def _check_probe(self, key: str) -> None:
+        if self.get_bytes(key) != b"first":
+            raise StorageError(
+                f"{self.url(key)} does not hold what was put there in parts; use another store"
+            )
+        if all(entry.key != key for entry in self.abandoned()):
+            raise StorageError(
+                f"{self.root}: its listing lacks an object that was just put; allow s3:ListBucket, or use another store"
+            )
+
+    def _refuses(self, put: Callable[[dict[str, Any]], None]) -> bool:
+        """Whether a put under a name that is taken is refused where it must only create."""
         try:
-            self._put(key, b"first", condition)
-            self._put(key, b"second", condition)
+            put({"IfNoneMatch": "*"})
         except AlreadyExistsError:
-            return self.get_bytes(key) == b"first"
+            return True
         except RefusedError as refusal:
             if refusal.code != "NotImplemented":
                 raise
-        finally:
-            with suppress(StorageError):
-                self.delete(key)
         return False
 
     def clock_ahead(self) -> float | None:
@@ -349,8 +385,7 @@ def checksum_named(client: Any) -> dict[str, Any]:
     Stores that check parts refuse to complete an upload whose parts bear checksums that its beginning did not name
     (`InvalidPart`: LocalStack, and AWS by several reports).
     """
-    adds = client.meta.config.request_checksum_calculation != "when_required"
-    return {"ChecksumAlgorithm": PART_CHECKSUM} if adds else {}
+    return {"ChecksumAlgorithm": PART_CHECKSUM} if sends_checksums(client) else {}
 
 
 def _listed(key: str, item: Mapping[str, Any]) -> Entry:

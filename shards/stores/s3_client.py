@@ -3,8 +3,9 @@
 import logging
 import os
 import random
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,6 +63,9 @@ CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN for temporary ones), "
     "AWS_PROFILE, or give the machine a role"
 )
+# Backblaze B2 and others: `Unsupported header 'x-amz-checksum-crc32'`, `STREAMING-UNSIGNED-PAYLOAD-TRAILER`
+CHECKSUM_HEADER = re.compile(r"(?i)x-amz-(sdk-)?checksum|x-amz-trailer|unsigned-payload-trailer")
+WITHOUT_CHECKSUMS = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required for a store that takes no checksums"
 # What a call may raise: the reading of a body lets urllib3's own errors through.
 ERRORS = (BotoCoreError, ClientError, ResponseParserError, HTTPError, OSError)
 
@@ -117,13 +121,16 @@ class S3Calls:
             self._client, self._owner = make_client(self.patience), os.getpid()
         return self._client
 
-    def run(self, operation: str, url: str, call: Callable[["S3Client"], T]) -> T:
+    def run(
+        self, operation: str, url: str, call: Callable[["S3Client"], T], *, final: Collection[str] = ()
+    ) -> T:
         """Make a call until it succeeds, is refused, or patience ends.
 
         Args:
             operation: what is being done, for the message: `put`, `get`.
             url: what it is done to.
             call: does it, with the client it is given; may be made several times.
+            final: the store's words after which this call is not made again, though others are.
 
         Returns:
             what the call returned.
@@ -139,7 +146,7 @@ class S3Calls:
                 result = call(self.client)
             except ERRORS as error:
                 cause = self.describe(error)
-                if not passing(error):
+                if not passing(error) or _code(error) in final:
                     self._answered = True
                     raise _refused(f"cannot {operation} {url}: {cause}", error) from None
                 if _code(error) in EXPIRED:
@@ -257,6 +264,11 @@ def make_client(patience: Patience, **more: Any) -> "S3Client":
     return client
 
 
+def sends_checksums(client: Any) -> bool:
+    """Whether requests bear checksums: some stores refuse every header that speaks of them."""
+    return bool(client.meta.config.request_checksum_calculation != "when_required")
+
+
 def passing(error: Exception) -> bool:
     """Whether trying again may help."""
     if isinstance(error, ClientError):
@@ -292,6 +304,8 @@ def _refused(message: str, error: Exception) -> StorageError:
         return NotFoundError(message)
     if code == "NoSuchBucket":
         return RefusedError(f"{message}; make the bucket or check its name", code)
+    if CHECKSUM_HEADER.search(message):
+        return RefusedError(f"{message}; {WITHOUT_CHECKSUMS}", code)
     if code in ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
         return RefusedError(f"{message}; check the credentials and what they allow ({CREDENTIALS})", code)
     return RefusedError(message, code)

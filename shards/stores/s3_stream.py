@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import FlexibleChecksumError
 
 from shards.errors import StorageError
-from shards.stores.s3_client import ERRORS, S3Calls, Tries
+from shards.stores.s3_client import ERRORS, S3Calls, Tries, sends_checksums
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -48,7 +48,7 @@ class S3Reader(io.RawIOBase):
         resumed = bool(self._tag)
         if resumed or not self._whole:
             request["Range"] = f"bytes={self._position}-{'' if self._end is None else self._end - 1}"
-        else:
+        elif sends_checksums(self._calls.client):
             request["ChecksumMode"] = "ENABLED"
         answer = self._calls.run("get", self._url, lambda client: client.get_object(**request))
         tag = answer["ETag"].strip('"')

@@ -12,6 +12,7 @@ MAX_WHOLE = 1 << 30  # bytes read into memory at once; a manifest of a million s
 MAX_RECORD = (
     64 << 20
 )  # bytes of any other JSON object or side file; the largest of real datasets have a few MB
+MAX_PARSED = 200 << 20  # bytes that a JSON text may take in memory; commits of 36 layers take about 60 MB
 TEMPORARY = ".tmp-"  # prefix of names under construction; no reader and no listing shows them
 
 
@@ -112,16 +113,47 @@ def json_object(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def read_json_object(storage: Storage, key: str, most: int = MAX_RECORD) -> dict[str, Any]:
-    """A JSON object from a store, whoever wrote it: bounded in size and depth.
+def parse_json(data: bytes, most: int = MAX_PARSED) -> Any:
+    """JSON, whoever wrote it, bounded in the memory that it takes: 64 MB of `[],` would take 1.4 GB.
+
+    Args:
+        data: the text, UTF-8.
+        most: bytes that it may take, by what a Python object of each kind takes.
+
+    Returns:
+        what it says.
+
+    Raises:
+        ValueError: no JSON, or larger or deeper than that.
+    """
+    check_parsed(data, most)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def check_parsed(data: bytes, most: int) -> None:
+    """ValueError where a JSON text may take more memory than that; see `parse_json`."""
+    # The bytes, the text and its strings; one wide letter widens a whole string.
+    letters = 3 if data.isascii() else 9
+    takes = letters * len(data) + 64 * data.count(b"[") + 240 * data.count(b"{") + 40 * data.count(b",")
+    if takes > most:
+        raise ValueError(f"it would take {takes / 1e6:,.0f} MB in memory, more than {most / 1e6:,.0f}")
+
+
+def read_json_object(
+    storage: Storage, key: str, most: int = MAX_RECORD, parsed: int = MAX_PARSED
+) -> dict[str, Any]:
+    """A JSON object from a store, whoever wrote it: bounded in size, memory and depth.
 
     Raises:
         NotFoundError: there is none.
         CorruptShardError: it is too large, no JSON, nested too deeply, or no object; names it.
     """
     try:
-        content = json.loads(storage.get_bytes(key, most))
-    except (ValueError, RecursionError, OversizeError) as error:
+        content = parse_json(storage.get_bytes(key, most), parsed)
+    except (ValueError, OversizeError) as error:
         raise CorruptShardError(f"{storage.root}/{key} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise CorruptShardError(f"{storage.root}/{key} holds no JSON object")

@@ -84,11 +84,13 @@ def verify(root: str, *, workers: int = 1) -> Findings:
 def expected_of(dataset: Dataset) -> Expected:
     """What the dataset's settings promise of every sample."""
     settings = dataset.settings
+    width, height, max_side = dataset.image_size
     return Expected(
         text_modes=tuple(settings["text_modes"]),
         layers=tuple(settings["layers"]),
-        width=settings.get("width", 0),
-        height=settings.get("height", 0),
+        width=width,
+        height=height,
+        max_side=max_side,
         imported="import" in settings,
         readers=tuple(settings.get("readers", ("vl",))),
         latents=bool(settings.get("latents", False)),

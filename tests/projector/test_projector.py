@@ -1,13 +1,16 @@
 import json
+import os
 
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from projector.network.architectures import ProjectorNetwork, Shape
+from projector.network.checkpoint import put_network
 from projector.network.projector import Projector
-from shards.errors import UsageError
+from shards.errors import StorageError, UsageError
 from shards.format.statistics import RunningStatistics
+from shards.stores.local import open_storage
 
 WIDTH = 16
 
@@ -173,6 +176,18 @@ def test_a_pickle_is_no_weights(tmp_path):
     torch.save(projector().network.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=r"model.safetensors does not fit config.json"):
         Projector.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
+    projector().save_pretrained(str(tmp_path))
+    put_network(open_storage(str(tmp_path)), projector().network)  # without the description in its head
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((UsageError, StorageError)) as caught:
+        Projector.from_pretrained(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_config_is_readable_json(tmp_path):

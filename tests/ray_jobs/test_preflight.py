@@ -32,10 +32,11 @@ from ray_jobs.cluster.node_probe import (
 from ray_jobs.jobs import preflight
 from ray_jobs.jobs.preflight import crowded, placed, preflight_verdict, table
 from ray_support import RAY, ROOT, SMALL
-from s3_support import moto, rclone, use
+from s3_support import moto, rclone, strict, use
 from shards.errors import StorageError, UsageError
+from shards.stores import s3 as s3_store
 
-__all__ = ["moto", "rclone"]
+__all__ = ["moto", "rclone", "strict"]
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0+cu130", "code": "c0ffee"}
 SOUND = Answer(
@@ -421,3 +422,19 @@ def test_a_cluster_that_is_broken_in_every_way(environment, altered, moto, tmp_p
     )
     assert "Contents" not in moto.client.list_objects_v2(Bucket=root.split("/")[2])
     assert moto.secret_key not in said + done.stderr
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_store_that_cannot_join_parts_is_found_out_at_the_start_of_every_job(strict, monkeypatch, nodes):
+    """On the driver, however many nodes there are; and on a node, as a fault of its store."""
+    use(monkeypatch, strict.env)
+    root = f"s3://{strict.new_bucket()}/data"
+    alone = Cluster(nodes=("a",), cpus=1.0, gpus=0.0)
+    check_nodes(alone, writes=[root])
+    assert look_around(Question(writes=(root,))).faults == {}
+    monkeypatch.setattr(s3_store, "checksum_named", lambda client: {})
+    with pytest.raises(StorageError, match=r"cannot put s3://.*: InvalidPart"):
+        check_nodes(replace(alone, nodes=("a", "b")[:nodes]), writes=[root])
+    assert "InvalidPart" in look_around(Question(writes=(root,))).faults["store"]
+    assert not strict.bucket(root).objects

@@ -1,15 +1,15 @@
-"""Fixtures of the storage tests: three stores that must behave alike."""
+"""Fixtures of the storage tests: stores that must behave alike."""
 
 import functools
 
 import botocore.loaders
 import pytest
 
-from s3_support import HASTY, fault_proxy, moto, rclone, use
+from s3_support import HASTY, fault_proxy, given, moto, rclone, servers, strict, strict_tls, use
 from shards.stores.local import open_storage
 from shards.stores.s3 import S3Storage
 
-__all__ = ["fault_proxy", "moto", "rclone", "s3", "store"]
+__all__ = ["fault_proxy", "given", "moto", "rclone", "s3", "store", "strict", "strict_tls"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,13 +31,7 @@ def s3(monkeypatch):
     return opened
 
 
-@pytest.fixture(
-    params=[
-        "local",
-        pytest.param("moto", marks=pytest.mark.server),
-        pytest.param("rclone", marks=pytest.mark.server),
-    ]
-)
+@pytest.fixture(params=["local", *(pytest.param(server, marks=pytest.mark.server) for server in servers())])
 def store(request, tmp_path, monkeypatch):
     """A fresh root in each kind of store, opened as users open it."""
     if request.param == "local":

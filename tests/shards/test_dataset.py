@@ -187,6 +187,24 @@ def test_statistics_of_a_split_are_those_of_its_shards(make_dataset):
     assert merged["vl.none.-8/image"].count == 4 * samples
 
 
+def test_a_tar_that_did_not_arrive_whole_is_not_committed(make_dataset, tmp_path, monkeypatch):
+    dataset, plan = make_dataset(shards=())
+    built = write_shard(dataset, plan.shards[0], tmp_path / "spool")
+    put = dataset.storage.put_file
+
+    def cut_short(key, path, **options):
+        put(key, path, **options)
+        if key.endswith(".tar"):
+            os.truncate(dataset.storage.url(key), 100)
+
+    monkeypatch.setattr(dataset.storage, "put_file", cut_short)
+    with pytest.raises(
+        StorageError, match=r"\.tar has 100 bytes after .* bytes were put .* nothing was committed"
+    ):
+        publish(dataset, built, Circumstances("test"))
+    assert dataset.committed() == {}
+
+
 def test_a_second_commit_of_the_same_content_is_the_first_one(make_dataset, tmp_path):
     dataset, plan = make_dataset()
     again = write_shard(dataset, plan.shards[0], tmp_path / "again")

@@ -1,4 +1,4 @@
-"""What an S3 store does to a writer, and what comes of it: two real servers, and a proxy that breaks things."""
+"""What an S3 store does to a writer: two real servers, a strict stand-in, and a proxy that breaks what passes."""
 
 import io
 import logging
@@ -14,16 +14,17 @@ from contextlib import suppress
 import pytest
 
 from fault_proxy import CODES
-from s3_support import HASTY, use
+from s3_support import HASTY, servers, use
 from shards.errors import AlreadyExistsError, NotFoundError, StorageError, UsageError
 from shards.stores import s3 as module
 from shards.stores.local import TEMPORARY
 from shards.stores.s3 import MIB, S3Storage, parse_root
 from shards.stores.s3_client import Patience, Tries
 from shards.stores.s3_stream import S3Reader
+from strict_bucket import Bucket, Refusal
 
 pytestmark = pytest.mark.server
-BOTH = pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
+EACH = pytest.mark.parametrize("server", servers(), indirect=True)
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_folder_marks_of_consoles_are_no_objects(moto, s3):
     assert list(store.list()) == []
 
 
-@BOTH
+@EACH
 def test_a_large_file_goes_up_in_parts(server, s3, fault_proxy, large):
     proxy = fault_proxy(server)
     store = s3(server, proxy=proxy)
@@ -89,7 +90,7 @@ def test_a_large_file_goes_up_in_parts(server, s3, fault_proxy, large):
     assert uploads(server, store) == []
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("calculation", ["when_supported", "when_required"])
 def test_an_upload_names_the_checksum_that_its_parts_bear(server, s3, large, monkeypatch, calculation):
     """Stores that check parts refuse to complete any other upload (`InvalidPart`); moto and rclone do not mind."""
@@ -108,7 +109,7 @@ def test_an_upload_names_the_checksum_that_its_parts_bear(server, s3, large, mon
     assert store.get_bytes("large") == large.read_bytes()
 
 
-@BOTH
+@EACH
 def test_a_large_file_is_created_only_once(server, s3, large):
     store = s3(server)
     store.put_bytes("large", b"first")
@@ -183,7 +184,7 @@ def test_an_upload_that_the_store_keeps_losing_is_an_error(moto, s3, large, monk
         store.put_file("large", large)
 
 
-@BOTH
+@EACH
 def test_a_put_whose_answer_was_lost_knows_its_own_object(server, s3, fault_proxy):
     """The server stored it, the answer broke off, and the second try is refused because of the first."""
     proxy = fault_proxy(server)
@@ -197,7 +198,7 @@ def test_a_put_whose_answer_was_lost_knows_its_own_object(server, s3, fault_prox
         store.put_bytes("commit", b"mine", create_only=True)
 
 
-@BOTH
+@EACH
 def test_so_does_an_upload_in_parts(server, s3, fault_proxy, large):
     proxy = fault_proxy(server)
     store = s3(server, proxy=proxy)
@@ -259,7 +260,7 @@ def test_of_two_processes_that_create_at_once_one_wins(moto, s3):
 FAULTS = ("500", "slowdown", "conflict", "reset-before", "reset-after", "cut", "trickle")
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_operation_outlives_every_fault(server, s3, fault_proxy, kind):
     proxy = fault_proxy(server)
@@ -281,7 +282,7 @@ def test_every_operation_outlives_every_fault(server, s3, fault_proxy, kind):
     assert proxy.faults[kind] >= 12
 
 
-@BOTH
+@EACH
 def test_hundreds_of_faults_lose_nothing(server, s3, fault_proxy):
     proxy = fault_proxy(server, rate=0.4, seed=7)
     store = s3(server, proxy=proxy)
@@ -299,7 +300,7 @@ def test_hundreds_of_faults_lose_nothing(server, s3, fault_proxy):
     assert set(proxy.faults) == {"500", "slowdown", "reset-before", "reset-after", "cut", "trickle"}
 
 
-@BOTH
+@EACH
 def test_a_stream_goes_on_where_it_was_cut(server, s3, fault_proxy):
     proxy = fault_proxy(server)
     store = s3(server, proxy=proxy)
@@ -326,7 +327,7 @@ def test_a_body_that_ends_early_without_an_error_is_no_end(moto, s3, monkeypatch
     assert store.get_bytes("a") == b"0123456789"
 
 
-@BOTH
+@EACH
 def test_a_stream_notices_that_its_object_was_replaced(server, s3, fault_proxy):
     proxy = fault_proxy(server)
     store = s3(server, proxy=proxy)
@@ -475,7 +476,7 @@ def test_a_secret_that_the_store_echoes_is_not_passed_on(moto, s3, fault_proxy, 
     assert moto.access_key not in text
 
 
-@BOTH
+@EACH
 def test_a_bucket_that_is_not_there_is_named(server, s3):
     s3(server)
     for operation in (lambda s: s.put_bytes("a", b""), lambda s: s.get_bytes("a"), lambda s: list(s.list())):
@@ -551,11 +552,16 @@ def test_threads_share_connections(moto, s3):
     assert len(list(store.list())) == 48
 
 
-def test_a_store_that_refuses_the_condition_does_not_honour_it(moto, s3, fault_proxy, monkeypatch):
-    proxy = fault_proxy(moto)
-    monkeypatch.setitem(CODES, "denied", (501, "NotImplemented"))
-    store = s3(moto, proxy=proxy)
-    proxy.inject("denied", method="PUT", containing="probe-")
+def test_a_store_that_refuses_the_condition_does_not_honour_it(strict, s3, monkeypatch):
+    conditional = Bucket._conditional
+
+    def unknown(self, key, headers):
+        if "if-none-match" in headers:
+            raise Refusal(501, "NotImplemented")
+        return conditional(self, key, headers)
+
+    monkeypatch.setattr(Bucket, "_conditional", unknown)
+    store = s3(strict)
     assert not store.honours_create_only()
     store.put_bytes("a", b"x", create_only=True)
     with pytest.raises(AlreadyExistsError):
