@@ -35,7 +35,7 @@ from shards.errors import StorageError, UsageError
 from shards.format.sample import open_image
 from shards.stores.local import open_storage
 
-METHODS = ("identity", "global_scale", "per_dim_norm", "projector")
+METHODS = ("identity", "per_dim_norm", "graft", "projector")
 SMALL = {"height": 64, "width": 64, "steps": 2, "samples": 2, "alphas": "0,0.5"}
 
 
