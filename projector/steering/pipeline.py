@@ -132,7 +132,7 @@ class ZImageProjectorPipeline(ZImagePipeline):  # type: ignore[misc]  # diffuser
             return super().__call__(prompt, **options)
         prompts = list(prompt) if isinstance(prompt, list) else [prompt or ""]
         pictures = [reference] if isinstance(reference, Picture) else list(reference)
-        _check_call(options, start, end)
+        _check_call(options, pictures, start, end)
         plain, with_pictures = self._conditionings(
             prompts,
             pictures,
@@ -237,8 +237,12 @@ class _Schedule:
         return changed
 
 
-def _check_call(options: Mapping[str, Any], start: float, end: float) -> None:
-    """Refuse what would contradict the references."""
+def _check_call(options: Mapping[str, Any], pictures: Sequence[Any], start: float, end: float) -> None:
+    """Refuse references that are no pictures, and what would contradict them."""
+    if others := [picture for picture in pictures if not isinstance(picture, Picture)]:
+        raise UsageError(
+            f"reference holds a {type(others[0]).__name__}; expected PIL pictures; open a file with PIL.Image.open"
+        )
     if not 0 <= start < end <= 1:  # NaN fails this, too
         raise UsageError(f"start = {start}, end = {end}; expected 0 <= start < end <= 1, shares of the steps")
     if options.get("prompt_embeds") is not None:

@@ -311,11 +311,14 @@ def _json(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]
         raise UsageError(
             f'{file}: {type(content).__name__} instead of a list; give ["a prompt", …] or [{{"prompt": …}}, …]'
         )
+    chosen: str | None = None
     for number, item in enumerate(content, start=1):
-        yield number, _of_item(file, number, item, column)
+        chosen = chosen or _chosen(file, item, column)
+        yield number, _of_item(file, number, item, chosen)
 
 
 def _json_lines(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
+    chosen: str | None = None
     for number, text in _text_lines(file):
         if not text.strip():
             yield number, Prompt("")
@@ -324,17 +327,24 @@ def _json_lines(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Pr
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}, line {number}: not JSON: {error}") from None
-        yield number, _of_item(file, number, row, column)
+        chosen = chosen or _chosen(file, row, column)
+        yield number, _of_item(file, number, row, chosen)
 
 
-def _of_item(file: _PromptFile, number: int, item: Any, column: str | None) -> Prompt:
-    """A prompt of a text or an object; a blank one of null."""
+def _chosen(file: _PromptFile, item: Any, column: str | None) -> str | None:
+    """The key of the captions, which the first object decides; None of what is no object."""
+    return _caption_column(file, list(item), column) if isinstance(item, dict) else None
+
+
+def _of_item(file: _PromptFile, number: int, item: Any, chosen: str | None) -> Prompt:
+    """A prompt of a text or an object; a blank one of null, and where the object has not the key that is chosen."""
     where = f"{file}, {file.unit} {number}"
     if isinstance(item, str | None):
         return Prompt(item or "", **guess(item or ""))
     if not isinstance(item, dict):
         raise UsageError(f"{where}: {type(item).__name__} instead of a text or an object with a caption")
-    chosen = _caption_column(file, list(item), column)
+    assert chosen is not None  # an object has decided it
+    item = {chosen: None, **item}
     if not isinstance(item[chosen], str | None):
         raise UsageError(f"{where}: {chosen!r} is {type(item[chosen]).__name__}, not text")
     return _from_mapping(item, chosen)
@@ -371,7 +381,7 @@ def _parquet(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Promp
                 yield number, _from_mapping(row, chosen)
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}, row {number}: not UTF-8 at byte {error.start + 1}; convert it") from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, KeyError) as error:  # KeyError: two columns of one name
         raise UsageError(f"{file}: cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 

@@ -92,6 +92,10 @@ class CocoSource:
                 caption = annotation.get(self._column or "")
                 for one in each_caption(caption):
                     yield Found(storable(name), one, self._pictures.place(name), facts, name_problem(name))
+        for annotations in captions.values():
+            for annotation in annotations:
+                name = f"image_id {annotation.get('image_id')!r}"
+                yield Found(storable(name), None, None, {}, "caption of an image that is not listed")
 
 
 class _ZippedPictures:

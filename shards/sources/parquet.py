@@ -59,6 +59,7 @@ class ParquetSource:
     """
 
     def __init__(self, spec: SourceSpec) -> None:
+        self._spec = spec
         self._storage, self._files = files_of(spec)
         with self._opened(self._files[0].key) as first:
             self._schema: pa.Schema = first.schema.to_arrow_schema()
@@ -100,6 +101,7 @@ class ParquetSource:
                         f"import.source: {self._storage.url(entry.key)} lacks {column_list(sorted(absent))}, "
                         f"which the first file has; it has {column_list(file.schema_arrow.names)}"
                     )
+                self._check_alike(entry.key, file.schema.to_arrow_schema())
                 row = 0
                 for group in range(file.num_row_groups):
                     empty = self._without_bytes(file, group)
@@ -110,6 +112,19 @@ class ParquetSource:
                             problem = _why_empty(facts) if row - first in empty else ""
                             yield from self._of_row(entry.key, row, facts, hashes, problem)
                             row += 1
+
+    def _check_alike(self, key: str, schema: pa.Schema) -> None:
+        """Refuse a file whose captions or pictures stand elsewhere than the first one's: they would be mixed up."""
+        image = image_column(schema, self._spec.image_column)
+        captions, field = caption_column(schema, self._spec.caption_column)
+        found = captions, field, image, bytes_column(schema, image)
+        if found != (self._captions, self._field, self._image, self._bytes):
+            raise UsageError(
+                f"import.source: {self._storage.url(key)} holds captions in {'.'.join(filter(None, found[:2]))!r} and "
+                f"pictures in {found[3] or image!r}, the first file in "
+                f"{'.'.join(filter(None, (self._captions, self._field)))!r} and {self._bytes or self._image!r}; import "
+                "them apart, or name columns that all have"
+            )
 
     def _without_bytes(self, file: pq.ParquetFile, group: int) -> Collection[int]:
         """Rows of a group, counted from its first, without a picture: those of failed downloads, for one.

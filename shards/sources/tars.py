@@ -53,6 +53,7 @@ class _Group:
     facts: Mapping[str, Any] = field(default_factory=dict)
     unread: str = ""  # suffix of a picture in a format that is not read
     broken: bool = False  # whether its .json could not be read
+    further: int = 0  # pictures beside the one that counts
 
     @property
     def text(self) -> str | None:
@@ -119,6 +120,8 @@ class TarSource:
                 facts = {name: value for name, value in group.facts.items() if name in wanted}
                 for one in each_caption(caption):
                     yield Found(picture, one, group.place, facts, group.problem(one))
+                for _ in range(group.further):
+                    yield Found(picture, None, group.place, facts, "further picture of one key")
 
     def _look(self) -> Sequence[str]:
         names: dict[str, None] = {}
@@ -212,7 +215,8 @@ def _split(name: str, group: _Group | None) -> tuple[str, str]:
     """Key and suffix as WebDataset has it, at the first dot behind the last slash.
 
     Where that gives no suffix that is known, as in `v1.0.jpg`, at the last dot; but what follows a sample's own known
-    members, as `0.left.jpg` does `0.jpg`, stays with it. `v1.0.cls` before `v1.0.jpg` is no such member.
+    members, as `0.left.jpg` does `0.jpg`, stays with it until it has picture and caption: behind `a.jpg a.txt`,
+    `a.v2.jpg` is a sample of its own. `v1.0.cls` before `v1.0.jpg` is no such member.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
@@ -223,28 +227,31 @@ def _split(name: str, group: _Group | None) -> tuple[str, str]:
     if last.lower() not in KNOWN:  # it stays with the sample that it follows, `v1.0.npy` with `v1.0.jpg`
         follows = group is not None and group.is_known and name.startswith(f"{group.key}.")
         return (group.key if group is not None and follows else key), suffix.lower()
-    if group is not None and group.key == key and group.is_known:
+    if group is not None and group.key == key and group.is_known and not (group.place and group.texts):
         return key, suffix.lower()
     return f"{folder}{slash}{longer}", last.lower()
 
 
 def _joined(earlier: _Group, later: _Group) -> _Group:
-    """The members of one key that came at two places; of two alike the first counts."""
+    """The members of one key that came at two places; of two alike the first counts, of pictures that with a text."""
+    first, second = (later, earlier) if later.texts and not earlier.texts else (earlier, later)
     return _Group(
         later.key,
         later.begin,
-        earlier.place or later.place,
+        first.place or second.place,
         {**later.texts, **earlier.texts},
         earlier.facts or later.facts,
         earlier.unread or later.unread,
         earlier.broken or later.broken,
+        earlier.further + later.further + bool(earlier.place and later.place),
     )
 
 
 def _note(group: _Group, tar: tarfile.TarFile, member: tarfile.TarInfo, file: str, suffix: str) -> None:
     """Add a member to its group; of two alike the first counts."""
-    if suffix in PICTURES and group.place is None:
-        group.place = Place(file=file, offset=member.offset_data, size=member.size)
+    if suffix in PICTURES:
+        group.further += group.place is not None
+        group.place = group.place or Place(file=file, offset=member.offset_data, size=member.size)
     elif f".{suffix}" in NOT_READ:
         group.unread = f".{suffix}"
     elif suffix in ("txt", "caption"):

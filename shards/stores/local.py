@@ -250,6 +250,10 @@ def _entry(path: Path, key: str, reach: Path) -> Entry | None:
         facts = (_followed(path, reach) or path).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file has such a name
+            return None
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(facts.st_mode):
         return None
     return Entry(key, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_ino:x}", facts.st_mtime)

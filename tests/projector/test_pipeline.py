@@ -173,11 +173,12 @@ def test_another_projector_can_be_taken(tiny, pipe, folder, tmp_path):
         ({"mode": "sum"}, "mode = 'sum'; expected one of concat"),
         ({"prompt_embeds": [torch.zeros(3, 64)]}, "prompt_embeds and reference exclude each other"),
         ({"prompt": "<|im_end|>"}, "special token"),
+        ({"reference": "cat.jpg"}, "reference holds a str; expected PIL pictures"),
         ({"reference": [a_picture()] * 180}, "the image model takes at most 992"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(pipe, monkeypatch, how, message):
-    if len(how.get("reference", [])) > 1:  # read once is enough here
+    if isinstance(how.get("reference"), list):  # read once is enough here
         once = pipe._read(a_picture(), "")
         monkeypatch.setattr(pipe, "_read", lambda *_: once)
     with pytest.raises(UsageError, match=message):

@@ -311,3 +311,22 @@ def test_blank_prompts_are_skipped_and_counted(tmp_path, name, content, first):
     source = read_prompts(tmp_path / name)
     assert [prompt.caption for prompt in source.prompts] == ["a cat", "a dog"]
     assert f"3 blank prompts skipped, the first in {first}" in source.notes[0]
+
+
+def test_an_object_without_the_key_of_the_others_gives_no_caption_from_another(tmp_path):
+    rows = [{"prompt": "a cat", "id": "1"}, {"id": "2"}, {"file_name": "x.jpg"}, {"prompt": "a dog"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    for name in ("a.jsonl", "b.json"):
+        source = read_prompts(tmp_path / name)
+        assert [prompt.caption for prompt in source.prompts] == ["a cat", "a dog"]
+        assert any("2 blank prompts skipped" in note for note in source.notes)
+
+
+def test_a_parquet_with_two_columns_of_one_name_is_named(tmp_path):
+    columns = pa.schema([("prompt", pa.string()), ("prompt", pa.string())])
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], schema=columns), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UsageError, match="cannot be read as parquet"):
+        read_prompts(tmp_path / "a.parquet")

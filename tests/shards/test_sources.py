@@ -230,6 +230,7 @@ def test_hostile_annotations_are_left_out_one_by_one(tmp_path):
         "caption missing": 2,
         "caption that is a number, not text": 1,
         "no picture named": 1,
+        "caption of an image that is not listed": 1,
     }
 
 
@@ -885,3 +886,70 @@ def test_all_kinds_on_s3(moto, monkeypatch, tmp_path):
     tag = open_source(SourceSpec("webdataset", f"{root}/laion")).tag()
     moto.client.put_object(Bucket=bucket, Key="sets/laion/00001.tar", Body=tar_of(laion_samples(range(5, 9))))
     assert open_source(SourceSpec("webdataset", f"{root}/laion")).tag() != tag
+
+
+def test_parquet_files_whose_pictures_stand_elsewhere_are_not_mixed_up(tmp_path):
+    first = {"png": [encoded(1)], "text": ["pic 1"]}
+    pq.write_table(pa.table(first), tmp_path / "0.parquet")
+    for other in (
+        {
+            "jpg": [encoded(9)],
+            "png": [encoded(2)],
+            "text": ["pic 2"],
+        },  # a column that is looked for before
+        {"png": [{"bytes": encoded(2), "path": "2.png"}], "text": ["pic 2"]},
+        {"png": [encoded(2)], "text": [{"caption": "pic 2"}]},
+    ):
+        pq.write_table(pa.table(other), tmp_path / "1.parquet")
+        with pytest.raises(UsageError, match=r"1\.parquet holds captions in .* import them apart"):
+            items_of(SourceSpec("parquet", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "left"),
+    [
+        ("a.png a.txt a.v2.png a.v2.txt b.png b.txt", ["a.txt", "a.v2.txt", "b.txt"], {}),
+        ("1.png 1.txt 1.5.png 1.5.txt", ["1.txt", "1.5.txt"], {}),
+        ("0.png 0.left.png 0.txt", ["0.txt"], {}),
+        ("a.jpg a.png a.txt", ["a.txt"], {"further picture of one key": 1}),
+        ("a.png a.txt a.png a.txt", ["a.txt"], {"further picture of one key": 1}),
+    ],
+)
+def test_no_member_of_a_tar_is_lost_uncounted(tmp_path, names, taken, left):
+    members = [
+        (name, encoded(number) if name.endswith(("jpg", "png")) else name.encode())
+        for number, name in enumerate(names.split())
+    ]
+    (tmp_path / "0.tar").write_bytes(tar_of(members))
+    items, left_out = items_of(SourceSpec("webdataset", str(tmp_path)))
+    assert ([item.caption for item in items], left_out) == (taken, left)
+
+
+def test_a_picture_keeps_the_caption_that_stands_beside_it(tmp_path):
+    members = [("a.png", encoded(1)), ("c.png", encoded(3)), ("c.txt", b"pic 3"), ("a.png", encoded(2))]
+    (tmp_path / "0.tar").write_bytes(tar_of([*members, ("a.txt", b"pic 2")]))
+    spec = SourceSpec("webdataset", str(tmp_path))
+    items, left_out = items_of(spec)
+    pictures = dict(zip((item.caption for item in items), read_all(spec, items), strict=True))
+    assert pictures == {"pic 3": encoded(3), "pic 2": encoded(2)}
+    assert left_out == {"further picture of one key": 1}
+
+
+def test_captions_of_images_that_coco_does_not_list_are_counted(tmp_path):
+    content, files = coco_content(2, captions=1)
+    content["annotations"] += [
+        {"id": 9, "image_id": 77, "caption": "of nothing"},
+        {"id": 10, "image_id": "x"},
+    ]
+    items, left_out = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files)))
+    assert len(items) == 2
+    assert left_out == {"caption of an image that is not listed": 2}
+
+
+def test_a_name_that_is_too_long_for_a_file_is_that_of_an_absent_one(tmp_path):
+    content, files = coco_content(2, captions=1)
+    content["images"][1]["file_name"] = f"{'x' * 300}.png"
+    spec = SourceSpec("coco", **write_coco(tmp_path, content, files))
+    items, _ = items_of(spec)
+    with pytest.raises(ImageError, match="has no such picture"):
+        read_all(spec, items)
