@@ -63,6 +63,7 @@ class ParquetSource:
         self._storage, self._files = files_of(spec)
         with self._opened(self._files[0].key) as first:
             self._schema: pa.Schema = first.schema.to_arrow_schema()
+        _check_names(self._schema, self._storage.url(self._files[0].key))
         self._captions, self._field = caption_column(self._schema, spec.caption_column)
         self._image = image_column(self._schema, spec.image_column)
         self._pictures: PictureFiles | None = None
@@ -115,6 +116,7 @@ class ParquetSource:
 
     def _check_alike(self, key: str, schema: pa.Schema) -> None:
         """Refuse a file whose captions or pictures stand elsewhere than the first one's: they would be mixed up."""
+        _check_names(schema, self._storage.url(key))
         image = image_column(schema, self._spec.image_column)
         captions, field = caption_column(schema, self._spec.caption_column)
         found = captions, field, image, bytes_column(schema, image)
@@ -341,6 +343,12 @@ def _is_bytes(kind: pa.DataType) -> bool:
         or pa.types.is_fixed_size_binary(kind)
         or pa.types.is_binary_view(kind)
     )
+
+
+def _check_names(schema: pa.Schema, url: str) -> None:
+    """Refuse two columns of one name, of which nobody could say which is meant."""
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise UsageError(f"import.source: {url} has two columns called {twice[0]!r}; rename one")
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -953,3 +953,11 @@ def test_a_name_that_is_too_long_for_a_file_is_that_of_an_absent_one(tmp_path):
     items, _ = items_of(spec)
     with pytest.raises(ImageError, match="has no such picture"):
         read_all(spec, items)
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    schema = pa.schema([("jpg", pa.binary()), ("text", pa.string()), ("text", pa.string())])
+    rows_of = [pa.array([encoded(1)]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(rows_of, schema=schema), tmp_path / "0.parquet")
+    with pytest.raises(UsageError, match="has two columns called 'text'; rename one"):
+        items_of(SourceSpec("parquet", str(tmp_path)))
