@@ -89,7 +89,7 @@ class CocoSource:
             # Taken out: of two images with one id only the first one has the captions.
             for annotation in captions.pop(_identity(image.get("id")), [{}]):
                 facts = {key: value for key, value in {**annotation, **image}.items() if key in wanted}
-                caption = annotation.get(self._column or "")
+                caption = annotation.get(self._column or "", image.get(self._column or ""))
                 for one in each_caption(caption):
                     yield Found(storable(name), one, self._pictures.place(name), facts, name_problem(name))
         for annotations in captions.values():

@@ -119,9 +119,10 @@ class FolderSource:
     def _said(self, rows: Sequence[Facts] | None, text: Any, facts: Facts) -> Iterator[tuple[Any, Facts]]:
         """Each caption of a picture with its facts: of its metadata, else of the files beside it."""
         for row in rows or [facts]:
-            column = self._own_column or named(None, CAPTION_COLUMNS, list(row), "import.caption_column")
+            told = [name for name, value in row.items() if value is not None]
+            column = self._own_column or named(None, CAPTION_COLUMNS, told, "import.caption_column")
             caption = row.get(column or "")
-            if rows is None and self._own_column is None and text is not None:
+            if self._own_column is None and text is not None and (rows is None or caption is None):
                 caption = text
             for one in each_caption(caption):
                 yield one, {**facts, **row}

@@ -256,3 +256,15 @@ def test_options_that_a_folder_has_no_use_for(tmp_path):
     spec = written(tmp_path, {"0.jpg": encoded(0), "0.txt": "a"})
     with pytest.raises(UsageError, match=r"import.caption_column = 'x': the source has no such column"):
         open_source(SourceSpec("folder", spec.source, caption_column="x"))
+
+
+def test_a_row_of_metadata_without_a_caption_leaves_it_to_the_file_beside(tmp_path):
+    for number, name in enumerate("abc"):
+        (tmp_path / f"{name}.png").write_bytes(encoded(number, format="PNG"))
+    (tmp_path / "a.txt").write_text("of the file")
+    rows = [{"file_name": "a.png", "width": 5}, {"file_name": "b.png", "caption": None, "text": "of the row"}]
+    rows.append({"file_name": "c.png", "text": "of c"})
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items, left_out = items_of(SourceSpec("folder", str(tmp_path)))
+    assert sorted(item.caption for item in items) == ["of c", "of the file", "of the row"]
+    assert left_out == {}

@@ -961,3 +961,11 @@ def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays(rows_of, schema=schema), tmp_path / "0.parquet")
     with pytest.raises(UsageError, match="has two columns called 'text'; rename one"):
         items_of(SourceSpec("parquet", str(tmp_path)))
+
+
+def test_a_caption_column_of_coco_s_images_is_read_there(tmp_path):
+    content, files = coco_content(2, captions=1)
+    for image in content["images"]:
+        image["title"] = f"title of {image['id']}"
+    items, _ = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files), caption_column="title"))
+    assert [item.caption for item in items] == ["title of 0", "title of 1"]
