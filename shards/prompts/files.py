@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -216,9 +217,27 @@ def _decoded(file: _PromptFile, data: bytes, encoding: str) -> str:
 
 def _lines(file: _PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt]]:
     for number, text in _text_lines(file):
-        if number == 1 and "\t" in text and any(name in CAPTION_COLUMNS for name in text.lower().split("\t")):
-            raise UsageError(f"{file}: its first line is the header of a table with tabs; name the file .tsv")
+        if number == 1 and (suffix := _other_format(text)):
+            raise UsageError(
+                f"{file}: its first line, {text[:60]!r}, is one of a {suffix} file; name it {suffix}"
+            )
         yield number, Prompt(text, **guess(text))
+
+
+def _other_format(line: str) -> str:
+    """The suffix that a text's first line calls for: of a table's header, JSON lines, a JSON list; "" for a prompt."""
+    for delimiter, suffix in (("\t", ".tsv"), (",", ".csv"), (";", ".csv"), ("|", ".csv")):
+        names = [name.strip().strip('"').lower() for name in line.split(delimiter)]
+        if (
+            len(names) > 1
+            and any(name in CAPTION_COLUMNS for name in names)
+            and all(map(str.isidentifier, names))
+        ):
+            return suffix
+    if line.lstrip().startswith(("{", "[{", '["')):
+        with suppress(ValueError, RecursionError):
+            return ".jsonl" if isinstance(json.loads(line), dict) else ".json"
+    return ""
 
 
 def _table(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:

@@ -259,7 +259,7 @@ def test_a_table_without_a_header_loses_no_prompt(tmp_path):
         ("p.csv", b"PK\3\4\x14\0\0\0abc", "is a zip, as spreadsheets are; save it as .csv"),
         ("p.csv", b"\x1f\x8b\x08\0", "is compressed .gzip"),
         ("p.csv", b"PAR1\n", "is parquet; name it .parquet"),
-        ("p.txt", b"Prompt\tcategory\na cat\tx\n", "header of a table with tabs; name the file .tsv"),
+        ("p.txt", b"Prompt\tcategory\na cat\tx\n", "is one of a .tsv file; name it .tsv"),
         ("p.csv", b"a red fox,animals\na cat,x\n", "or put a header line before it if that is the first"),
         ("p.csv", b"prompt,x\na cat,1\na dog\n", "line 3: 1 fields, the header has 2; give it as many"),
         ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}\n', "of one object a line, name it .jsonl"),
@@ -330,3 +330,25 @@ def test_a_parquet_with_two_columns_of_one_name_is_named(tmp_path):
     )
     with pytest.raises(UsageError, match="cannot be read as parquet"):
         read_prompts(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("first", "suffix"),
+    [
+        ("prompt,category", ".csv"),
+        ("prompt;category", ".csv"),
+        ("id\tprompt", ".tsv"),
+        ('{"prompt": "a cat"}', ".jsonl"),
+        ('["a cat", "a dog"]', ".json"),
+        ("a prompt, in oils", ""),
+        ("text, caption and prompt", ""),
+        ("{braces} in a prompt", ""),
+    ],
+)
+def test_a_text_that_is_another_format_is_named(tmp_path, first, suffix):
+    (tmp_path / "a.txt").write_text(f"{first}\na dog\n")
+    if not suffix:
+        assert read_prompts(tmp_path / "a.txt").prompts[0].caption == first
+        return
+    with pytest.raises(UsageError, match=f"is one of a \\{suffix} file; name it \\{suffix}"):
+        read_prompts(tmp_path / "a.txt")
