@@ -66,6 +66,10 @@ class ParquetSource:
         _check_names(self._schema, self._storage.url(self._files[0].key))
         self._captions, self._field = caption_column(self._schema, spec.caption_column)
         self._image = image_column(self._schema, spec.image_column)
+        if "." in self._image:
+            raise UsageError(
+                f"import.image_column = {self._image!r}: it has a dot, as fields of structs have; rename it"
+            )
         self._pictures: PictureFiles | None = None
         self._bytes = bytes_column(self._schema, self._image)
         if not self._bytes:

@@ -969,3 +969,9 @@ def test_a_caption_column_of_coco_s_images_is_read_there(tmp_path):
         image["title"] = f"title of {image['id']}"
     items, _ = items_of(SourceSpec("coco", **write_coco(tmp_path, content, files), caption_column="title"))
     assert [item.caption for item in items] == ["title of 0", "title of 1"]
+
+
+def test_a_parquet_column_of_pictures_with_a_dot_in_its_name_is_refused(tmp_path):
+    pq.write_table(pa.table({"img.raw": [encoded(1)], "text": ["a"]}), tmp_path / "0.parquet")
+    with pytest.raises(UsageError, match="it has a dot, as fields of structs have; rename it"):
+        items_of(SourceSpec("parquet", str(tmp_path), image_column="img.raw"))
