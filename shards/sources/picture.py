@@ -68,6 +68,7 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 PNG_PROFILE = b"iCCP"
 MAX_PROFILE = 16 << 20  # bytes of a colour profile; those with tables for print have 2 MB
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF: a tag, and its value where 0 is white
 
 
 # Blocks so large that the C library gives them back when a picture is done with; each thread would keep smaller ones.
@@ -169,6 +170,10 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     try:
         if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip at 255
             grey = np.asarray(picture).astype(np.int64).clip(0, 65535)
+            if (
+                getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO
+            ):  # Pillow minds it in 8 bits alone
+                grey = 65535 - grey
             seen = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
             if isinstance(clear := picture.info.get("transparency"), int):  # one of its greys
                 seen = seen.convert("RGBA")

@@ -363,3 +363,15 @@ def test_strips_over_white_are_the_whole_over_white():
     layers = Image.fromarray(rng.integers(0, 256, (600, 50, 4), dtype=np.uint8), "RGBA")
     whole = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
     assert as_rgb(layers).tobytes() == whole.tobytes()
+
+
+def test_sixteen_bits_of_a_tiff_in_which_zero_is_white(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(8, 0)
+    for photometric in (1, 0):
+        Image.fromarray(ramp).save(tmp_path / f"{photometric}.tiff", tiffinfo={262: photometric})
+    plain, inverse = (
+        np.asarray(open_picture((tmp_path / f"{photometric}.tiff").read_bytes()).convert("L")).astype(int)
+        for photometric in (1, 0)
+    )
+    assert plain[0, 0] == 0
+    assert (plain + inverse == 255).all()
