@@ -19,7 +19,17 @@ from shards.prompts.builtin import builtin_prompts
 from shards.prompts.prompt import Prompt
 
 SETTINGS = PairSettings(
-    64, 64, 2, 0.0, (-8, -6), ("caption", "none"), "all", 60, "float32", 4, quantize="int8"
+    height=64,
+    width=64,
+    steps=2,
+    guidance=0.0,
+    layers=(-8, -6),
+    text_modes=("caption", "none"),
+    vl_tokens="all",
+    max_tokens=60,
+    dtype="float32",
+    batch_size=4,
+    quantize="int8",
 )
 CAPTIONS = ["a red fox", "two\nlines", "the passing of time"]
 # Of a state's norm; 2.6% at most on the tiny models, whose random weights spread like normal numbers.

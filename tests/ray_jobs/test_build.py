@@ -202,7 +202,8 @@ def test_what_a_build_says(undisturbed_build):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("24 samples in ")
     assert any(line.startswith("build: 24/24 samples (100%)") for line in lines)
-    assert lines[-1].startswith("complete: 24 samples, 0 failed")
+    assert lines[-2].startswith("complete: 24 samples, 0 failed")
+    assert lines[-1].startswith("next: python -m ray_jobs train --train.data ")
     assert done.stderr == ""
 
 

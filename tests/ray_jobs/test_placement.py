@@ -129,16 +129,16 @@ def test_a_comparison_has_the_residence_of_a_build(environment, monkeypatch, cap
         PROJECTOR,
     )
     offloading_is_checked(monkeypatch, compare, 80 * GB)
-    assert not compare.one_at_a_time(*given)
+    assert not compare.one_at_a_time(*given, grafted=False)
     checked = offloading_is_checked(monkeypatch, compare, 24 * GB)
-    assert compare.one_at_a_time(*given)
+    assert compare.one_at_a_time(*given, grafted=False)
     assert checked == [(2, 1.0, REAL, "compare")]
     assert "one model at a time: all would take 34 GB of 24 GB a worker" in capsys.readouterr().out
     offloading_is_checked(monkeypatch, compare, 8 * GB)
     with pytest.raises(
         UsageError, match=r"compare\.gpus_per_actor: the largest model takes 12\.5 GB, a worker has 8 GB"
     ):
-        compare.one_at_a_time(*given)
+        compare.one_at_a_time(*given, grafted=False)
 
 
 def test_makers_find_their_device_where_they_run(environment, monkeypatch):
