@@ -21,7 +21,7 @@ from shards.stores.store import check_parsed
 LONGEST_LINE = 20_000  # characters; a caption is cut nowhere, and beyond this a file is not a prompt file
 LOOKED_INTO = 1 << 16  # bytes that tell encoding and line ends
 MAX_FILE_BYTES = 1 << 30  # of a file, and of the texts in it
-MOST_PARSED = 1 << 30  # bytes that a .json may take in memory, which is read whole
+MOST_PARSED = 1 << 28  # bytes that a .json may take in memory, which is read whole
 PARQUET_ROWS = 1000  # read at a time
 CAPTION_COLUMNS = ("prompt", "caption", "text")
 CATEGORY_COLUMN = "category"  # one word for it all, as in PartiPrompts
