@@ -101,7 +101,7 @@ def test_sigterm_stops_at_a_sample_boundary_with_143(run_build, head, tmp_path):
     assert (findings.problems, findings.samples, findings.complete) == ([], 160, True)
 
 
-@pytest.mark.parametrize("point", ["mid-shard:3", "after-tar:1"])
+@pytest.mark.parametrize("point", [pytest.param("mid-shard:3", marks=pytest.mark.slow), "after-tar:1"])
 def test_a_killed_worker_needs_no_second_run(run_build, undisturbed, tmp_path, point):
     output = tmp_path / "data"
     once = tmp_path / "once"

@@ -119,6 +119,7 @@ def test_evaluation_and_report(run_job, undisturbed, trained):
         assert part not in inside
 
 
+@pytest.mark.slow
 def test_through_the_image_model_one_worker_and_two_train_alike(run_job, undisturbed, tmp_path):
     """The dataset names the models that made it; the projector that comes out gives whole conditionings."""
     for workers in (1, 2):
