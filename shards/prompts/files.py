@@ -256,6 +256,8 @@ def _table(file: _PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]
             header = ["prompt"]
         header = [name.strip() for name in header]
         chosen = _caption_column(file, header, column)
+        if header.count(chosen) > 1:
+            raise UsageError(f"{file}: two columns are called {chosen!r}; rename one")
         for row in reader:
             if not any(map(str.strip, row)):
                 yield reader.line_num, Prompt("")

@@ -352,3 +352,9 @@ def test_a_text_that_is_another_format_is_named(tmp_path, first, suffix):
         return
     with pytest.raises(UsageError, match=f"is one of a \\{suffix} file; name it \\{suffix}"):
         read_prompts(tmp_path / "a.txt")
+
+
+def test_a_table_with_two_columns_of_captions_of_one_name_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,style,prompt\na cat,x,a dog\n")
+    with pytest.raises(UsageError, match="two columns are called 'prompt'; rename one"):
+        read_prompts(tmp_path / "a.csv")
