@@ -11,6 +11,8 @@ from projector.models.int8 import Quantize
 from projector.models.resolve import ModelSource
 from projector.models.text_encoder import SampleError
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
+from projector.options import GRAFT
+from shards.errors import UsageError
 from shards.format.sample import Array, Failure
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -38,7 +40,14 @@ def load_readers(
         vl: the vision-language model.
         pipeline: whose text encoder the graft takes; None where `settings` asks for no graft.
         device: to load to.
+
+    Raises:
+        UsageError: a graft without a pipeline, which would read as plain Qwen3-VL.
     """
+    if GRAFT in settings.readers and pipeline is None:
+        raise UsageError(
+            "readers holds graft and no pipeline is given; give the one whose text encoder it takes"
+        )
     return {
         reader: VisionLanguageEncoder.from_pretrained(
             vl.here(),
@@ -47,7 +56,7 @@ def load_readers(
             layers=settings.layers,
             text_modes=settings.text_modes,
             quantize=settings.quantize,
-            language=pipeline.here() if reader == "graft" and pipeline is not None else None,
+            language=pipeline.here() if reader == GRAFT and pipeline is not None else None,
         )
         for reader in settings.readers
     }

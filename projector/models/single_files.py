@@ -60,7 +60,7 @@ def convert_single_files(files: SingleFiles, output: Path, settings: str = SETTI
         UsageError: files or settings that are missing, quantised, pickled or of another model, or no room for them.
     """
     if output.exists():
-        raise UsageError(f"output = {str(output)!r} is there already; choose another folder, or remove it")
+        raise UsageError(f"output = {str(output)!r} exists; choose another folder, or remove it")
     sources = {part: getattr(files, part) for part in WEIGHTED_PARTS}
     for part, path in sources.items():
         _check_file(part, path)

@@ -57,8 +57,8 @@ def sampling_steps(count: int, steps: int, seed: Sequence[int]) -> NDArray[np.in
     """Draw the step of its trajectory at which each pair is learnt.
 
     Early steps more often, where there is noise and the conditioning decides: of eight, a third of the draws are the
-    first one. At the last ones the picture is there already. Evenly drawn, attention redrew 0.67 of a reference's
-    attributes, like this 0.73 (docs/steering.md).
+    first one. At the last ones the state shows the picture. In one trial attention
+    redrew 0.67 of a reference's attributes with even draws, and 0.73 with these (docs/log.md).
 
     Args:
         count: pairs.

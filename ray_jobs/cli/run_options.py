@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from projector.options import VL_TOKENS, Arch, Models
+from projector.options import VL_TOKENS, Arch, Models, Reader
 
 PIXEL_MULTIPLE = 16  # ZImagePipeline: VAE factor 8 times the DiT's patch of 2
 
@@ -47,7 +47,7 @@ def _from_the_end(layers: list[int]) -> list[int]:
 
 Layers = Annotated[list[int], AfterValidator(_distinct), AfterValidator(_from_the_end)]
 TextModes = Annotated[list[Literal["caption", "none"]], AfterValidator(_distinct)]
-Readers = Annotated[list[Literal["vl", "graft"]], AfterValidator(_distinct)]
+Readers = Annotated[list[Reader], AfterValidator(_distinct)]
 
 
 class Section(BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 from projector.making.reread import RereadSettings, rereading
 from projector.models.resolve import OWN_MODELS, ModelSource, VisionSource, resolve_vision
 from projector.models.resolve_readers import resolve_text
+from projector.options import GRAFT
 from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
@@ -85,7 +86,7 @@ def pipeline_of(options: ExtractOptions, source: Dataset) -> ModelSource | None:
     Raises:
         UsageError: none is named, or it has another text encoder than the one that made the text embeddings.
     """
-    if "graft" not in options.readers:
+    if GRAFT not in options.readers:
         return None
     made_with = source.settings.get("models", {})
     part = "image" if "image" in made_with else "text"
@@ -105,8 +106,8 @@ def pipeline_of(options: ExtractOptions, source: Dataset) -> ModelSource | None:
 def own_family(source: Dataset, part: str, option: str) -> str:
     """Which of the project's own models made a part of the source; UsageError where another one did."""
     built_with = str(source.settings.get("models", {}).get(part, {}).get("id", "a model it does not name"))
-    family, _, _ = built_with.partition("/")
-    if built_with not in (f"{family}/vl", f"{family}/image") or family not in OWN_MODELS:
+    family = built_with.removesuffix("/vl").removesuffix("/image")
+    if family not in OWN_MODELS:
         raise UsageError(
             f"{option} is needed: {source.storage.root} was made with {built_with}, and a dataset does not say where "
             "its model lies; give that model's folder or hub id, or another one"

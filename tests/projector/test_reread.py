@@ -171,6 +171,11 @@ def test_the_graft_reads_with_the_pipelines_text_encoder(source, tiny_sources):
         assert not same_bits(after.tensors["vl.caption.-6"], after.tensors["graft.caption.-6"])
 
 
+def test_a_graft_without_a_pipeline_is_refused(source, tiny_sources):
+    with pytest.raises(UsageError, match="no pipeline is given"):
+        RereadMaker(source[0].storage.root, tiny_sources.vl, None, replace(AGAIN, readers=("graft",)))
+
+
 def test_a_shard_with_a_gap_is_sound_and_has_the_sources_keys(source, maker, tmp_path):
     settings = {"layers": [-8, -6], "text_modes": ["caption", "none"], "width": 64, "height": 64}
     dataset = Dataset.create_or_open(open_storage(str(tmp_path / "new")), settings, {})

@@ -183,7 +183,7 @@ def test_what_is_no_weights_is_one_line(files, settings, tmp_path, capsys, name,
 def test_settings_and_folder_that_do_not_fit(files, settings, tmp_path, monkeypatch):
     given = SingleFiles(**files)
     (tmp_path / "there").mkdir()
-    with pytest.raises(UsageError, match="is there already; choose another folder, or remove it"):
+    with pytest.raises(UsageError, match="exists; choose another folder, or remove it"):
         convert_single_files(given, tmp_path / "there", str(settings))
     other = shutil.copytree(settings, tmp_path / "other")
     (other / "scheduler" / "scheduler_config.json").unlink()
