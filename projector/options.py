@@ -100,6 +100,9 @@ class TrainOptions(BaseModel):
     for arch ridge, recipe guide and align other than soft."""
     models: Models | None = None
     """With objective `response`, the models that made the dataset; absent: those it names, where they can be found."""
+    response: Literal["teacher", "flow"] = "teacher"
+    """With objective `response`, what velocities are held to: `teacher`, the model's own under the text, right for
+    distilled models, or `flow`, from noise to the picture itself, for base models and imported pictures."""
     response_size: Annotated[int, Field(gt=0, multiple_of=16)] | None = None
     """Pixels of a picture's side under objective `response`; absent: the dataset's own, 512 for imported pictures."""
     compose: Annotated[float, Field(ge=0, lt=1)] = 0.6

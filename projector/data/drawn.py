@@ -31,5 +31,11 @@ def drawn(source: PairSource, count: int, seed: int) -> PairSource:
 
         return some
 
-    known = source.conditionings
-    return replace(source, count=len(chosen), read=among(source.read), conditionings=known and among(known))
+    known, shown = source.conditionings, source.pictures
+    return replace(
+        source,
+        count=len(chosen),
+        read=among(source.read),
+        conditionings=known and among(known),
+        pictures=shown and among(shown),
+    )

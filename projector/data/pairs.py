@@ -19,7 +19,7 @@ from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
 from shards.errors import UsageError
 from shards.format.commit import Commit
-from shards.format.sample import KIND_CAPTION, KIND_IMAGE, Array, Sample, group_of
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE, LATENTS, Array, Sample, group_of
 from shards.stores.local import open_storage
 
 Item = TypeVar("Item")
@@ -88,6 +88,18 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The picture of a pair."""
+
+    data: bytes
+    """Encoded, PNG or what an import found."""
+    latents: Tensor | None
+    """(C, h, w) bfloat16 that it was decoded from; None where the dataset does not hold them."""
+    seed: int
+    """Of the noise that it was made from, or may be."""
+
+
+@dataclass(frozen=True)
 class PairSource:
     """Pairs in a fixed order that can be read in ranges, any number of times, and what they are."""
 
@@ -107,6 +119,8 @@ class PairSource:
     """What is the same in every sample and was left out of the pairs; None where nothing was."""
     conditionings: Callable[[int, int], Iterator[Conditioning]] | None = None
     """conditionings(start, stop): what the pictures of these pairs were made from; None where that is not known."""
+    pictures: Callable[[int, int], Iterator[Picture]] | None = None
+    """pictures(start, stop): the pictures themselves; None where they are not at hand."""
 
     def __len__(self) -> int:
         return self.count
@@ -183,6 +197,7 @@ def load_pairs(
         provenance_of(dataset),
         shards.template,
         shards.conditionings,
+        shards.pictures,
     )
 
 
@@ -233,11 +248,13 @@ def joined(main: PairSource, others: Sequence[PairSource]) -> PairSource:
         "also": [{"root": other.provenance.get("root"), "pairs": other.count} for other in others],
     }
     known = [(source.count, source.conditionings) for source in sources if source.conditionings]
+    shown = [(source.count, source.pictures) for source in sources if source.pictures]
     return replace(
         main,
         count=sum(source.count for source in sources),
         read=_in_turn([(source.count, source.read) for source in sources]),
         conditionings=None if len(known) < len(sources) else _in_turn(known),
+        pictures=None if len(shown) < len(sources) else _in_turn(shown),
         provenance=provenance,
     )
 
@@ -353,9 +370,23 @@ class ShardReader:
             return read_shard(self.dataset.storage, commit, image=False, tensors=["text"])
 
         for sample in self._between(start, stop, samples):
-            seed = sample.metadata.get("seed")
-            drawn = int(sample.metadata["id"], 16) % 2**63 if seed is None else int(seed)
-            yield Conditioning(_whole(sample.tensors["text"]), drawn, sample.caption)
+            yield Conditioning(_whole(sample.tensors["text"]), _seed(sample), sample.caption)
+
+    def pictures(self, start: int, stop: int) -> Iterator[Picture]:
+        """The pictures of pairs start to stop - 1; an imported one's seed is of its id."""
+        held = bool(self.dataset.settings.get("latents"))
+
+        def samples(commit: Commit) -> Iterator[Sample]:
+            return read_shard(
+                self.dataset.storage,
+                commit,
+                tensors=[LATENTS] if held else [],
+                image_size=self.dataset.image_size,
+            )
+
+        for sample in self._between(start, stop, samples):
+            latents = _whole(sample.tensors[LATENTS]) if held else None
+            yield Picture(sample.image, latents, _seed(sample))
 
     def _between(
         self, start: int, stop: int, samples: Callable[[Commit], Iterator[Sample]]
@@ -418,6 +449,12 @@ class ShardReader:
 
 def _sliced(samples: Callable[[], Iterator[Sample]], start: int, stop: int) -> Iterator[Sample]:
     return islice(samples(), start, stop)
+
+
+def _seed(sample: Sample) -> int:
+    """Of the noise that its picture was made from; of an imported one, drawn by its id."""
+    seed = sample.metadata.get("seed")
+    return int(sample.metadata["id"], 16) % 2**63 if seed is None else int(seed)
 
 
 def _whole(array: Array) -> Tensor:

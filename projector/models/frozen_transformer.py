@@ -60,6 +60,11 @@ class FrozenTransformer:
         return dtype
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, h, w of a latent picture."""
+        return self._shape
+
+    @property
     def numbers(self) -> int:
         """C * h * w, of a latent picture."""
         return int(torch.Size(self._shape).numel())

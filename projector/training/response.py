@@ -20,6 +20,7 @@ from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
 from projector.options import ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
+from projector.training.flows import Flows
 from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.worker import Trainer
@@ -57,26 +58,22 @@ class ResponseTrainer(Trainer):
             raise UsageError(
                 "train.objective = response: these pairs do not say what their pictures were made from"
             )
+        if options.response == "flow" and (train_pairs.pictures is None or val_pairs.pictures is None):
+            raise UsageError("train.response = flow: these pairs come without their pictures; use teacher")
         self._folder = image_model(options, train_pairs)
         self.model = frozen_model(self._folder, train_pairs, world.device, side=options.response_size)
-        self._sources = train_pairs.conditionings, val_pairs.conditionings
+        self._train_source, self._val_source = train_pairs, val_pairs
         super().__init__(options, world, train_pairs, val_pairs, state)
 
     def _prepare(self) -> None:
         """Sample this worker's pictures."""
-        of_train, of_val = self._sources
+        of_train, of_val = self._train_source.conditionings, self._val_source.conditionings
+        assert of_train is not None
+        assert of_val is not None
         judged = self._judged_part()
         label = "image model" if self.world.rank == 0 else ""
-        self._train_paths = Trajectories(
-            self.model,
-            of_train(self.mine.start, self.mine.stop),
-            len(self.mine),
-            label=label,
-            folder=self.options.cache,
-        )
-        self._val_paths = Trajectories(
-            self.model, of_val(judged.start, judged.stop), len(judged), folder=self.options.cache
-        )
+        self._train_paths = self._paths(self._train_source, self.mine, label)
+        self._val_paths = self._paths(self._val_source, judged, "")
         self._train_edits = self._val_edits = None
         if self.options.compose > 0:
             encoder = TextEncoder.from_pretrained(
@@ -99,6 +96,17 @@ class ResponseTrainer(Trainer):
                 )
             )
         self._judged_steps = judged_steps(self.model.sigmas)
+
+    def _paths(self, source: PairSource, part: range, label: str) -> Trajectories | Flows:
+        """What velocities are held to for some pairs."""
+        cache = self.options.cache
+        if self.options.response == "flow":
+            assert source.pictures is not None
+            pictures = source.pictures(part.start, part.stop)
+            return Flows(self.model, self._folder, pictures, len(part), label=label, cache=cache)
+        assert source.conditionings is not None
+        conditionings = source.conditionings(part.start, part.stop)
+        return Trajectories(self.model, conditionings, len(part), label=label, folder=cache)
 
     def _judged_part(self) -> range:
         """The first of this worker's held-out pairs, its share of JUDGED_PAIRS."""
@@ -147,7 +155,7 @@ class ResponseTrainer(Trainer):
         return chosen & (self._train_edits.places[pairs] >= 0)
 
     def _errors(
-        self, paths: Trajectories, pairs: Tensor, steps: Tensor, rows: Tensor, exists: Tensor
+        self, paths: Trajectories | Flows, pairs: Tensor, steps: Tensor, rows: Tensor, exists: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(B,) mean squared errors of velocities under conditionings, and (B,) mean squares of the right ones."""
         if not len(pairs):

@@ -3,21 +3,18 @@
 B batch, N pairs, K steps of sampling, C latent channels, h and w latent pixels.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from projector.data.packed import Packed, Ragged, Rows, room_in_memory
 from projector.data.pairs import Conditioning
 from projector.models.frozen_transformer import FrozenTransformer, padded_length
-from projector.training.pair_storage import RESIDENT_SHARE
+from projector.training.keeper import Keeper
 
 SAMPLED_TOGETHER = 32  # pictures
 SORTED_TOGETHER = 512  # pairs looked at to find some of one length
-REPORT_SECONDS = 10.0
 JUDGED_AT = (0.9, 0.6)  # noise levels whose velocity error ranks projectors as their pictures do
 
 
@@ -41,19 +38,15 @@ class Trajectories:
         label: str = "",
         folder: str | None = None,
     ) -> None:
-        self._model, self._label, self._count = model, label, count
+        self._model = model
         dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-        size = count * model.steps * model.numbers * torch.empty(0, dtype=dtype).element_size()
-        kept: list[Tensor] | Packed = []
-        if size > RESIDENT_SHARE * room_in_memory():
-            kept = Packed(model.numbers, dtype, folder)
+        self._kept = Keeper(count, model.steps, model.numbers, dtype, folder, label)
         self.seeds: list[int] = []
-        self._begun = self._said = time.monotonic()
         while block := list(islice(conditionings, SORTED_TOGETHER)):
             for velocities in self._sampled(block):
-                kept.append(velocities.to("cpu", dtype))
+                self._kept.append(velocities)
             self.seeds += [item.seed for item in block]
-        self._rows: Rows = kept.closed() if isinstance(kept, Packed) else Ragged.of(kept, model.numbers)
+        self._rows = self._kept.closed()
 
     def at(self, pairs: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Where some pairs' pictures were before a step, and how they went on.
@@ -82,20 +75,8 @@ class Trajectories:
                 [block[place].text for place in part], [block[place].seed for place in part]
             )
             found |= {place: row.flatten(1) for place, row in zip(part, velocities, strict=True)}
-            self._report(len(self.seeds) + len(found))
+            self._kept.report(len(self.seeds) + len(found))
         return [found[place] for place in range(len(block))]
-
-    def _report(self, done: int) -> None:
-        now = time.monotonic()
-        if not self._label or now - self._said < REPORT_SECONDS:
-            return
-        self._said = now
-        rate = done / (now - self._begun)
-        left = (self._count - done) / rate
-        print(
-            f"{self._label}: {done} of {self._count} pictures, {rate:.1f} a second, {left:.0f} s left",
-            flush=True,
-        )
 
 
 def judged_steps(sigmas: Tensor) -> list[int]:

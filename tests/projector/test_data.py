@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from projector.data.align import Alignment
+from projector.data.drawn import drawn
 from projector.data.packed import Held, Ragged, statistics_of
-from projector.data.pairs import Pair, bfloat16_tensor, in_memory, load_pairs, picture_size
+from projector.data.pairs import Pair, bfloat16_tensor, in_memory, joined, load_pairs, picture_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
+from shards.dataset.read import read_shard
 from shards.errors import UsageError
 from shards.format.plan import make_plan
 from shards.format.sample import Expected, make_sample
@@ -146,6 +148,29 @@ def test_pairs_from_shards_hold_the_tokens_asked_for(root):
         assert read.vl.float().numpy().tolist() == expected["vl.caption.-6"][2:6].astype(float).tolist()
         assert read.text.float().numpy().tolist() == expected["text"][2:5].astype(float).tolist()
         assert read.vl_kind.tolist() == [1] * 4
+
+
+def test_pictures_are_the_shards_own(root):
+    source = load_pairs(root, "train", layer=-6, text_mode="caption", tokens="image")
+    dataset = Dataset.open(open_storage(root))
+    held = [
+        sample
+        for commit in dataset.commits()
+        if commit.split == "train"
+        for sample in read_shard(dataset.storage, commit)
+    ]
+    found = list(source.pictures(1, len(source)))
+    assert [picture.data for picture in found] == [sample.image for sample in held[1:]]
+    assert [picture.seed for picture in found] == [sample.metadata["seed"] for sample in held[1:]]
+    assert all(picture.latents is None for picture in found)
+    few = drawn(source, 3, seed=1)
+    assert [picture.seed for picture in few.pictures(0, 3)] == [
+        sample.metadata["seed"] for sample in held if sample.key in {pair.key for pair in few}
+    ]
+    both = joined(source, [source])
+    assert [picture.seed for picture in both.pictures(0, len(both))] == 2 * [
+        sample.metadata["seed"] for sample in held
+    ]
 
 
 def test_ranges_over_shard_borders_and_the_limit(root):

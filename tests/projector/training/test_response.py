@@ -1,5 +1,6 @@
 """Training through the frozen image model, on the tiny one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from projector import Projector
-from projector.data.pairs import Conditioning, Pair, in_memory
+from projector.data.pairs import Conditioning, Pair, Picture, in_memory
 from projector.data.template import WholeSample, find_template
 from projector.evaluation.baselines import Method
 from projector.evaluation.velocity_error import conditioned_by, velocity_errors
@@ -146,6 +147,39 @@ def test_the_model_answers_more_alike_after_training(tmp_path, sources, arch):
     summary = train(options(tmp_path, arch=arch, epochs=8, length=8), *sources)
     assert summary["best_val_loss"] < 0.8 * summary["ridge_val_loss"]
     assert curve(tmp_path)[-1][2] == pytest.approx(summary["best_val_loss"]) or summary["best_epoch"] < 8
+
+
+@pytest.fixture(scope="module")
+def pictured(sources, encodings):
+    """The same pairs with the latents that their pictures are decoded from."""
+    images = ImageGenerator.from_pretrained(
+        resolve_models("tiny").image.path,
+        device="cpu",
+        dtype=torch.float32,
+        height=SIDE,
+        width=SIDE,
+        steps=STEPS,
+    )
+
+    def shown(source, part):
+        _, latents = images.generate_with_latents(
+            [e.embeddings for e in encodings[part]], list(range(len(source)))
+        )
+        pictures = [Picture(b"", latent.bfloat16(), seed) for seed, latent in enumerate(latents)]
+        return replace(source, pictures=lambda start, stop: iter(pictures[start:stop]))
+
+    return shown(sources[0], slice(0, TRAIN)), shown(sources[1], slice(TRAIN, TRAIN + VAL))
+
+
+def test_flow_matching_lowers_the_error_towards_the_pictures(tmp_path, pictured):
+    summary = train(options(tmp_path, response="flow", epochs=8, length=8), *pictured)
+    assert summary["best_val_loss"] < 0.99 * summary["ridge_val_loss"]
+    assert json.loads((tmp_path / "config.json").read_text())["options"]["response"] == "flow"
+
+
+def test_flow_matching_without_pictures_is_refused(tmp_path, sources):
+    with pytest.raises(UsageError, match=r"train\.response = flow.*without their pictures; use teacher"):
+        train(options(tmp_path, response="flow"), *sources)
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, sources):
