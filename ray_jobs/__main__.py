@@ -33,7 +33,7 @@ JOBS = {
         Job(
             "plan",
             "Print what a build would make: samples, shards, coverage, bytes, requests.",
-            {"plan": PlanOptions, "build": BuildOptions},
+            {"plan": PlanOptions, "build": BuildOptions, "train": TrainOptions},
             first=("calibrate", "price_gpu_hour", "output"),
         ),
         Job(

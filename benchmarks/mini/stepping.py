@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -193,3 +194,19 @@ class Learner:
         early = (1 - AVERAGE**self.steps) < 0.98  # too few steps for the average to have forgotten the start
         if early:
             self.average.load_state_dict(self._module.state_dict())
+
+
+def matrices_of(module: nn.Module) -> list[Tensor]:
+    """The weights that Muon trains: matrices and convolutions, not those that see pixels."""
+    return [
+        weight
+        for name, weight in module.named_parameters()
+        if weight.dim() > 1 and weight.shape[1] > 3 and "adaLN" not in name and "conv_out" not in name
+    ]
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write weights in bfloat16, whole or not at all."""
+    draft = folder.with_name(f".{folder.name}")
+    model.to("cpu", torch.bfloat16).save_pretrained(draft, safe_serialization=True)
+    draft.rename(folder)

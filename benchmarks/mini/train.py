@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attribute_heads import NOTHING, AttributeHeads, labels_of
-from mini_models import TRANSFORMER_WIDTH, make_decoder, make_text_encoder, make_transformer
+from mini_models import make_decoder, make_text_encoder
+from picture_model import encoded, train_transformer
 from reader import train_reader
 from safetensors.torch import load_file, save_file
-from scene_data import ANSWER, ROWS, SceneData, make_data, scene_tokenizer, scenes_of
-from stepping import Learner
-from torch import Tensor, nn
+from scene_data import ANSWER, SceneData, make_data, scene_tokenizer
+from stepping import Learner, matrices_of, save
+from torch import Tensor
 from torch.nn import functional as F
 
-from projector.models.dense_transformer import dense_velocities
-
-SHIFT = 3.0
 SHARES = {
     "text": 0.15,
     "decoder": 0.33,
@@ -40,12 +37,8 @@ BATCH = {
     "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24},
 }
 SCENES = {"cuda": 50_000, "cpu": 12_000}
-CONDITIONED = {"cuda": 50_000, "cpu": 12_000}  # scenes whose wordings the transformer learns from
-LENGTHS, LENGTH_SHARES = (32, 64, ROWS), (0.4, 0.5, 0.1)  # rows that conditionings are padded to
-PICTURE_ROWS = 32  # 16 picture tokens, padded to the transformer's multiple
-WHOLE_WORDINGS = 4  # of a scene's wordings, those that name every attribute
-HALFWAY, HEADS_WEIGHT = 2, 0.2  # the block that attribute heads read, and their loss beside the velocities'
 ANSWER_LENGTHS, ANSWER_SHARES = (48, 64, ANSWER), (0.25, 0.5, 0.25)  # tokens of captions with answers
+CAPTION_WEIGHT = 0.1  # of a caption's tokens, which are chance to the most part, beside its answer's
 NOISE = 0.1  # on latents while the decoder learns
 
 
@@ -57,7 +50,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--scenes", type=int, help="that are drawn and worded to train on")
     parser.add_argument(
-        "--start", type=Path, help="folder of earlier weights that transformer and reader go on from"
+        "--start", type=Path, help="folder of earlier weights that text, transformer and reader go on from"
     )
     parser.add_argument("--only", choices=("text", "decoder", "transformer", "reader", "scores"))
     options = parser.parse_args(words)
@@ -120,25 +113,37 @@ def tokenizer_of(options: argparse.Namespace) -> Any:
 
 def train_text(options: argparse.Namespace, data: SceneData) -> None:
     """The text encoder learns to go on with a caption, and to say in fixed words what it says."""
+    from transformers import AutoModelForCausalLM
+
     device, size = options.device, BATCH[options.device]["text"]
-    model = make_text_encoder(tokenizer_of(options)).to(device)
+    model = make_text_encoder(tokenizer_of(options))
+    if options.start:
+        earlier = AutoModelForCausalLM.from_pretrained(
+            options.start / "image" / "text_encoder", dtype=torch.float32
+        )
+        model.load_state_dict(earlier.state_dict())
+    model.to(device)
     tokens = data.answers.flatten(0, 1).to(device)
-    lengths = data.answer_lengths.flatten().to(device)
-    places = [torch.nonzero(lengths <= length).flatten() for length in ANSWER_LENGTHS]
+    begins, lengths = (each.flatten().to(device) for each in (data.prompt_lengths, data.answer_lengths))
+    by_length = [torch.nonzero(lengths <= length).flatten() for length in ANSWER_LENGTHS]
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             logits = model(input_ids=batch["ids"], use_cache=False).logits
-        wanted = torch.where(batch["inside"], batch["ids"], -100)[:, 1:]
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted.flatten())
+        errors = F.cross_entropy(
+            logits[:, :-1].transpose(1, 2).float(), batch["ids"][:, 1:], reduction="none"
+        )
+        weights = batch["weights"][:, 1:]
+        return (errors * weights).sum() / weights.sum()
 
     def batches() -> dict[str, Tensor]:
         kind = int(torch.multinomial(torch.tensor(ANSWER_SHARES), 1))
         length = ANSWER_LENGTHS[kind]
-        chosen = places[kind][torch.randint(len(places[kind]), (size * 64 // length,), device=device)]
+        chosen = by_length[kind][torch.randint(len(by_length[kind]), (size * 64 // length,), device=device)]
         ids = tokens[chosen, :length]
-        inside = torch.arange(ids.shape[1], device=device) < lengths[chosen][:, None]
-        return {"ids": ids, "inside": inside}
+        places = torch.arange(length, device=device)
+        weights = torch.where(places < begins[chosen][:, None], CAPTION_WEIGHT, 1.0)
+        return {"ids": ids, "weights": weights * (places < lengths[chosen][:, None])}
 
     learner = Learner(loss, [model], 3e-3, matrices=matrices_of(model.model.layers), graphs=False)
     learner.run(60 * options.minutes * SHARES["text"], batches, "text")
@@ -175,135 +180,10 @@ def train_decoder(options: argparse.Namespace, data: SceneData) -> None:
     save(vae, options.output / "image" / "vae")
 
 
-@torch.no_grad()
-def encoded(vae: Any, pictures: Tensor) -> Tensor:
-    """(N, C, h, w) latents of (N, 3, H, W) uint8 pictures, as the autoencoder gives them."""
-    return torch.cat(
-        [vae.encoder(part.float() / 127.5 - 1).chunk(2, 1)[0] for part in pictures.split(64)]
-    ).contiguous()
-
-
-@torch.no_grad()
-def conditionings(model: Any, data: SceneData, device: str) -> Tensor:
-    """(N * V, ROWS, D) bfloat16 hidden_states[-2] of all wordings."""
-    ids, lengths = data.prompts.flatten(0, 1), data.prompt_lengths.flatten()
-    rows = torch.zeros(len(ids), ROWS, model.config.hidden_size, dtype=torch.bfloat16, device=device)
-    for part in lengths.argsort().split(256):  # of like length: padding costs as much as words
-        longest = int(lengths[part].max())
-        rows[part.to(device), :longest] = (
-            model(
-                input_ids=ids[part, :longest].to(device),
-                use_cache=False,
-                output_hidden_states=True,
-                logits_to_keep=1,
-            )
-            .hidden_states[-2]
-            .to(torch.bfloat16)
-        )
-    return rows
-
-
-def train_transformer(options: argparse.Namespace, data: SceneData) -> None:
-    """The transformer learns the flow from noise to latents under the text encoder's conditionings."""
-    from diffusers import AutoencoderKL, ZImageTransformer2DModel
-    from transformers import AutoModelForCausalLM
-
-    device, size, image = options.device, BATCH[options.device]["transformer"], options.output / "image"
-    vae = AutoencoderKL.from_pretrained(image / "vae").to(device)
-    text = AutoModelForCausalLM.from_pretrained(image / "text_encoder", dtype=torch.float32).to(device)
-    scenes = scenes_of(data)[: CONDITIONED[device]]
-    data = SceneData(*(tensor[: CONDITIONED[device]] for tensor in vars(data).values()))
-    kept = options.output / "encoded.safetensors"
-    if not kept.is_file():
-        latents = (
-            encoded(vae, data.pictures.to(device)) - vae.config.shift_factor
-        ) * vae.config.scaling_factor
-        print(f"{len(latents)} pictures encoded", flush=True)
-        save_file({"rows": conditionings(text, data, device), "latents": latents}, kept)
-    rows, latents = (load_file(kept, device)[name] for name in ("rows", "latents"))
-    lengths = data.prompt_lengths.flatten().to(device)
-    transformer = make_transformer()
-    if options.start:
-        earlier = ZImageTransformer2DModel.from_pretrained(
-            options.start / "image" / "transformer", torch_dtype=torch.float32
-        )
-        transformer.load_state_dict(earlier.state_dict())
-    transformer.to(device)
-    heads = AttributeHeads(transformer.layers[HALFWAY], TRANSFORMER_WIDTH).to(device)
-    labels, shares = (tensor.to(device) for tensor in labels_of(scenes))
-    places = [torch.nonzero(lengths <= length).flatten() for length in LENGTHS]
-    wordings = data.prompts.shape[1]
-
-    def loss(batch: dict[str, Tensor]) -> Tensor:
-        clean = batch["latents"]
-        noise, uniform = torch.randn_like(clean), torch.rand(len(clean), device=device)
-        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-        noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            found = dense_velocities(transformer, noisy, 1 - sigma, batch["rows"], batch["exists"])
-        error = (found.float() - (clean - noise)).square().mean()
-        return error + HEADS_WEIGHT * heads(batch["labels"], batch["shares"])
-
-    def batches() -> dict[str, Tensor]:
-        kind = int(torch.multinomial(torch.tensor(LENGTH_SHARES), 1))
-        length = LENGTHS[kind]
-        count = size * (64 + PICTURE_ROWS) // (length + PICTURE_ROWS)
-        chosen = places[kind][torch.randint(len(places[kind]), (count,), device=device)]
-        exists = torch.arange(length, device=device) < lengths[chosen][:, None]
-        said = (chosen % wordings < WHOLE_WORDINGS)[:, None]
-        return {
-            "latents": latents[chosen // wordings],
-            "labels": torch.where(said, labels[chosen // wordings], NOTHING),
-            "shares": shares[chosen // wordings],
-            "rows": rows[chosen, :length].float(),
-            "exists": exists,
-        }
-
-    blocks = nn.ModuleList([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers])
-    if device == "cpu":  # half of a step is small kernels, which the compiler joins
-        torch._dynamo.config.recompile_limit = 64
-        for block in (*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers):
-            block.compile(dynamic=False)
-    learner = Learner(loss, [transformer, heads], 1.5e-3, matrices=matrices_of(blocks))
-    learner.run(60 * options.minutes * SHARES["transformer"], batches, "transformer")
-    save(learner.average, image / "transformer")
-    finish_pipeline(options)
-
-
-def finish_pipeline(options: argparse.Namespace) -> None:
-    """Write what a pipeline folder has beside its models."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    image = options.output / "image"
-    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT).save_pretrained(
-        image / "scheduler"
-    )
-    index = {
-        "_class_name": "ZImagePipeline",
-        "_diffusers_version": "0.42.1",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
-        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
-        "transformer": ["diffusers", "ZImageTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (image / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def matrices_of(module: nn.Module) -> list[Tensor]:
-    """The weights that Muon trains: matrices and convolutions, not those that see pixels."""
-    return [
-        weight
-        for name, weight in module.named_parameters()
-        if weight.dim() > 1 and weight.shape[1] > 3 and "adaLN" not in name and "conv_out" not in name
-    ]
-
-
-def save(model: Any, folder: Path) -> None:
-    """Write weights in bfloat16, whole or not at all."""
-    draft = folder.with_name(f".{folder.name}")
-    model.to("cpu", torch.bfloat16).save_pretrained(draft, safe_serialization=True)
-    draft.rename(folder)
+def train_pictures(options: argparse.Namespace, data: SceneData) -> None:
+    """The transformer learns to draw scenes."""
+    seconds = 60 * options.minutes * SHARES["transformer"]
+    train_transformer(options, data, BATCH[options.device]["transformer"], seconds)
 
 
 def train_vl(options: argparse.Namespace, data: SceneData) -> None:
@@ -313,7 +193,7 @@ def train_vl(options: argparse.Namespace, data: SceneData) -> None:
     train_reader(options.output, tokenizer_of(options), data, options.device, seconds, size, start)
 
 
-STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_transformer, "reader": train_vl}
+STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_pictures, "reader": train_vl}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -21,13 +21,13 @@ from projector.network.checkpoint import State
 from projector.options import ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
 from projector.training.flows import Flows
+from projector.training.passes import JUDGED_PAIRS
 from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.worker import Trainer
 from projector.training.world import World
 from shards.errors import UsageError
 
-JUDGED_PAIRS = 256  # held-out pairs at most
 IMPORTED_SIDE, IMPORTED_STEPS = 512, 8  # for pictures that no pipeline made
 
 

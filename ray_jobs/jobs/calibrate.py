@@ -12,6 +12,8 @@ from ray.exceptions import RayError
 
 from projector.making.shard_maker import ShardMaker
 from projector.models.resolve import resolve_models
+from projector.options import TrainOptions
+from projector.training.passes import forward_passes
 from ray_jobs.building.shard_schedule import simulate
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.cluster.connect import connected, plain_error
@@ -19,7 +21,7 @@ from ray_jobs.cluster.crew import BUILDER_CPUS
 from ray_jobs.jobs.build import arranged, check_pictures, maker_of
 from shards.dataset.progress_figures import duration
 from shards.errors import UsageError
-from shards.format.plan import Plan, PlannedSample
+from shards.format.plan import SPLITS, Plan, PlannedSample
 from shards.format.sample import Failure
 from shards.format.shard_writer import encode_members
 
@@ -39,6 +41,8 @@ class Calibration:
         wall_seconds: from start to end on the cluster as it is.
         idle: share of the builders' time in which they wait for the last ones.
         bytes: of the whole plan.
+        training_hours: of one device that trains on all of the plan through the image model, at most; 0 where the
+            training does without it.
         cost: of devices, storage for a month and requests, for those whose prices were given.
     """
 
@@ -50,6 +54,7 @@ class Calibration:
     wall_seconds: float
     idle: float
     bytes: int
+    training_hours: float
     cost: dict[str, float]
 
 
@@ -63,13 +68,14 @@ class Timing:
 
 
 def calibrate(
-    options: PlanOptions, build: BuildOptions, plan: Plan, put_requests: int
+    options: PlanOptions, build: BuildOptions, train: TrainOptions, plan: Plan, put_requests: int
 ) -> tuple[Calibration, str]:
     """Time a few samples of the plan on one device.
 
     Args:
         options: prices.
         build: what would be built.
+        train: what would be trained on it.
         plan: all of it.
         put_requests: that it takes, about.
 
@@ -103,6 +109,7 @@ def calibrate(
         wall_seconds=wall,
         idle=forecast.idle,
         bytes=timing.bytes * len(plan),
+        training_hours=training_seconds(build, train, plan, timing.sample) / 3600,
         cost=cost_of(options, wall * gpus / 3600, timing.bytes * len(plan), put_requests),
     )
     return found, cost_lines(found, f"{crew.actors} builders, placement {placement}, on {cluster}")
@@ -130,6 +137,22 @@ def time_samples(make: Callable[[], ShardMaker], planned: Sequence[PlannedSample
     return Timing(loaded, seconds / half, size // half)
 
 
+def training_seconds(build: BuildOptions, train: TrainOptions, plan: Plan, sample: float) -> float:
+    """Seconds of one device that trains on a plan: a sample is at most its sampling steps, the rest of it is reading.
+
+    Args:
+        build: what would be built.
+        train: what would be trained on it.
+        plan: all of it.
+        sample: seconds that one took.
+    """
+    counts = dict.fromkeys(SPLITS, 0)
+    for shard in plan.shards:
+        counts[shard.split] += len(shard.samples)
+    passes = forward_passes(train, counts["train"], counts["val"], build.steps)
+    return passes * sample / (build.steps * (2 if build.guidance > 1 else 1))
+
+
 def cost_of(options: PlanOptions, gpu_hours: float, size: int, put_requests: int) -> dict[str, float]:
     """Money by what it goes to, for the prices that were given."""
     priced = {
@@ -149,6 +172,10 @@ def cost_lines(found: Calibration, where: str) -> str:
         f"{found.gpu_hours:,.2f} GPU-hours ({found.idle:.1%} of them idle at the end), {found.bytes / 1e9:,.2f} GB",
         f"with           {where}",
     ]
+    if found.training_hours:
+        lines.append(
+            f"training       at most {duration(3600 * found.training_hours)} of one such device, with train.* as given"
+        )
     if found.cost:
         parts = ", ".join(f"{name.replace('_', ' a ')} {amount:,.2f}" for name, amount in found.cost.items())
         lines.append(f"cost           {sum(found.cost.values()):,.2f} ({parts})")

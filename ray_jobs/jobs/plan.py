@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from projector.options import TrainOptions
 from ray_jobs.building.size_estimate import estimated
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.jobs.build import plan_of, prompts_of
@@ -26,12 +27,13 @@ SCHEMA = pa.schema(
 )
 
 
-def plan(options: PlanOptions, build: BuildOptions) -> int:
+def plan(options: PlanOptions, build: BuildOptions, train: TrainOptions) -> int:
     """Print what would be built; write it where asked.
 
     Args:
         options: whether to write.
         build: what would be built.
+        train: what would be trained on it, for its hours.
 
     Returns:
         exit code 0.
@@ -43,7 +45,7 @@ def plan(options: PlanOptions, build: BuildOptions) -> int:
     print(_as_text(build, estimate, figures), flush=True)
     print(_first_prompts(prompts), flush=True)
     if options.calibrate:
-        found, lines = calibrate(options, build, made, estimate["put_requests"])
+        found, lines = calibrate(options, build, train, made, estimate["put_requests"])
         print(lines, flush=True)
         estimate = estimate | {"calibration": asdict(found)}
     if options.output:

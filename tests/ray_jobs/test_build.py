@@ -253,6 +253,10 @@ def test_a_plan_is_calibrated_on_a_few_samples(head, tmp_path):
     assert found["wall_seconds"] > 640 * found["seconds_per_sample"] / 2, "two builders on two CPUs"
     assert found["gpu_hours"] == 0
     assert found["bytes"] == 640 * found["bytes_per_sample"]
+    assert found["training_hours"] > 24 * 500 * found["seconds_per_sample"] / 8 / 3600, (
+        "steps over all train pairs"
+    )
+    assert "of one such device" in done.stdout
     assert found["cost"] == {"gpus": 0.0, "storage_month": pytest.approx(found["bytes"] / 1e9 * 0.02)}
     assert "s a sample on one builder" in done.stdout
     assert not list(tmp_path.glob("_commit")), "nothing is built"

@@ -21,6 +21,7 @@ from projector.options import TrainOptions
 from projector.training import compose, trajectories
 from projector.training.compose import EditedPairs, draw_edit
 from projector.training.loop import train
+from projector.training.passes import WITH_GRADIENTS, forward_passes
 from projector.training.response import ResponseTrainer
 from projector.training.trajectories import Trajectories
 from projector.training.world import World
@@ -336,6 +337,26 @@ def test_learning_behind_prompts_lowers_the_error_behind_them(scene_sources, tmp
         judge._composed(everybody, step).any() for step in range(half)
     )  # pictures alone come first
     assert all(judge._composed(everybody, step).any() for step in range(half, judge.total_steps))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"compose": 0.0}, {"compose": 0.5}, {"response": "flow", "compose": 0.0}]
+)
+def test_the_passes_that_a_training_costs_are_told_before(
+    scene_sources, pictured, tmp_path, monkeypatch, changes
+):
+    done = {True: 0, False: 0}
+    real = FrozenTransformer.velocities
+
+    def counted(self, latents, sigmas, rows, exists):
+        done[rows.requires_grad] += len(latents)
+        return real(self, latents, sigmas, rows, exists)
+
+    monkeypatch.setattr(FrozenTransformer, "velocities", counted)
+    given = options(tmp_path, epochs=2, **changes)
+    train(given, *(pictured if "response" in changes else scene_sources))
+    assert done[False] + WITH_GRADIENTS * done[True] == forward_passes(given, TRAIN, VAL, STEPS)
+    assert forward_passes(options(tmp_path, objective="embedding"), TRAIN, VAL, STEPS) == 0
 
 
 def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):

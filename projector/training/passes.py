@@ -1,0 +1,31 @@
+"""What training through the image model costs: how often its transformer is run."""
+
+from projector.options import TrainOptions
+
+JUDGED_PAIRS = 256  # held-out pairs at most
+JUDGED_STEPS = 2  # noise levels at which they are judged
+STARTS = 2  # judgements before the first step: of ridge, and of the network that starts there
+# With gradients for conditionings alone: forward, forward again for what was not kept, and backward without weights.
+WITH_GRADIENTS = 3
+
+
+def forward_passes(options: TrainOptions, train: int, val: int, steps: int) -> int:
+    """Forward passes of the image model, each for one picture, that a training takes, those with gradients as three.
+
+    Args:
+        options: of the training.
+        train: its pairs.
+        val: held-out pairs.
+        steps: of sampling a picture.
+
+    Returns:
+        their number at most: captions that cannot be edited, and an early end, save some. 0 where the objective is not
+        `response`.
+    """
+    if options.objective != "response":
+        return 0
+    judged, kinds = min(val, JUDGED_PAIRS), 2 if options.compose > 0 else 1
+    sampled = (train + judged) * steps
+    sampling = sampled * (kinds - (options.response == "flow"))
+    judging = judged * JUDGED_STEPS * kinds * (options.epochs + STARTS)
+    return sampling + judging + WITH_GRADIENTS * options.epochs * train
