@@ -80,7 +80,7 @@ def test_key_split_and_caption_are_beneath(monkeypatch):
 
 
 def test_the_tool_draws_a_dataset(make_dataset, tmp_path, capsys):
-    dataset, plan = make_dataset()
+    dataset, _ = make_dataset()
     path = tmp_path / "sheet.png"
     assert main(["preview", dataset.storage.root, "--output", str(path), "--count", "3"]) == 0
     assert capsys.readouterr().out.strip() == str(path)
