@@ -252,7 +252,7 @@ def _merge(options: argparse.Namespace) -> int:
         for source in sources:
             merged = merge(storage, source, spool)
             print(
-                f"{source.storage.root}: {len(merged.taken)} shards taken over, {merged.there} were there already"
+                f"{source.storage.root}: {len(merged.taken)} shards taken over, {merged.there} already existed"
             )
     return 0
 

@@ -22,7 +22,7 @@ class OversizeError(StorageError):
 
 
 class AlreadyExistsError(StorageError):
-    """A create-only put found the object there already."""
+    """A create-only put found that the object already exists."""
 
 
 class CorruptShardError(RuntimeError):

@@ -146,7 +146,7 @@ def write_comparison(folder: Path, cases: int = 2) -> None:
     for method, mode, value in made:
         scores = {score: {"mean": 0.3 + value / 3, "low": 0.2, "high": 0.6} for score in SCORES}
         methods.setdefault(method, {}).setdefault(mode, {})[f"{value:g}"] = scores
-    lead = {"baseline": "identity", "fidelity": {"mean": 0.25, "low": 0.125, "high": 0.375}}
+    lead = {"baseline": "identity", "fidelity": {"mean": 0.25, "low": 0.125, "high": 0.375, "better": True}}
     content = {
         "blend": "interpolate",
         "scorer": "attributes read from pixels",

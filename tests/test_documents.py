@@ -48,3 +48,19 @@ def test_every_tool_is_one_that_there_is(page, capsys):
 
 def test_commands_are_found():
     assert all(len(commands(page)) > 8 for page in ("README.md", "docs/guide.md", "docs/performance.md"))
+
+
+# Words of this project alone, and what the field says.
+REPLACED = {"cannot be believed": "is corrupt", "there already": "already exists"}
+
+
+def test_the_words_are_those_of_the_field():
+    pages = [ROOT / page for page in (*PAGES, "shards/FORMAT.md")]
+    sources = [path for room in ("shards", "projector", "ray_jobs") for path in (ROOT / room).rglob("*.py")]
+    found = [
+        f"{path.relative_to(ROOT)}: {old}, say {new}"
+        for path in (*pages, *sources)
+        for old, new in REPLACED.items()
+        if old in path.read_text()
+    ]
+    assert found == []

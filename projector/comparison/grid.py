@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from projector.comparison.cases import TEXT, Case, Column
 from projector.steering.modes import DIALLED
-from shards.tools.preview import INK, MARGIN, PAPER, SOFT, font, one_line
+from shards.tools.preview import INK, MARGIN, PAPER, SOFT, fitted, font, one_line
 
 CELL = 256  # pixels, longer side of a picture
 LABEL_WIDTH = 150
@@ -34,8 +34,8 @@ def comparison_grid(
     Returns:
         an RGB picture.
     """
-    cells = {column: _fitted(picture) for column, picture in pictures.items()}
-    heads = {"reference": _fitted(reference)}
+    cells = {column: fitted(picture, CELL) for column, picture in pictures.items()}
+    heads = {"reference": fitted(reference, CELL)}
     if text := [cell for column, cell in cells.items() if column.method == TEXT]:
         heads["text alone"] = text[0]
     rows = list(dict.fromkeys(column.method for column in cells if column.method != TEXT))
@@ -76,11 +76,3 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, left: int, width: int, case: Case, n
 
 def _left(column: int) -> int:
     return LABEL_WIDTH + column * (CELL + MARGIN)
-
-
-def _fitted(picture: Image.Image) -> Image.Image:
-    """A picture that just fits into a cell; a small one is drawn larger, pixel by pixel as it is."""
-    scale = CELL / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    return picture.convert("RGB").resize((size[0], size[1]), method)

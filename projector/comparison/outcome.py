@@ -7,8 +7,10 @@ import numpy as np
 
 from projector.comparison.cases import PROJECTED, TEXT, Case, Column
 from projector.comparison.scores import interval
+from projector.evaluation.intervals import level_of_all
 
 JUDGED = ("adherence", "fidelity")
+ROUNDING = 1e-9
 
 Table = Mapping[Column, Mapping[str, Mapping[str, float]]]
 """By column and score the mean over a reference's cases, by reference."""
@@ -56,34 +58,37 @@ def differences(table: Table) -> dict[str, Any]:
     """By mode and value, how far the projector is above the best of what it is held against, on the same references.
 
     The best one is that with the largest mean of adherence and fidelity; where there is a prompt, the text alone is
-    among them.
+    among them. The intervals hold for all modes and values together, 95% by Bonferroni's correction.
 
     Returns:
-        by mode and value `baseline`, its name, and of each score mean and interval of the difference.
+        by mode and value `baseline`, its name, and of each score the difference's mean, its interval and `better`,
+        whether that lies above 0; differences without spread, such as a single one, are not called better.
     """
+    best = {
+        column: rival
+        for column in table
+        if column.method == PROJECTED and (rival := _best_rival(table, column)) is not None
+    }
+    level = level_of_all(len(best))
     found: dict[str, Any] = {}
-    for column, ours in table.items():
-        if column.method != PROJECTED:
-            continue
-        rivals = {
-            other.method: by_name
-            for other, by_name in table.items()
-            if _is_rival(other, column) and _standing(by_name) is not None
-        }
-        if not rivals:
-            continue
-        best = max(rivals, key=lambda method: _standing(rivals[method]) or 0.0)
-        entry: dict[str, Any] = {"baseline": best}
+    for column, rival in best.items():
+        entry: dict[str, Any] = {"baseline": rival.method}
         for name in JUDGED:
-            pairs = [
-                value - rivals[best][name][group]
-                for group, value in ours.get(name, {}).items()
-                if group in rivals[best].get(name, {})
-            ]
-            if pairs:
-                entry[name] = interval(pairs)
+            theirs = table[rival].get(name, {})
+            ours = table[column].get(name, {})
+            if apart := [value - theirs[group] for group, value in ours.items() if group in theirs]:
+                ends = interval(apart, level)
+                spread = ends["high"] - ends["low"]
+                entry[name] = {**ends, "better": ends["low"] > 0 and spread > ROUNDING}
         found.setdefault(column.mode, {})[column.value_text] = entry
     return found
+
+
+def _best_rival(table: Table, ours: Column) -> Column | None:
+    """What the projector is held against in a mode at a value; None where there is nothing."""
+    standings = {other: _standing(by_name) for other, by_name in table.items() if _is_rival(other, ours)}
+    known = {other: standing for other, standing in standings.items() if standing is not None}
+    return max(known, key=lambda other: known[other]) if known else None
 
 
 def _is_rival(other: Column, ours: Column) -> bool:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from projector.comparison.attributes import attribute_scores
 from projector.comparison.blockiness import blockiness
-from projector.evaluation.intervals import t_quantile
+from projector.evaluation.intervals import LEVEL, t_quantile
 from projector.models.resolve import ModelSource, cache_folder, check_complete, file_hashes, locate, read_json
 from shards.errors import UsageError
 
@@ -211,11 +211,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95% confidence interval by Student's t, which holds for few values as a bootstrap does not.
+def interval(values: Sequence[float], level: float = LEVEL) -> dict[str, float]:
+    """Mean and confidence interval by Student's t, which holds for few values as a bootstrap does not.
 
     Args:
         values: one per reference, at least one.
+        level: of confidence.
 
     Returns:
         `mean`, `low` and `high`; all three are the mean where there is one value only.
@@ -223,5 +224,5 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "low": mean, "high": mean}
-    half = t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1, level) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -10,6 +10,7 @@ G groups, R replicates.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -21,9 +22,8 @@ REPLICATES = 1000
 WEIGHTS_AT_A_TIME = 4_000_000  # 32 MB
 LEVEL = 0.95
 LEAST_GROUPS = 8  # with fewer, the spread of groups is itself not known
-# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom; a series in 1/n is exact enough beyond.
-T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 NORMAL = NormalDist()
+MANY = 200  # degrees of freedom from which a series is exact to 1e-5
 SAME = 1e-4  # of the baseline's error: differences below it are rounding, not methods
 
 
@@ -112,13 +112,40 @@ def percentiles(groups: int) -> tuple[float, float]:
     return 100 * low, 100 * (1 - low)
 
 
-def t_quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t; the series is Abramowitz and Stegun's 26.7.5."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = NORMAL.inv_cdf(0.975)
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+@lru_cache
+def t_quantile(freedom: int, level: float = LEVEL) -> float:
+    """How many standard errors an interval by Student's t goes to either side.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+        level: of confidence, below 1.
+    """
+    z = NORMAL.inv_cdf((1 + level) / 2)
+    if freedom >= MANY:  # Abramowitz and Stegun 26.7.5
+        first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        return z + first / freedom + second / freedom**2
+    low, high = z, math.tan(math.pi / 2 * level)  # of infinite and of one degree
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, freedom) < level else (low, middle)
+    return high
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """How likely Student's t is between -t and t: Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def level_of_all(count: int) -> float:
+    """The level of each of several intervals with which all hold at once at 95%, by Bonferroni's correction."""
+    return 1 - (1 - LEVEL) / max(1, count)
 
 
 def against_best(errors: Mapping[str, GroupSums], contestants: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -137,7 +164,7 @@ def against_best(errors: Mapping[str, GroupSums], contestants: Collection[str]) 
     if not baselines:
         return {}
     best = min(baselines, key=lambda name: (errors[name].value, name))
-    level = 1 - (1 - LEVEL) / max(1, len(contestants))
+    level = level_of_all(len(contestants))
     differences = {name: sums.minus(errors[best]) for name, sums in errors.items() if name != best}
     drawn = resampled(differences)
     found = {}

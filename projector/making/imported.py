@@ -1,4 +1,4 @@
-"""Samples of pictures and captions that are there already: caption → conditioning, picture → hidden states.
+"""Samples of pictures and captions that already exist: caption → conditioning, picture → hidden states.
 
 The conditioning is what the same caption gets in a build; the image transformer and the VAE are never loaded.
 """
@@ -123,7 +123,7 @@ def load_import(
         settings: how samples are made.
 
     Raises:
-        CorruptShardError: the dataset's catalogue cannot be believed.
+        CorruptShardError: the dataset's catalogue is corrupt.
     """
     residence = Residence()
     catalogue = Catalogue.open(open_storage(root))

@@ -1,4 +1,4 @@
-"""New hidden states of pictures that are there already: samples of a dataset to samples of another.
+"""New hidden states of pictures that already exist: samples of a dataset to samples of another.
 
 Picture, caption, conditioning and latents are taken over bit for bit; only the vision-language model runs.
 """

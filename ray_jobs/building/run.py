@@ -119,7 +119,7 @@ def complete(
     todo = dataset.missing(plan)
     todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
-        tell("resumed", f"{len(plan.shards) - len(todo)} shards are there already, {len(todo)} to make")
+        tell("resumed", f"{len(plan.shards) - len(todo)} shards already exist, {len(todo)} to make")
         dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
     account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
     progress = Progress(job, len(plan), done=len(plan) - todo_samples)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from projector.comparison.cases import HELD_OUT, Case, Column
+from projector.comparison.cases import HELD_OUT, PROJECTED, Case, Column
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts
-from projector.comparison.outcome import by_method, differences, table_of
+from projector.comparison.outcome import JUDGED, by_method, differences, table_of
 from projector.comparison.scores import load_scorers
 from projector.making.generated import PairSettings
 from projector.models.resolve import ModelSources, resolve_models
@@ -295,7 +295,7 @@ def comparison(
         "settings": asdict(spec.settings) | {"seed": options.seed, "models": spec.models.to_json()},
         "scorer": scorer_name(spec),
         "split": "" if options.images else HELD_OUT,
-        "interval": "95%, Student's t over references",
+        "interval": "95%, Student's t over references; of differences 95% for all modes and values together",
         "references": len({case.group for case, _ in work}),
         "cases": cases,
         "methods": by_method(table),
@@ -310,10 +310,24 @@ def scorer_name(spec: CompareSpec) -> str:
 
 
 def print_summary(result: Mapping[str, Any]) -> None:
-    """Mean scores, a line per method, mode and value."""
+    """Mean scores, a line per method, mode and value; then what the projector is better at than the best other."""
     for method, by_mode in result["methods"].items():
         for mode, by_value in by_mode.items():
             for value, scores in by_value.items():
                 told = ", ".join(f"{name} {found['mean']:.3f}" for name, found in scores.items())
-                label = f"{mode} {value}" if mode in DIALLED else mode
-                print(f"{method:>14} {label}: {told}", flush=True)
+                print(f"{method:>14} {label(mode, value)}: {told}", flush=True)
+    for mode, by_value in result["differences"].items():
+        for value, found in by_value.items():
+            for name in JUDGED:
+                if score := found.get(name):
+                    word = "better" if score["better"] else "not shown to be better"
+                    ends = f"{score['mean']:+.3f}, {score['low']:+.3f} to {score['high']:+.3f}"
+                    print(
+                        f"{label(mode, value)}: {PROJECTED} {word} in {name} than {found['baseline']} ({ends})",
+                        flush=True,
+                    )
+
+
+def label(mode: str, value: str) -> str:
+    """A mode, with its value where it has a dial."""
+    return f"{mode} {value}" if mode in DIALLED else mode

@@ -123,7 +123,7 @@ def check_width(vl: VisionSource, source: Dataset) -> None:
         width = len(RunningStatistics.from_json(statistics).mean)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptShardError(
-            f"{source.storage.root}: the statistics in {name}'s commit cannot be believed: {error}; run repair"
+            f"{source.storage.root}: the statistics in {name}'s commit are corrupt: {error}; run repair"
         ) from None
     if width != vl.hidden_size:
         raise UsageError(

@@ -127,11 +127,12 @@ class Evaluation(Record):
 
 
 class Score(Record):
-    """Mean of an automatic score over pictures."""
+    """Mean of an automatic score over pictures, or of a difference; then `better` says that it is above 0."""
 
     mean: Number = None
     low: Number = None
     high: Number = None
+    better: bool = False
 
 
 class ComparedPicture(Record):

@@ -217,7 +217,7 @@ def leads_table(name: str, comparison: Comparison) -> Table | None:
         for value, lead in by_value.items()
     ]
     columns = ["mode", "value", "best of the others", *JUDGED]
-    title = f"Projector above the best of the others in {name}: paired differences"
+    title = f"Projector above the best of the others in {name}: paired differences, 95% for all rows together"
     return Table(title, columns, rows) if rows else None
 
 

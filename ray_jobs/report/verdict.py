@@ -74,7 +74,7 @@ def verdict(run: Run) -> list[Line]:
 def standings(comparison: Comparison) -> list[str]:
     """A sentence for each mode, the picture alone first: what the projector's pictures reach, and its lead."""
     return [
-        f"{way_of(mode, value)}: {_reached(comparison, mode, value)}; {_lead(lead, comparison.references)}."
+        f"{way_of(mode, value)}: {_reached(comparison, mode, value)}; {_lead(lead)}."
         for mode, by_value in comparison.differences.items()
         for value, lead in by_value.items()
         if value in comparison.methods.get(PROJECTOR, {}).get(mode, {})
@@ -86,27 +86,25 @@ def _reached(comparison: Comparison, mode: str, value: str) -> str:
     return ", ".join(f"{name} {short(scores[name].mean, 2)}" for name in JUDGED if name in scores)
 
 
-def _lead(lead: Lead, references: int) -> str:
-    """The paired differences to the best of the others, and whether the first of them is shown."""
+def _lead(lead: Lead) -> str:
+    """The paired differences to the best of the others, and which of them are shown."""
+    scores = {name: score for name in JUDGED if (score := getattr(lead, name)) is not None}
     told = [
         f"{name} {short(score.mean, 2)} (95% {short(score.low, 2)} to {short(score.high, 2)})"
-        for name in JUDGED
-        if (score := getattr(lead, name)) is not None
+        for name, score in scores.items()
     ]
-    word = "above" if _is_shown(lead, references) else "not shown to be above"
+    better = [name for name, score in scores.items() if score.better]
+    word = "not shown to be above"
+    if better:
+        word = "above" if len(better) == len(scores) else f"in {better[0]} above"
     return f"{word} {lead.baseline}, the best of the others: by {', '.join(told)}"
 
 
 def _shown(comparison: Comparison) -> bool:
     """Whether a picture alone, or else the first mode there is, is shown to beat the others."""
     first = next((lead for by_value in comparison.differences.values() for lead in by_value.values()), None)
-    return first is not None and _is_shown(first, comparison.references)
-
-
-def _is_shown(lead: Lead, references: int) -> bool:
-    """Whether the interval of the difference lies above 0; a single reference has none."""
-    score = lead.fidelity or lead.adherence
-    return bool(score and references > 1 and score.low is not None and score.low > 0)
+    score = first and (first.fidelity or first.adherence)
+    return bool(score and score.better)
 
 
 def _standing(ours: list[Contestant], measured: bool) -> Line:

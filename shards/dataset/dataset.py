@@ -234,7 +234,7 @@ class Dataset:
                     total = segment
             except (ValueError, KeyError, TypeError) as error:
                 raise CorruptShardError(
-                    f"{self.storage.root}: growth record {entry.key} cannot be believed: {error}"
+                    f"{self.storage.root}: growth record {entry.key} is corrupt: {error}"
                 ) from None
             segments.append(segment)
         return tuple(segments)
@@ -307,7 +307,7 @@ class Dataset:
                         merged[label] = part
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise CorruptShardError(
-                    f"{name}: the statistics in its commit cannot be believed: {error!r:.200}; run repair, then build"
+                    f"{name}: the statistics in its commit are corrupt: {error!r:.200}; run repair, then build"
                 ) from None
         return merged
 
@@ -326,7 +326,7 @@ class Dataset:
                 raise ValueError(f"it is {commit.name} of fingerprint {str(commit.fingerprint)[:16]}")
         except (ValueError, TypeError, AttributeError) as error:
             raise CorruptShardError(
-                f"{name}: its commit cannot be believed: {error}; run `python -m shards verify`"
+                f"{name}: its commit is corrupt: {error}; run `python -m shards verify`"
             ) from None
         return commit
 

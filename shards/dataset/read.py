@@ -91,7 +91,7 @@ def _planned(storage: Storage, commit: Commit) -> PlannedShard:
         samples = tuple(planned_sample(row) for row in table.rows)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CorruptShardError(
-            f"{storage.root}: {commit.parquet} cannot be believed: {error}; run repair, then build"
+            f"{storage.root}: {commit.parquet} is corrupt: {error}; run repair, then build"
         ) from None
     return PlannedShard(commit.split, commit.shard, samples)
 

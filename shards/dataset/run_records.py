@@ -97,7 +97,7 @@ def read_run(storage: Storage, run: str) -> RunRecord:
         return RunRecord.from_json(read_json_object(storage, key))
     except (ValueError, TypeError) as error:
         raise CorruptShardError(
-            f"{storage.url(key)} cannot be believed: {error}; remove it, nothing depends on it"
+            f"{storage.url(key)} is corrupt: {error}; remove it, nothing depends on it"
         ) from None
 
 

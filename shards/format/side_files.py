@@ -136,7 +136,7 @@ def read_table(
     except (pa.ArrowException, KeyError, ValueError, OSError, RecursionError, OversizeError) as error:
         reason = " ".join(str(error).split())  # Arrow breaks its lines
         raise CorruptShardError(
-            f"{storage.root}: {key} cannot be believed: {reason}; run repair, then build"
+            f"{storage.root}: {key} is corrupt: {reason}; run repair, then build"
         ) from None
     # pyarrow passes over columns that are not there
     if rows and columns and (absent := set(columns) - rows[0].keys()):

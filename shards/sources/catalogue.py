@@ -77,7 +77,7 @@ class Catalogue:
         """The one of a dataset; None where there is none yet.
 
         Raises:
-            CorruptShardError: it cannot be believed.
+            CorruptShardError: it is corrupt.
         """
         try:
             content = read_json_object(storage, RECORD)
@@ -294,5 +294,5 @@ def _remedy(left_out: Counter[str], columns: Sequence[str]) -> str:
 def _broken(storage: Storage, key: str, error: object) -> CorruptShardError:
     told = str(error).removesuffix("; run repair, then build")
     return CorruptShardError(
-        f"{storage.root}/{key} cannot be believed: {told}; remove {FOLDER} there and run the import again"
+        f"{storage.root}/{key} is corrupt: {told}; remove {FOLDER} there and run the import again"
     )

@@ -87,7 +87,7 @@ def put_card(dataset: Dataset, license_id: str | None) -> str:
     storage = dataset.storage
     if storage.stat(CARD) is not None:
         raise UsageError(
-            f"{storage.url(CARD)} is there already and may hold changes of yours; remove it to have it written anew"
+            f"{storage.url(CARD)} already exists and may hold changes of yours; remove it to have it written anew"
         )
     facts = info(dataset) | details(dataset)
     storage.put_bytes(CARD, dataset_card(facts, dataset.settings, dataset.packages, license_id).encode())
@@ -122,10 +122,7 @@ def dataset_card(
         "" if license_id else "The licence is not filled in: add `license` to the head of this page.\n",
         f"## Counts\n\n{facts['samples']} samples, {state}; {facts['failed']} of {facts['planned']} planned ones could "
         "not be made.\n",
-        table(
-            ("split", "samples", "shards"),
-            [(name, split["samples"], split["shards"]) for name, split in facts["splits"].items()],
-        ),
+        _splits(facts["splits"], facts.get("pictures", {})),
         "\n`val` is there to choose by (penalty, epoch and so on), `test` to report on; a caption, or a picture, is in "
         "one split only.\n",
         f"## Models\n\n{_models(settings.get('models', {}))}\n",
@@ -144,6 +141,15 @@ def dataset_card(
         f"## Limits\n\n{_limits(settings)}; nobody looked through them.\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _splits(splits: Mapping[str, Mapping[str, int]], pictures: Mapping[str, int]) -> str:
+    """Samples, and for an import their pictures, by split."""
+    rows = [
+        (name, split["samples"], *((pictures[name],) if pictures else ()), split["shards"])
+        for name, split in splits.items()
+    ]
+    return table(("split", "samples", *(("pictures",) if pictures else ()), "shards"), rows)
 
 
 def _content(settings: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ class Merged:
 
     Attributes:
         taken: names of the shards taken over.
-        there: how many of the source were there already.
+        there: how many of the source already existed.
     """
 
     taken: tuple[str, ...]

@@ -106,7 +106,7 @@ def _commits(dataset: Dataset) -> tuple[list[Commit], Findings]:
             if (commit.name, commit.tar) != (name, tar_key(name)):
                 raise ValueError(f"it names {commit.name} and {commit.tar}")
         except (ValueError, TypeError, AttributeError, CorruptShardError) as error:
-            findings.problems.append(Problem(name, "", f"its commit cannot be believed: {error}"))
+            findings.problems.append(Problem(name, "", f"its commit is corrupt: {error}"))
             continue
         if commit.fingerprint != dataset.fingerprint:
             findings.problems.append(Problem(name, "", "its commit carries another dataset's fingerprint"))

@@ -9,6 +9,7 @@ from projector.evaluation.intervals import (
     REPLICATES,
     GroupSums,
     against_best,
+    level_of_all,
     percentiles,
     resampled,
     t_quantile,
@@ -162,8 +163,10 @@ def test_rounding_is_no_difference():
 
 
 def test_percentiles_and_quantiles_are_those_of_scipy():
-    for freedom in (1, 7, 10, 11, 30, 500):
-        assert t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-3)
+    for freedom in (1, 2, 3, 7, 10, 11, 30, 199, 200, 500):
+        for level in (0.9, 0.95, level_of_all(16)):
+            wanted = stats.t.ppf((1 + level) / 2, freedom)
+            assert t_quantile(freedom, level) == pytest.approx(wanted, rel=1e-4)
     low, high = percentiles(30)
     assert low == pytest.approx(100 * stats.norm.cdf(stats.t.ppf(0.025, 29) * np.sqrt(30 / 29)), rel=1e-3)
     assert low + high == pytest.approx(100)

@@ -1,4 +1,4 @@
-"""Pictures that are there already, read again: nothing but the hidden states is new."""
+"""Pictures that already exist, read again: nothing but the hidden states is new."""
 
 import sys
 from dataclasses import replace
@@ -271,7 +271,7 @@ def test_a_side_file_of_another_tar_is_not_believed(make_dataset):
     first, second, *_ = dataset.commits()
     dataset.storage.put_bytes(first.parquet, dataset.storage.get_bytes(second.parquet))
     with pytest.raises(
-        CorruptShardError, match=f"{first.parquet} cannot be believed: it has another SHA-256"
+        CorruptShardError, match=f"{first.parquet} is corrupt: it has another SHA-256"
     ):
         read_plan(dataset)
     dataset.storage.delete(first.parquet)

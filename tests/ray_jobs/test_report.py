@@ -388,31 +388,37 @@ def test_bars_end_at_the_edge_and_take_no_text():
     assert ['class="bar good"' in bar for bar in drawn] == [True, False, False]
 
 
-def compared(low, references=5, value="0.3"):
-    """A comparison whose projector leads by 0.2 in the mode guidance."""
-    score = {"mean": 0.5}
-    lead = {"baseline": "text", "fidelity": {"mean": 0.2, "low": low, "high": 0.4}}
+def compared(better, adherence=None, value="0.3"):
+    """A comparison whose projector leads by 0.2 in fidelity in the mode guidance."""
+    lead = {"baseline": "text", "fidelity": {"mean": 0.2, "low": 0.1, "high": 0.4, "better": better}}
+    if adherence is not None:
+        lead["adherence"] = {"mean": 0.1, "low": -0.1, "high": 0.3, "better": adherence}
     content = {
-        "references": references,
-        "methods": {"projector": {"guidance": {value: {"fidelity": score}}}},
+        "references": 5,
+        "methods": {"projector": {"guidance": {value: {"fidelity": {"mean": 0.5}}}}},
         "differences": {"guidance": {value: lead}, "gone": {"1": lead}},
     }
     return Comparison.model_validate(content)
 
 
 @pytest.mark.parametrize(
-    ("comparison", "warns"), [(compared(0.1), False), (compared(-0.1), True), (compared(0.1, 1), True)]
+    ("comparison", "word", "warns"),
+    [
+        (compared(better=True), "above", False),
+        (compared(better=False), "not shown to be above", True),
+        (compared(better=True, adherence=True), "above", False),
+        (compared(better=True, adherence=False), "in fidelity above", False),
+        (compared(better=False, adherence=True), "in adherence above", True),
+    ],
 )
-def test_pictures_have_their_word_in_the_verdict(comparison, warns):
+def test_pictures_have_their_word_in_the_verdict(comparison, word, warns):
     line = verdict(Run("run", open_storage("."), (), {}, {}, {"": comparison}, {}, ()))[-1]
     assert line.warns == warns
-    assert line.text.startswith(
-        f"In pictures (run): guidance 0.3: fidelity 0.5; {'not shown to be above' if warns else 'above'} text, "
-    )
+    assert line.text.startswith(f"In pictures (run): guidance 0.3: fidelity 0.5; {word} text, ")
 
 
 def test_a_value_that_is_none_is_shown_as_it_stands():
-    assert standings(compared(0.1, value=HOSTILE))[0].startswith(f"guidance {HOSTILE}: ")
+    assert standings(compared(better=True, value=HOSTILE))[0].startswith(f"guidance {HOSTILE}: ")
 
 
 def test_an_exported_copy_is_no_projector_of_its_own(tmp_path):

@@ -76,6 +76,7 @@ def test_the_card_of_a_dataset(make_dataset, tmp_path, capsys):
     assert head["size_categories"] == ["n<1K"]
     assert "random test models" not in card
     assert f"{len(plan)} samples, complete" in card
+    assert "| split | samples | shards |" in card
     assert dataset.fingerprint in card
     assert "| photograph |" in card
     assert root not in card
@@ -199,7 +200,7 @@ def test_a_card_that_is_there_is_not_overwritten(make_dataset, tmp_path, capsys)
     make_dataset()
     (tmp_path / "data" / "README.md").write_text("mine")
     assert main(["card", str(tmp_path / "data")]) == 2
-    assert "README.md is there already" in capsys.readouterr().err
+    assert "README.md already exists" in capsys.readouterr().err
     assert (tmp_path / "data" / "README.md").read_text() == "mine"
 
 

@@ -144,7 +144,7 @@ def test_a_broken_one_is_named_and_how_to_mend_it(catalogue_of, laion, root, key
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(
-        CorruptShardError, match=rf"{key} cannot be believed: .*; remove source/ there and run"
+        CorruptShardError, match=rf"{key} is corrupt: .*; remove source/ there and run"
     ):
         first_item(root)
 
@@ -157,7 +157,7 @@ def test_a_record_that_claims_more_than_its_pieces(catalogue_of, laion, root):
     catalogue_of(laion).put(root)
     path = Path(root.root, "source/catalogue.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"items": 10**12}))
-    with pytest.raises(CorruptShardError, match="cannot be believed"):
+    with pytest.raises(CorruptShardError, match="is corrupt"):
         Catalogue.open(root)
 
 

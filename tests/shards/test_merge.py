@@ -126,7 +126,7 @@ def test_as_a_tool(part, tmp_path, capsys):
     first, second = part("first", slice(0, 2)), part("second", slice(2, None))
     root = str(tmp_path / "new")
     assert main(["merge", root, first.storage.root, second.storage.root]) == 0
-    assert "2 shards taken over, 0 were there already" in capsys.readouterr().out
+    assert "2 shards taken over, 0 already existed" in capsys.readouterr().out
     assert verify(root).complete
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")

@@ -325,7 +325,7 @@ def test_a_foreign_file(dataset, name):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"name": "train-000002"}'])
 def test_a_commit_that_cannot_be_believed(dataset, content):
     (root(dataset) / "_commit" / "train-000001.json").write_text(content)
-    assert any("train-000001: its commit cannot be believed" in problem for problem in problems(dataset))
+    assert any("train-000001: its commit is corrupt" in problem for problem in problems(dataset))
 
 
 def test_a_commit_of_another_dataset(dataset):
@@ -465,12 +465,12 @@ def test_a_parquet_of_another_tar(dataset):
 def test_a_parquet_that_is_none(dataset, content):
     path = root(dataset) / "train" / "pairs-000001.parquet"
     path.write_bytes(content)
-    assert "train/pairs-000001.parquet cannot be believed: it has another SHA-256" in problems(dataset)[0]
+    assert "train/pairs-000001.parquet is corrupt: it has another SHA-256" in problems(dataset)[0]
     commit = dataset.commit_file("train-000001")
     commit["side_files"]["train/pairs-000001.parquet"] = hashlib.sha256(content).hexdigest()
     (root(dataset) / "_commit" / "train-000001.json").write_text(json.dumps(commit))
     (problem,) = problems(dataset)
-    assert "train/pairs-000001.parquet cannot be believed" in problem
+    assert "train/pairs-000001.parquet is corrupt" in problem
     assert "SHA-256" not in problem
 
 

@@ -179,7 +179,7 @@ def test_a_broken_record_is_named_and_said_to_be_needless(tmp_path, damage):
     storage = open_storage(str(tmp_path))
     storage.put_bytes(f"_run/{RUN}.json", json_object(asdict(a_run()) | damage))
     with pytest.raises(
-        CorruptShardError, match=f"_run/{RUN}.json cannot be believed: .*remove it, nothing depends on it"
+        CorruptShardError, match=f"_run/{RUN}.json is corrupt: .*remove it, nothing depends on it"
     ):
         read_run(storage, RUN)
 
