@@ -9,7 +9,7 @@ import hashlib
 import math
 import struct
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -145,7 +145,8 @@ class _Draws:
 
     def __init__(self, number: int) -> None:
         digest = hashlib.shake_128(number.to_bytes(8, "big")).digest(4 * DRAWS)
-        self._next = iter(struct.unpack(DRAWN, digest)).__next__
+        values: Iterator[int] = iter(struct.unpack(DRAWN, digest))
+        self._next = values.__next__
 
     def below(self, count: int) -> int:
         return self._next() % count
@@ -199,7 +200,7 @@ class _Composer:
             text = self._templates["comma"].join([text, *told]) + self._templates["stop"]
         else:
             text = self._templates["gap"].join([text + self._templates["stop"], *told])
-        return text[0].upper() + text[1:]
+        return str(text[0].upper() + text[1:])
 
     def _scene(self, core: _Core, draws: _Draws) -> str:
         words = self._words
