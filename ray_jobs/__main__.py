@@ -25,6 +25,7 @@ from ray_jobs.cli.run_options import (
     WatchedOptions,
 )
 from ray_jobs.cli.signals import noting_signals
+from ray_jobs.cluster.address import protect_local_ray
 from shards.tools.terminal import exit_code, visible_output
 
 JOBS = {
@@ -181,6 +182,7 @@ def _run(argv: Sequence[str]) -> int:
         print(as_yaml(invocation.options), end="")
         return 0
     start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
+    protect_local_ray()
     job = JOBS[invocation.job].load()
     options = [with_lasting_paths(each) for each in invocation.options.values()]
     code = int(job(*options))

@@ -82,6 +82,11 @@ def test_a_mistake_in_options_is_told_before_anything_heavy_is_imported():
     assert intruders(wrong, ("numpy", "torch", "pyarrow", "boto3", "ray", "diffusers", "transformers")) == []
 
 
+def test_a_plan_takes_neither_torch_nor_ray():
+    """Which take 300 MB, more than a plan of a million."""
+    assert intruders("import ray_jobs.jobs.plan", ("torch", "ray", "transformers", "diffusers")) == []
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules imported when the file runs or one of its functions does; what only type checkers read is left out."""
     tree = ast.parse(path.read_text())

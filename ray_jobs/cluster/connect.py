@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_jobs.cli.progress import repeated
 from ray_jobs.cli.signals import handling
+from ray_jobs.cluster.address import Address, cluster_to_join, ray_folder
 from shards.errors import CorruptShardError, StorageError, UsageError
 
 HEAD_SECONDS = 45.0  # without a head; Ray waits for one that is being restarted for 60
@@ -172,7 +173,7 @@ def _join_or_start() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray warns of a coming default about hidden accelerators on every start; "0" is that default.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    where = _cluster_to_join()
+    where = cluster_to_join()
     if where is None:
         _require_short_folder()
     else:
@@ -187,50 +188,12 @@ def _join_or_start() -> None:
             if where is None:
                 raise StorageError(
                     f"Ray did not start on this machine: {reason or type(error).__name__}; see its logs in "
-                    f"{_ray_folder()}/session_latest/logs, free memory and CPUs, and run it again"
+                    f"{ray_folder()}/session_latest/logs, free memory and CPUs, and run it again"
                 ) from None
             raise UsageError(
                 f"the Ray cluster at {where} cannot be joined: {reason}; "
                 "give the address of a head (host:6379), and RAY_AUTH_MODE=token where it wants a token"
             ) from None
-
-
-@dataclass(frozen=True)
-class _Address:
-    """Where a cluster should be.
-
-    Attributes:
-        text: host:port.
-        source: who says so.
-        remedy: how to do without it.
-    """
-
-    text: str
-    source: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.source})"
-
-
-def _cluster_to_join() -> _Address | None:
-    """The cluster that `ray.init` is going to join; None where it starts one."""
-    named = os.environ.get("RAY_ADDRESS", "")
-    if named == "local":
-        return None
-    if named:
-        return _Address(named, "from RAY_ADDRESS", "unset RAY_ADDRESS to use a local one")
-    record = _ray_folder() / "ray_current_cluster"
-    try:
-        address = record.read_text().strip()
-    except OSError:
-        return None
-    return _Address(address, f"from {record}", f"remove {record} to use a local one")
-
-
-def _ray_folder() -> Path:
-    """Where a Ray that starts here keeps its sessions, and the address of one that `ray start` started."""
-    return Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")), "ray")  # noqa: S108
 
 
 def _require_short_folder() -> None:
@@ -239,16 +202,16 @@ def _require_short_folder() -> None:
     Raises:
         UsageError: the folder for temporary files is too long a name.
     """
-    folder = _ray_folder().parent
+    folder = ray_folder().parent
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    if (excess := len(os.fsencode(_ray_folder())) + LONGEST_SOCKET - SOCKET_PATH) > 0:
+    if (excess := len(os.fsencode(ray_folder())) + LONGEST_SOCKET - SOCKET_PATH) > 0:
         raise UsageError(
             f"{name} = {str(folder)!r}: Ray keeps sockets below it, whose paths may have {SOCKET_PATH} bytes, "
             f"{excess} fewer than there; set RAY_TMPDIR to a folder with a shorter name, such as /tmp"
         )
 
 
-def _require_answer(where: _Address) -> None:
+def _require_answer(where: Address) -> None:
     """Make sure that something listens where a cluster should be; Ray would try in silence for 13 minutes.
 
     Raises:

@@ -1,14 +1,14 @@
 """`build`: plan → images and paired embeddings → committed shards. Runs until the plan is whole, or says why not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from projector.making.generated import PairSettings, PictureReader
 from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
+from ray_jobs.building.build_plan import plan_of, prompts_of
 from ray_jobs.building.model_placement import (
     Placement,
     check_offloading,
@@ -26,11 +26,8 @@ from ray_jobs.cluster.node_probe import recorded_packages
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
-from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
-from shards.prompts.builtin import builtin_prompts
-from shards.prompts.files import read_prompts, without_near_duplicates
+from shards.format.plan import LEAST_HELD_OUT
 from shards.prompts.prompt import PromptSource
-from shards.scenes.prompts import scene_source
 from shards.stores.local import open_storage
 
 
@@ -93,40 +90,6 @@ def arranged(
     if placement == "staged":
         crew = with_readers(crew, options, cluster)
     return settings, crew, placement, why
-
-
-def prompts_of(options: BuildOptions) -> PromptSource:
-    """The prompts a run draws on; prints what was left out of the user's."""
-    if not options.prompts and options.models == "mini":
-        return scene_source(options.samples)
-    if not options.prompts:
-        return builtin_prompts(options.language)
-    if options.language != "en":
-        raise UsageError(
-            f"build.language = {options.language!r}: is that of the built-in prompts, and build.prompts names others; "
-            "leave one of the two out"
-        )
-    source = read_prompts(
-        Path(options.prompts), options.prompt_column, drop_duplicates=options.duplicates == "drop"
-    )
-    if options.near_duplicates == "drop":
-        source = without_near_duplicates(source, options.samples)
-    for note in source.notes:
-        tell("prompts", note)
-    return source
-
-
-def plan_of(options: BuildOptions, prompts: PromptSource, segments: Sequence[Segment]) -> Plan:
-    """The plan of a run."""
-    return make_plan(
-        prompts.prompts,
-        seed=options.seed,
-        val_fraction=options.val_fraction,
-        test_fraction=options.test_fraction,
-        least_held_out=LEAST_HELD_OUT,
-        samples_per_shard=options.samples_per_shard,
-        segments=segments,
-    )
 
 
 def check_pictures(

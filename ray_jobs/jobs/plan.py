@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from projector.options import TrainOptions
+from ray_jobs.building.build_plan import plan_of, prompts_of
 from ray_jobs.building.size_estimate import estimated
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
-from ray_jobs.jobs.build import plan_of, prompts_of
-from ray_jobs.jobs.calibrate import calibrate
 from shards.format.plan import SPLITS, Plan, PlannedSample
 from shards.prompts.prompt import PromptSource
 from shards.prompts.variety import PromptFigures, plan_figures
@@ -45,6 +44,8 @@ def plan(options: PlanOptions, build: BuildOptions, train: TrainOptions) -> int:
     print(_as_text(build, estimate, figures), flush=True)
     print(_first_prompts(prompts), flush=True)
     if options.calibrate:
+        from ray_jobs.jobs.calibrate import calibrate  # brings torch and ray: 300 MB and seconds
+
         found, lines = calibrate(options, build, train, made, estimate["put_requests"])
         print(lines, flush=True)
         estimate = estimate | {"calibration": asdict(found)}

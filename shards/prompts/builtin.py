@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from shards.prompts.prompt import Prompt, PromptSource
 
@@ -26,9 +26,12 @@ VERSION = 1  # of the composition below; raised whenever the same vocabulary giv
 # How many further details a prompt tells, as fragments or as sentences, and how often out of 20: one prompt in three
 # says only what is seen, one in ten tells nearly everything, which makes 6 to 120 words.
 DETAILS = ((0, 6), (2, 5), (3, 4), (5, 2), (7, 1), (9, 2))
+COUNTS = tuple(count for count, often in DETAILS for _ in range(often))
 FRAGMENTS = 3  # up to so many are told as fragments
 WIDER = {"sky": "wild", "night": "wild", "wild": "outdoor"}
 DRAWS = 40  # the longest prompt needs 35
+DRAWN = f">{DRAWS}I"
+COMPANIONS = 3  # of a complex scene
 FEWEST_OF_CONCEPT = 2  # details: two concepts may share the symbol that is nearly all of a short prompt
 ALONE = 12  # times in 20 that a thing which may be several is one
 
@@ -73,6 +76,10 @@ class PromptSpace(Sequence[Prompt]):
             for groups in self._groups.values()
         )
         self._length = rounds * len(cells)
+        self._composers = tuple(
+            tuple(_Composer(self.words, cell, group) for group in self._groups[cell.subject])
+            for cell in self.cells
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _space, (self._language,)  # a million prompts cross to another process as one word
@@ -92,17 +99,16 @@ class PromptSpace(Sequence[Prompt]):
         index %= self._length
         turn, place = divmod(index, len(self.cells))
         cell = self.cells[place]
-        groups = self._groups[cell.subject]
+        composers = self._composers[place]
         # In as many turns as there are groups, a cell meets each group once, and each group all pairs of content
         # and style once: so this number is a group's own, and with it the core.
-        group = groups[(turn + cell.look) % len(groups)]
-        core = group.core(turn // len(groups) * self._pairs + cell.look)
-        caption = _Composer(self.words, cell, group, _Draws(index)).compose(core)
+        composer = composers[(turn + cell.look) % len(composers)]
+        core = composer.group.core(turn // len(composers) * self._pairs + cell.look)
+        caption = composer.compose(core, _Draws(index))
         return Prompt(caption, cell.content, cell.style, cell.subject)
 
 
-@dataclass(frozen=True)
-class _Core:
+class _Core(NamedTuple):
     look: str
     thing: str
     doing: str
@@ -139,62 +145,74 @@ class _Draws:
 
     def __init__(self, number: int) -> None:
         digest = hashlib.shake_128(number.to_bytes(8, "big")).digest(4 * DRAWS)
-        self._values: Iterator[int] = iter(struct.unpack(f">{DRAWS}I", digest))
+        values: Iterator[int] = iter(struct.unpack(DRAWN, digest))
+        self._next = values.__next__
 
     def below(self, count: int) -> int:
-        return next(self._values) % count
+        return self._next() % count
 
     def one(self, choices: Sequence[str]) -> str:
-        return choices[self.below(len(choices))]
+        return choices[self._next() % len(choices)]
 
     def some(self, choices: Sequence[str], count: int) -> list[str]:
         """Different ones."""
         left = list(choices)
-        return [left.pop(self.below(len(left))) for _ in range(count)]
+        return [left.pop(self._next() % len(left)) for _ in range(count)]
+
+    def skip(self, count: int) -> None:
+        """Leave out draws that do not show, so that those after them stay as they are."""
+        for _ in range(count):
+            self._next()
 
 
 class _Composer:
-    """One prompt: its core in the frame of its content type, then as many details as it tells."""
+    """Prompts of one cell about one group: the core in the frame of the content type, then as many details as it tells.
 
-    def __init__(self, words: Mapping[str, Any], cell: _Cell, group: _Group, draws: _Draws) -> None:
-        self._words = words
-        self._templates = words["templates"]
-        self._cell = cell
-        self._group = group
-        self._draws = draws
+    What follows from cell and group alone is looked up once: a plan composes a million prompts.
+    """
 
-    def compose(self, core: _Core) -> str:
-        parts, draws = self._words["parts"], self._draws
-        text = self._templates[self._cell.content].format(
-            medium=draws.one(self._words["media"][self._cell.content][self._cell.style]),
-            kind=draws.one(self._group.words["kinds"]),
-            scene=self._scene(core),
-            forms=draws.one(parts["forms"]),
-            text=draws.one(self._group.words["texts"]),
-            lettering=draws.one(parts["lettering"]),
-            companions=self._templates["companions"].format(
-                *draws.some(_of(parts["companions"], core.surroundings), 3)
-            ),
+    def __init__(self, words: Mapping[str, Any], cell: _Cell, group: _Group) -> None:
+        self._templates: Mapping[str, Any] = words["templates"]
+        self._frame: str = self._templates[cell.content]
+        self._media: Sequence[str] = words["media"][cell.content][cell.style]
+        self._parts: Mapping[str, Any] = words["parts"]
+        self.group = group
+        self._words = group.words
+        self._style = cell.style
+        self._axes = [
+            (words["axes"][axis], by)
+            for axis, _, by in (name.partition(".") for name in words["details"][cell.content])
+        ]
+
+    def compose(self, core: _Core, draws: _Draws) -> str:
+        text = self._frame.format(
+            medium=draws.one(self._media),
+            kind=draws.one(self._words["kinds"]),
+            scene=self._scene(core, draws),
+            forms=draws.one(self._parts["forms"]),
+            text=draws.one(self._words["texts"]),
+            lettering=draws.one(self._parts["lettering"]),
+            companions=self._companions(core, draws),
         )
         text = " ".join(text.split()).replace(" ,", ",")  # where nothing was chosen there are gaps
-        told = list(self._details(core))
+        told = self._details(core, draws)
         if len(told) <= FRAGMENTS:
             text = self._templates["comma"].join([text, *told]) + self._templates["stop"]
         else:
             text = self._templates["gap"].join([text + self._templates["stop"], *told])
         return str(text[0].upper() + text[1:])
 
-    def _scene(self, core: _Core) -> str:
-        words = self._group.words
+    def _scene(self, core: _Core, draws: _Draws) -> str:
+        words = self._words
         if "concept" in words:
             thing = self._templates["bare"].format(look=core.look, thing=core.thing)
-            form = self._draws.one(self._templates["concepts"])
-            return str(form.format(thing=thing, doing=core.doing, place=core.place))
+            form = draws.one(self._templates["concepts"])
+            return form.format(thing=thing, doing=core.doing, place=core.place)
         singular, _, plural = core.thing.partition("|")
-        many = "counted" in words and self._draws.below(20) >= ALONE
+        many = "counted" in words and draws.below(20) >= ALONE
         described = f"{core.look} {singular}".strip()
         thing = self._templates["many" if many else "one"].format(
-            count=self._draws.one(self._templates["counts"]),
+            count=draws.one(self._templates["counts"]),
             article=_article(described),
             classifier=words.get("classifier", ""),
             look=core.look,
@@ -203,27 +221,25 @@ class _Composer:
         )
         return str(self._templates["scene"].format(thing=thing, doing=core.doing, place=core.place))
 
-    def _details(self, core: _Core) -> Iterator[str]:
+    def _companions(self, core: _Core, draws: _Draws) -> str:
+        if "{companions}" not in self._frame:
+            draws.skip(COMPANIONS)
+            return ""
+        chosen = draws.some(_of(self._parts["companions"], core.surroundings), COMPANIONS)
+        return str(self._templates["companions"].format(*chosen))
+
+    def _details(self, core: _Core, draws: _Draws) -> list[str]:
         """Further details, on axes of the content type that follow each other: a few fragments, or more sentences."""
-        axes = self._words["details"][self._cell.content]
-        count = _weighted(self._draws.below(20))
-        if "concept" in self._group.words:
+        count = COUNTS[draws.below(20)]
+        if "concept" in self._words:
             count = max(count, FEWEST_OF_CONCEPT)
         form = "short" if count <= FRAGMENTS else "long"
-        first = self._draws.below(len(axes) - count + 1)
-        for name in axes[first : first + count]:
-            axis, _, by = name.partition(".")
-            options = self._words["axes"][axis]
-            key = {"ENV": core.surroundings, "STYLE": self._cell.style, "": "any"}[by]
-            yield self._draws.one(options[form]).format(self._draws.one(_of(options, key)))
-
-
-def _weighted(draw: int) -> int:
-    for count, weight in DETAILS:
-        if draw < weight:
-            return count
-        draw -= weight
-    raise AssertionError("the weights of DETAILS must sum to the draws")
+        first = draws.below(len(self._axes) - count + 1)
+        keys = {"ENV": core.surroundings, "STYLE": self._style, "": "any"}
+        return [
+            draws.one(options[form]).format(draws.one(_of(options, keys[by])))
+            for options, by in self._axes[first : first + count]
+        ]
 
 
 def _of(options: Mapping[str, Sequence[str]], key: str) -> Sequence[str]:

@@ -7,8 +7,11 @@ Those that do are compared exactly, so nothing is called alike that is not.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
+from tempfile import SpooledTemporaryFile
+from typing import IO
 from zlib import crc32
 
 import numpy as np
@@ -19,6 +22,8 @@ from shards.format.plan import normalise_caption
 ALIKE = 0.8  # Jaccard similarity of word triples: one word changed in thirty, or a few words added to a long prompt
 BANDS, ROWS = 16, 4
 RUN = 3  # words
+READ = 1 << 14  # keys of a band read at once
+IN_MEMORY = 1 << 21  # bytes of a band's keys; more are kept on disk
 CHUNK = 250  # captions hashed at once: 64 hashes of each run of them take some megabytes
 # A word, or one character of a script that is written without spaces.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
@@ -83,30 +88,55 @@ def near_duplicates(captions: Sequence[str]) -> dict[int, int]:
     Returns:
         the place of each such caption, and that of the first it is like.
     """
-    keys = np.concatenate(
-        [
-            np.empty((0, BANDS), np.uint64),
-            *(_band_keys(captions[start : start + CHUNK]) for start in range(0, len(captions), CHUNK)),
-        ]
-    )
-    met: list[set[int]] = []  # per band, the keys that more than one caption has; most captions have none
-    for band in range(keys.shape[1]):
-        values, counts = np.unique(keys[:, band], return_counts=True)
-        met.append(set(values[counts > 1].tolist()))
-    kept: list[dict[int, list[int]]] = [defaultdict(list) for _ in met]
-    found: dict[int, int] = {}
-    for place, row in enumerate(keys.tolist()):
-        shared = [(band, key) for band, key in enumerate(row) if key in met[band]]
-        candidates = sorted({other for band, key in shared for other in kept[band][key]})
-        if candidates:
-            own = triples(captions[place])
-            first = next((c for c in candidates if similarity(own, triples(captions[c])) >= ALIKE), None)
-            if first is not None:
-                found[place] = first
-                continue
-        for band, key in shared:
-            kept[band][key].append(place)
-    return found
+    return dict(alike(captions))
+
+
+def alike(captions: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """The same as `near_duplicates`, one by one: of ten million captions some hundred MB are in memory."""
+    with ExitStack() as stack:
+        bands = [stack.enter_context(SpooledTemporaryFile(IN_MEMORY)) for _ in range(BANDS)]
+        for start in range(0, len(captions), CHUNK):
+            keys = _band_keys(captions[start : start + CHUNK])
+            for band, file in enumerate(bands):
+                file.write(keys[:, band].tobytes())
+        kept: list[dict[int, list[int]]] = [defaultdict(list) for _ in bands]
+        for place, shared in _shared(bands, len(captions)):
+            candidates = sorted({other for band, key in shared for other in kept[band][key]})
+            if candidates:
+                own = triples(captions[place])
+                first = next((c for c in candidates if similarity(own, triples(captions[c])) >= ALIKE), None)
+                if first is not None:
+                    yield place, first
+                    continue
+            for band, key in shared:
+                kept[band][key].append(place)
+
+
+def _shared(bands: Sequence[IO[bytes]], count: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Captions that share a key with another one, in order, with each such band and key; most share none."""
+    met = [_repeated(_read(file)) for file in bands]
+    for file in bands:
+        file.seek(0)
+    for start in range(0, count, READ):
+        found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for band, file in enumerate(bands):
+            keys = np.frombuffer(file.read(READ * 8), np.uint64)
+            if len(met[band]):
+                places = np.minimum(np.searchsorted(met[band], keys), len(met[band]) - 1)
+                for place in np.flatnonzero(met[band][places] == keys).tolist():
+                    found[place].append((band, int(keys[place])))
+        yield from ((start + place, found[place]) for place in sorted(found))
+
+
+def _read(file: IO[bytes]) -> Hashes:
+    file.seek(0)
+    return np.frombuffer(file.read(), np.uint64)
+
+
+def _repeated(keys: Hashes) -> Hashes:
+    """The keys that are there more than once, ascending."""
+    ordered = np.sort(keys)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
 def _band_keys(captions: Sequence[str]) -> Hashes:

@@ -1,7 +1,10 @@
 """What goes wrong with a run, for real: stuck and deadly samples, two builders, failing stores, secrets."""
 
+import os
 import re
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fault_proxy import FaultProxy
-from ray_support import ROOT, build_command, bytes_of, with_workers
+from ray_support import ROOT, build_command, bytes_of, processes_of, with_workers
 from s3_support import running_moto, running_rclone, use
 from shards.dataset.dataset import Dataset
 from shards.format.plan import LEAST_HELD_OUT, make_plan
@@ -260,3 +263,67 @@ def test_hundreds_of_faults_lose_nothing(build_alone, tmp_path, monkeypatch):
         findings = verify(root)
         assert (findings.problems, findings.samples, findings.complete) == ([], 40, True)
         assert sum(proxy.faults.values()) >= 200, proxy.faults
+
+
+def test_a_root_of_any_script_is_built_and_checked(build_alone, tmp_path):
+    root = tmp_path / "图片 صور \U0001f98a a b" / "two\nlines"
+    done = build_alone(root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = verify(str(root))
+    assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
+
+
+def test_a_killed_monitor_is_one_line_and_the_rerun_finishes(environment, build_alone, tmp_path):
+    root = tmp_path / "data"
+    process = subprocess.Popen(
+        build_command(root),
+        env=environment,  # a cluster of its own, in its session
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list(root.glob("_commit/*.json")):
+        time.sleep(0.05)
+    (monitor,) = [pid for pid in processes_of(process.pid) if command_of(pid).startswith("ray::Monitor")]
+    os.kill(monitor, signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, out + err
+    assert "Traceback" not in out + err
+    assert len(err.splitlines()) == 1, err
+    done = build_alone(root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = verify(str(root))
+    assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
+
+
+def command_of(pid):
+    """The command line of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_a_local_ray_takes_no_orders_of_strangers(environment, tmp_path):
+    """Its servers listen on all interfaces; a token of the job's own keeps strangers out."""
+    process = subprocess.Popen(
+        build_command(tmp_path / "data"),
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and not list(tmp_path.glob("data/_commit/*.json")):
+        time.sleep(0.05)
+    raylet = next(told for pid in processes_of(process.pid) if "--gcs-address=" in (told := command_of(pid)))
+    address = re.search(r"--gcs-address=([^\0]+)", raylet)[1]
+    stranger = (
+        f"from ray._raylet import GcsClient; GcsClient(address={address!r}).internal_kv_keys(b'', None)"
+    )
+    refused = subprocess.run(
+        [sys.executable, "-c", stranger], env=environment, capture_output=True, text=True
+    )
+    assert "AuthenticationError" in refused.stderr, refused
+    assert process.wait(300) == 0

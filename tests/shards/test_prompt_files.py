@@ -1,6 +1,11 @@
 """Users' prompt files: captions kept exactly, categories taken or guessed, duplicates and near-duplicates."""
 
+import errno
+import hashlib
 import json
+import pickle
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UsageError
+from shards.prompts import file_readers, spooled
 from shards.prompts.builtin import builtin_prompts
 from shards.prompts.files import read_prompts, without_near_duplicates
 from shards.prompts.prompt import Prompt, PromptSource
@@ -193,7 +199,75 @@ def test_a_hundred_thousand_lines(tmp_path):
     source = read_prompts(tmp_path / "p.txt")
     assert len(source.prompts) == 100_000
     kept = without_near_duplicates(source, 500).prompts
-    assert kept == source.prompts[:500]
+    assert tuple(kept) == source.prompts[:500]
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    """40 MB of prompts took 130 MB when each was held."""
+    with (tmp_path / "p.txt").open("w") as file:
+        file.writelines(f"{number} {'red fox ' * 50}{number}\n" for number in range(100_000))
+    script = (
+        "import resource, sys; from pathlib import Path; from shards.prompts.files import read_prompts\n"
+        "grown = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = grown(); source = read_prompts(Path(sys.argv[1]))\n"
+        "print(len(source.prompts), source.prompts[77_777].caption[:6], grown() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "p.txt"], capture_output=True, text=True, check=True
+    )
+    count, begins, grown = done.stdout.split()
+    assert (count, begins) == ("100000", "77777")
+    assert int(grown) < 70
+
+
+def test_prompts_on_disk_are_those_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(spooled, "IN_MEMORY", 100)
+    captions = [f"prompt {number} \u732b {'x' * (number % 7)}" for number in range(1000)]
+    lines = [*captions[:600], *captions[100:200], *captions[600:]]
+    (tmp_path / "p.txt").write_text("\n".join(lines))
+    (tmp_path / "q.txt").write_text("\n".join(captions))
+    source = read_prompts(tmp_path / "p.txt", drop_duplicates=True)
+    plain = read_prompts(tmp_path / "q.txt")
+    assert [prompt.caption for prompt in source.prompts] == captions
+    assert [source.prompts[place].caption for place in (999, 0, -1, 640, 63)] == [
+        captions[place] for place in (999, 0, -1, 640, 63)
+    ]
+    assert source.sha256 == plain.sha256
+    assert pickle.loads(pickle.dumps(source.prompts)) == source.prompts[:]  # our own, as Ray does
+    fields = [(p.caption, p.content, p.style, p.subject) for p in plain.prompts]
+    told = "".join(json.dumps(each) + "\n" for each in fields)
+    assert plain.sha256 == hashlib.sha256(told.encode()).hexdigest()
+
+
+def test_a_full_disk_under_the_prompts_is_named(tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "p.txt").write_text("a cat\n")
+    monkeypatch.setattr(spooled.tempfile.SpooledTemporaryFile, "write", full)
+    with pytest.raises(
+        UsageError, match=r"prompts cannot be kept there: No space left on device; .*set TMPDIR"
+    ):
+        read_prompts(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(file_readers, "MOST_OF_LINE", 1000)
+    (tmp_path / "p.jsonl").write_bytes(f'"a cat"\n{"x" * 200_000}'.encode(encoding))
+    with pytest.raises(UsageError, match=r"more than 1,000 (bytes|characters); break it into lines"):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+def test_a_text_that_is_cut_within_a_character_is_decoded_across_pieces(tmp_path):
+    captions = [f"{'a' * (number % 3)}\U0001f98a {number}" for number in range(9000)]
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        (tmp_path / "p.txt").write_bytes("\r\n".join(["plain", *captions]).encode(encoding))
+        assert [p.caption for p in read_prompts(tmp_path / "p.txt").prompts[1:]] == captions
+    data = "\n".join(["plain", *captions]).encode("utf-16-le")
+    (tmp_path / "p.txt").write_bytes(data + b"\n\0\x00\xdc")
+    with pytest.raises(UsageError, match=f"not UTF-16-LE at byte {len(data) + 3};"):
+        read_prompts(tmp_path / "p.txt")
 
 
 @settings(deadline=None)  # a machine may be busy
@@ -203,7 +277,7 @@ def test_what_is_left_does_not_depend_on_how_much_is_wanted(numbers, fewer, more
     prompts = tuple(Prompt(f"{texts[n]} {'again' if i % 2 else 'once'}") for i, n in enumerate(numbers))
     source = PromptSource("p", "", prompts)
     short, long = (without_near_duplicates(source, count).prompts for count in sorted((fewer, more)))
-    assert short == long[: len(short)]
+    assert tuple(short) == long[: len(short)]
     assert len(without_near_duplicates(source, 40).prompts) == len({n % 4 for n in numbers})
 
 
