@@ -3,12 +3,13 @@
 import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import ActorDiedError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from projector.making.shard_maker import ShardMaker
@@ -27,6 +28,7 @@ from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
 from ray_jobs.cluster.node_checks import check_nodes
 from shards.dataset.dataset import Dataset
 from shards.dataset.progress_figures import duration
+from shards.errors import StorageError
 from shards.format.plan import Plan, PlannedShard
 from shards.stores.lease import HeldError, Lease, sole_writer
 from shards.stores.spool import Spool
@@ -130,7 +132,7 @@ def complete(
     if todo:
         account.record()
         readers = start_readers(crew, Reader, spec.finish, make_reader)
-        with _watched(monitor, progress, guard, account, dataset):
+        with _watched(monitor, progress, guard, account, dataset), _losing(monitor):
             for row in _run(len(todo), crew, spec, monitor, readers):
                 taken += row["outcome"] in (Outcome.TAKEN, Outcome.DUPLICATE)
     if taken:
@@ -193,6 +195,21 @@ def _run(
 
 
 @contextmanager
+def _losing(monitor: Any) -> Iterator[None]:
+    """Say in one line that the monitor is gone; what Ray says then names the builders that called it."""
+    try:
+        yield
+    except RayError as error:
+        try:
+            ray.get(monitor.snapshot.remote())
+        except RayActorError:
+            raise StorageError(
+                "the run's monitor was killed, or the machine ran out of memory; run it again to go on"
+            ) from error
+        raise
+
+
+@contextmanager
 def _watched(
     monitor: Any, progress: Progress, guard: Guard, account: Account, dataset: Dataset
 ) -> Iterator[None]:
@@ -200,6 +217,10 @@ def _watched(
     passed_on = False
 
     def look() -> None:
+        with suppress(ActorDiedError):  # of the monitor, which ends the pass: see `_losing`
+            look_once()
+
+    def look_once() -> None:
         nonlocal passed_on
         if not passed_on and (reason := guard.reason_to_stop()):
             passed_on = True

@@ -81,8 +81,9 @@ def connected() -> Iterator[Cluster]:
     already = ray.is_initialized()
     if not already:
         _join_or_start()
-    for noisy in ("ray", "ray.data", "ray.train"):
+    for noisy in ("ray", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, too
     try:
         with _noticing_its_end():
             yield _survey()
