@@ -175,6 +175,11 @@ class Measured:
     projectors: tuple[str, ...] = ()
     """The methods that are projectors."""
 
+    @property
+    def groups(self) -> int:
+        """Groups of pairs: pictures of an import, else different captions."""
+        return len(next(iter(self.whole.values())).errors().under)
+
     def merge(self, other: "Measured") -> None:
         """Take in what another worker measured on other pairs."""
         for name, metrics in self.whole.items():

@@ -80,6 +80,7 @@ def evaluate(
     return {
         "split": options.split,
         "pairs": len(pairs),
+        "groups": measured.groups,
         "tokens": next(iter(measured.whole.values())).rows,
         "layer": pairs.layer,
         "text_mode": pairs.text_mode,

@@ -238,9 +238,13 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
         for name in sorted(known, key=error)
     ]
     told = evaluation or {}
-    counts = (
-        f"{_number(told.get('pairs'))} {inline(told.get('split', 'held-out'))} pairs, smallest error first."
-    )
+    pairs = told.get("pairs")
+    counts = f"{_number(pairs)} {inline(told.get('split', 'held-out'))} pairs, smallest error first."
+    if isinstance(groups := told.get("groups"), int) and isinstance(pairs, int) and groups < pairs:
+        counts += (
+            f" They are {groups:,} groups, each of one picture or caption: retrieval takes none of a pair's own group "
+            "for wrong."
+        )
     return f"{counts}\n\n{table(('method', *columns.values()), rows)}"
 
 

@@ -4,23 +4,21 @@ After a crash the last epoch is logged once more, since its first time may have 
 two for one. MLflow and Weights & Biases take address and credentials from their own environment variables.
 """
 
-import io
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 from projector.options import Tracker, TrainOptions
+from projector.training.event_file import FOLDER, event_file, event_key, hyperparameters, scalars
 from shards.errors import NotFoundError, UsageError
 from shards.stores.local import open_storage
 from shards.stores.store import Storage
 
-FOLDER = "tensorboard/"
 RUNS = "tracking.json"  # which run of MLflow or Weights & Biases a training goes on in
 SERVER = "MLFLOW_TRACKING_URI"
 PROJECT = "z-image-projector"
@@ -31,6 +29,18 @@ PLACES = {
     "cache",
 }  # options that say where things lie, which is nobody else's business
 MODULES: Mapping[Tracker, str] = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+# An epoch's figures under the names that trackers sort into groups.
+NAMES: Mapping[str, str] = {
+    "train_loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "val_loss": "val/loss",
+    "best_val_loss": "val/best_loss",
+    "best_epoch": "val/best_epoch",
+    "penalty": "ridge/penalty",
+    "held_out_error": "ridge/held_out_error",
+    "seconds": "speed/seconds",
+    "pairs_per_second": "speed/pairs_per_second",
+}
 Record = Mapping[str, Any]
 
 
@@ -114,34 +124,21 @@ def tracking(options: TrainOptions) -> Iterator[Tracking]:
 
 
 class TensorBoard:
-    """One event file an epoch, named after it and put whole: what is written twice replaces itself, on S3 as well."""
+    """One event file an epoch, named after it and put whole, and one of the options; on S3 as well."""
 
     def __init__(self, options: TrainOptions, storage: Storage) -> None:
         self._storage = storage
+        self._put(hyperparameters(settings(options), NAMES["best_val_loss"]), 0)
 
     def epoch(self, record: Record) -> None:
         """See `Log.epoch`."""
-        number = int(record["epoch"])
-        self._storage.put_bytes(
-            f"{FOLDER}events.out.tfevents.{number:06d}", event_file(figures(record), number)
-        )
+        self._put([scalars(figures(record))], int(record["epoch"]))
 
     def close(self) -> None:
         """See `Log.close`."""
 
-
-def event_file(values: Mapping[str, float], step: int) -> bytes:
-    """A whole TensorBoard event file with one step of scalars."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    now, buffer = time.time(), io.BytesIO()
-    writer = RecordWriter(buffer)
-    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-    writer.write(Event(wall_time=now, step=step, summary=summary).SerializeToString())
-    return buffer.getvalue()
+    def _put(self, summaries: Sequence[Any], step: int) -> None:
+        self._storage.put_bytes(event_key(step), event_file(summaries, step))
 
 
 class MLflow:
@@ -156,7 +153,7 @@ class MLflow:
             keep_run_id(storage, "mlflow", run.info.run_id)
             self._mlflow.log_params(settings(options))
         else:
-            history = self._mlflow.MlflowClient().get_metric_history(known, "val_loss")
+            history = self._mlflow.MlflowClient().get_metric_history(known, NAMES["val_loss"])
             self._logged = max((point.step for point in history), default=0)
 
     def epoch(self, record: Record) -> None:
@@ -201,9 +198,9 @@ LOGS: dict[Tracker, Callable[[TrainOptions, Storage], Log]] = {
 
 
 def figures(record: Record) -> dict[str, float]:
-    """The numbers of an epoch's record; ridge has no training loss."""
+    """The numbers of an epoch's record by group and name; ridge has no training loss."""
     return {
-        key: float(value)
+        NAMES.get(key, f"other/{key}"): float(value)
         for key, value in record.items()
         if key != "epoch" and isinstance(value, int | float)
     }

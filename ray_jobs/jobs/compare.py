@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from projector.comparison.cases import HELD_OUT, PROJECTED, Case, Column
+from projector.comparison.cases import Case
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts
-from projector.comparison.outcome import JUDGED, by_method, differences, table_of
 from projector.comparison.scores import load_scorers
 from projector.making.generated import PairSettings
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
 from projector.options import GRAFT
-from projector.steering.modes import DIALLED, Mode
 from ray_jobs.building.model_placement import check_offloading, device_memory, needs
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import CompareOptions
@@ -27,6 +25,7 @@ from ray_jobs.cluster.node_checks import check_nodes
 from ray_jobs.cluster.workers import Work, spread, start_workers
 from ray_jobs.jobs.build import arithmetic, check_pictures
 from ray_jobs.jobs.compare_inputs import cases_to_make, check_fit, known_of, modes_of, scorer_of
+from ray_jobs.jobs.compare_outcome import CaseWork, comparison, print_summary, put_grids
 from shards.dataset.dataset import fingerprint_of, setting_differences
 from shards.errors import AlreadyExistsError, NotFoundError, UsageError
 from shards.format.sample import as_png
@@ -37,9 +36,6 @@ COMPARISON = "compare.json"
 CASES = "cases.json"
 SETTINGS = "compare-settings.json"
 MINIATURE = "mini/image"  # the model whose pictures are judged by the attributes that they show
-
-CaseWork = tuple[Case, list[Column]]
-"""A case and the pictures that are made of it."""
 
 
 def compare(options: CompareOptions) -> int:
@@ -105,6 +101,7 @@ def compare(options: CompareOptions) -> int:
         return stop.exit_code or 1
     result = comparison(options, modes, work, spec, scores)
     put_json(storage, COMPARISON, result)
+    put_grids(storage, [case for case, _ in work])
     print_summary(result)
     return 0
 
@@ -262,72 +259,3 @@ class CompareWorker(Comparer):
             1
         )  # as builders do: pictures must not depend on how many cores happened to be free
         super().__init__(spec)
-
-
-def comparison(
-    options: CompareOptions,
-    modes: Sequence[Mode],
-    work: Sequence[CaseWork],
-    spec: CompareSpec,
-    scores: Sequence[Sequence[Mapping[str, float]]],
-) -> dict[str, Any]:
-    """The content of compare.json."""
-    table = table_of([case for case, _ in work], [columns for _, columns in work], scores)
-    cases = [
-        {
-            "case": case.name,
-            "reference": case.reference,
-            "prompt": case.prompt,
-            "seed": case.seed,
-            "grid": case.grid,
-            "pictures": [
-                {**column._asdict(), "file": case.picture(column), "scores": dict(entry)}
-                for column, entry in zip(columns, by_column, strict=True)
-            ],
-        }
-        for (case, columns), by_column in zip(work, scores, strict=True)
-    ]
-    return {
-        "modes": list(modes),
-        "alphas": options.alphas,
-        "blend": options.blend,
-        "checkpoint": spec.checkpoint,
-        "settings": asdict(spec.settings) | {"seed": options.seed, "models": spec.models.to_json()},
-        "scorer": scorer_name(spec),
-        "split": "" if options.images else HELD_OUT,
-        "interval": "95%, Student's t over references; of differences 95% for all modes and values together",
-        "references": len({case.group for case, _ in work}),
-        "cases": cases,
-        "methods": by_method(table),
-        "differences": differences(table),
-    }
-
-
-def scorer_name(spec: CompareSpec) -> str:
-    """What adherence and fidelity are measured with."""
-    names = ["attributes read from pixels"] if spec.attributes else []
-    return ", ".join(names + ([spec.siglip.id] if spec.siglip else [])) or "none"
-
-
-def print_summary(result: Mapping[str, Any]) -> None:
-    """Mean scores, a line per method, mode and value; then what the projector is better at than the best other."""
-    for method, by_mode in result["methods"].items():
-        for mode, by_value in by_mode.items():
-            for value, scores in by_value.items():
-                told = ", ".join(f"{name} {found['mean']:.3f}" for name, found in scores.items())
-                print(f"{method:>14} {label(mode, value)}: {told}", flush=True)
-    for mode, by_value in result["differences"].items():
-        for value, found in by_value.items():
-            for name in JUDGED:
-                if score := found.get(name):
-                    word = "better" if score["better"] else "not shown to be better"
-                    ends = f"{score['mean']:+.3f}, {score['low']:+.3f} to {score['high']:+.3f}"
-                    print(
-                        f"{label(mode, value)}: {PROJECTED} {word} in {name} than {found['baseline']} ({ends})",
-                        flush=True,
-                    )
-
-
-def label(mode: str, value: str) -> str:
-    """A mode, with its value where it has a dial."""
-    return f"{mode} {value}" if mode in DIALLED else mode

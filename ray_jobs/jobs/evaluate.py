@@ -82,7 +82,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for name in result["ranking"]:
         figures = result["methods"][name]
         yield f"{name:>14}" + "".join(f"{figures.get(column, float('nan')):>22.4f}" for column in columns)
-    yield f"on {result['pairs']} {result['split']} pairs:"
+    groups = f" in {result['groups']} groups" if result["groups"] < result["pairs"] else ""
+    yield f"on {result['pairs']} {result['split']} pairs{groups}:"
     for name in result["caption_swap"] or (MAIN,):
         yield from (
             compared(name, figure, found)

@@ -1,27 +1,17 @@
-"""Drawings of the report as inline SVG: text stays text, and colours follow the page's light or dark theme.
+"""The report's charts, each an `<svg>` element with a title for those who do not see it."""
 
-Every label may come from outside: markup and TeX in it are drawn as they stand.
-"""
-
-import hashlib
-import html
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, product
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-INK = "#0b0c0d"  # stands for the page's text colour; replaced by `currentColor` in the SVG
+from ray_jobs.report.drawing import INK, draw, legend, logarithmic, plain
+
 SERIES = (
     "#2f7ed8",
     "#c8741f",
@@ -31,27 +21,6 @@ SERIES = (
     "#7a8290",
 )  # contrast of at least 3 on white and on near-black
 BEFORE, AFTER = SERIES[1], SERIES[0]
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",  # the same drawing has the same bytes
-    "font.family": "sans-serif",
-    "text.parse_math": False,
-    "path.simplify": False,  # drops what has no length
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.frameon": False,
-    "legend.fontsize": 11,
-}
-SIZE = (4.8, 2.9)  # inches; in a column of the page, and on a phone, text then has about its size
-LONGEST_LABEL = 32  # characters
 OUTLIER, COLLAPSED = 2.0, 0.5  # the std ratios beyond which eval.json counts a dimension
 BINS = 40
 CROWDED = 500  # dimensions, above which their dots are drawn small
@@ -82,12 +51,12 @@ def line_chart(
             x, y = [x for x, _ in kept], [y for _, y in kept]
             lines += axes.plot(x, y, color=colour, linestyle=dash, linewidth=1.8)
         if log_y:
-            _logarithmic(axes, "y")
+            logarithmic(axes, "y")
         axes.set(xlabel=x_label, ylabel=y_label)
         if len(series) > 1:
-            _legend(axes, lines, series)
+            legend(axes, lines, series)
 
-    return _draw(paint, title)
+    return draw(paint, title)
 
 
 def interval_chart(
@@ -108,10 +77,10 @@ def interval_chart(
         x, y, low, high = zip(*points, strict=True)
         axes.plot(x, y, color=SERIES[0], marker="o", markersize=5, linewidth=1.8)
         axes.vlines(x, low, high, color=SERIES[0], linewidth=1.4)
-        _logarithmic(axes, "x")
+        logarithmic(axes, "x")
         axes.set(xlabel=x_label, ylabel=y_label)
 
-    return _draw(paint, title)
+    return draw(paint, title)
 
 
 def frontier_chart(
@@ -150,9 +119,9 @@ def frontier_chart(
         axes.set(xlabel=x_label, ylabel=y_label)
         lines = [Line2D([], [], color=colours[method], linewidth=3) for method in methods]
         lines += [Line2D([], [], color=INK, marker=marks[mode], linewidth=0) for mode in modes]
-        _legend(axes, lines, [*methods, *modes])
+        legend(axes, lines, [*methods, *modes])
 
-    return _draw(paint, title)
+    return draw(paint, title)
 
 
 def ratio_chart(before: Values, after: Values, *, named: Sequence[int], title: str) -> Markup:
@@ -183,11 +152,11 @@ def ratio_chart(before: Values, after: Values, *, named: Sequence[int], title: s
                     _note(axes, f"{dimension}: {value:.3g}", dimension, value, len(values))
         for level in (COLLAPSED, 1.0, OUTLIER):
             axes.axhline(level, color=INK, linewidth=0.8, linestyle="-" if level == 1 else ":", alpha=0.6)
-        _logarithmic(axes, "y")
+        logarithmic(axes, "y")
         axes.set(xlabel="dimension", ylabel="std, output over target")
-        _legend(axes, dots, ("before (identity)", "after (projector)"))
+        legend(axes, dots, ("before (identity)", "after (projector)"))
 
-    return _draw(paint, title)
+    return draw(paint, title)
 
 
 def histogram(before: Values, after: Values, *, x_label: str, title: str) -> Markup:
@@ -213,9 +182,9 @@ def histogram(before: Values, after: Values, *, x_label: str, title: str) -> Mar
             )
             bars.append(patches[0])  # type: ignore[index,arg-type]
         axes.set(xlabel=x_label, ylabel="dimensions")
-        _legend(axes, bars, ("before (identity)", "after (projector)"))
+        legend(axes, bars, ("before (identity)", "after (projector)"))
 
-    return _draw(paint, title)
+    return draw(paint, title)
 
 
 def bar_chart(counts: Mapping[str, int], *, x_label: str, y_label: str, title: str) -> Markup:
@@ -231,10 +200,10 @@ def bar_chart(counts: Mapping[str, int], *, x_label: str, y_label: str, title: s
     """
 
     def paint(axes: Axes) -> None:
-        axes.bar(_plain(list(counts)), list(counts.values()), color=SERIES[0], alpha=0.65)
+        axes.bar(plain(list(counts)), list(counts.values()), color=SERIES[0], alpha=0.65)
         axes.set(xlabel=x_label, ylabel=y_label)
 
-    return _draw(paint, title)
+    return draw(paint, title)
 
 
 def heat_map(
@@ -271,57 +240,17 @@ def heat_map(
             axes.text(x + 0.48, y + 0.47, str(count) if count else "", ha="center", va="center", fontsize=11)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(rows), 0)
-        axes.set_xticks([x + 0.48 for x in range(len(columns))], _plain(columns), rotation=20, ha="right")
-        axes.set_yticks([y + 0.47 for y in range(len(rows))], _plain(rows))
+        axes.set_xticks([x + 0.48 for x in range(len(columns))], plain(columns), rotation=20, ha="right")
+        axes.set_yticks([y + 0.47 for y in range(len(rows))], plain(rows))
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
 
-    return _draw(paint, title, size=(1.4 + 0.62 * len(columns), 0.7 + 0.32 * len(rows)))
-
-
-def _draw(paint: Callable[[Axes], None], title: str, size: tuple[float, float] = SIZE) -> Markup:
-    """A painted figure as an element that inherits the page's colour and font."""
-    buffer = io.StringIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph", UserWarning
-        )  # only measured: the browser has its own fonts
-        figure = Figure(figsize=size)
-        paint(figure.add_subplot())
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = _own_ids(re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL), title)
-    # A hundredth of a point is less than any screen shows; what stands between the tags are the ticks' own numbers.
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1))  # noqa: S704
-
-
-def _own_ids(svg: str, title: str) -> str:
-    """Ids that no other drawing of the page has; those that nothing refers to go."""
-    mark = "c" + hashlib.sha256((title + svg).encode("utf-8", "replace")).hexdigest()[:10]
-    used = set(re.findall(r'(?:xlink:href="#|url\(#)([\w-]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{mark}{found[1]}"' if found[1] in used else "", svg)
-    return svg.replace('xlink:href="#', f'href="#{mark}').replace("url(#", f"url(#{mark}")
+    return draw(paint, title, size=(1.4 + 0.62 * len(columns), 0.7 + 0.32 * len(rows)))
 
 
 def _looks() -> Iterator[tuple[str, str]]:
     """Dashes and colours, without end."""
     return cycle(product(("-", "--", ":", "-."), SERIES))
-
-
-def _plain(labels: Sequence[str]) -> list[str]:
-    """Labels as one printable line each, none too long."""
-    shown = [
-        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in label) for label in labels
-    ]
-    return [label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…" for label in shown]
-
-
-def _legend(axes: Axes, handles: Sequence[Artist], names: Sequence[str] | Mapping[str, object]) -> None:
-    """Names below the axes, where they cover nothing; a name may begin with an underscore, which hides others."""
-    labels = ["\N{ZERO WIDTH SPACE}" * label.startswith("_") + label for label in _plain(list(names))]
-    axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2)
 
 
 def _note(axes: Axes, text: str, x: float, y: float, width: int) -> None:
@@ -336,12 +265,3 @@ def _note(axes: Axes, text: str, x: float, y: float, width: int) -> None:
         fontsize=11,
         fontweight="bold",
     )
-
-
-def _logarithmic(axes: Axes, which: str) -> None:
-    """A logarithmic axis with plain numbers."""
-    (axes.set_yscale if which == "y" else axes.set_xscale)("log")
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -12,7 +12,7 @@ from ray_jobs.report.tables import Table, failures_table
 from shards.dataset.dataset import Dataset
 from shards.format.plan import SPLITS
 from shards.prompts.variety import BIN, PromptFigures
-from shards.tools.info import causes_of, prompts
+from shards.tools.info import causes_of, pictures, prompts
 
 MAPS = 8  # one per content type; captions of imported sets may name thousands
 LINES = 12  # rows or columns of one
@@ -52,14 +52,16 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
     cells: Counter[tuple[str, str, str]] = Counter()
     causes: Counter[tuple[str, str]] = Counter()
     told: list[tuple[str, Markup, Sequence[str]]] = []
+    of_imports = 0
     for dataset in datasets:
         try:
-            figures, tries = prompts(dataset), causes_of(dataset)
+            figures, tries, shown = prompts(dataset), causes_of(dataset), pictures(dataset)
         except (ValueError, KeyError, TypeError, *UNREADABLE) as error:
             notes.append(f"coverage of {dataset.storage.root} could not be read: {reason(error)}")
             continue
         cells.update(figures.cells)
         causes.update(tries)
+        of_imports += sum(shown.values())
         told.append((dataset.storage.root, *varied(figures)))
     samples = sum(commit.samples for commit in commits)
     seconds = sum(commit.device_seconds for commit in commits)
@@ -67,6 +69,7 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
     return Built(
         {
             "pairs": f"{samples:,}",
+            **({"imported pictures": f"{of_imports:,}"} if of_imports else {}),
             **{
                 f"in {split}": f"{sum(commit.samples for commit in commits if commit.split == split):,}"
                 for split in SPLITS

@@ -116,6 +116,8 @@ class Evaluation(Record):
 
     split: str = "held-out"  # what files of earlier versions were measured on
     pairs: Count = 0
+    groups: Count = 0
+    """Of pairs that have a picture or a caption in common; 0 in files of earlier versions."""
     tokens: Count = 0
     layer: int | None = None
     text_mode: str = ""
@@ -124,6 +126,12 @@ class Evaluation(Record):
     ranking: tuple[str, ...] = ()
     profile: Profiles = Profiles()
     caption_swap: Mapping[str, CaptionSwap] = Field(default_factory=dict)
+
+    @property
+    def counted(self) -> str:
+        """What was measured on, in words."""
+        groups = f" in {self.groups:,} groups" if 0 < self.groups < self.pairs else ""
+        return f"{self.pairs:,} {self.split} pairs{groups}"
 
 
 class Score(Record):

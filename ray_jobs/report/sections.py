@@ -105,7 +105,7 @@ def better(run: Run) -> PageSection:
         "Methods",
         lead="; ".join(
             dict.fromkeys(
-                f"{place}: {evaluation.pairs:,} {evaluation.split} pairs"
+                f"{place}: {evaluation.counted}"
                 for place, evaluation in run.evaluations.items()
             )
         ),
@@ -135,7 +135,7 @@ def evaluation(name: str, found: Evaluation) -> PageSection:
         tables += filter(None, (worst_dimensions_table(name, found, ours),))
     return PageSection(
         f"All figures of {name}",
-        lead=f"{found.pairs:,} {found.split} pairs, {found.tokens:,} tokens, "
+        lead=f"{found.counted}, {found.tokens:,} tokens, "
         + ", ".join(part for part, value in zip(parts, known, strict=True) if value)
         + "; in small type the 95% interval over groups of pairs, where one was measured.",
         charts=_profiles(name, found),

@@ -112,7 +112,7 @@ def _standing(ours: list[Contestant], measured: bool) -> Line:
     if not ours or ours[0].value is None:
         return Line("No projector was evaluated in this run.", warns=measured)
     best = next((entry for entry in ours if entry.better), ours[0])
-    on = f"on {best.evaluation.pairs:,} {best.evaluation.split} pairs"
+    on = f"on {best.evaluation.counted}"
     has = f"{ERRORS[best.error]} {short(best.value)}"
     if (against := best.against) is None:
         return Line(

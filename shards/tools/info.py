@@ -1,5 +1,6 @@
 """What a dataset holds, as facts: counts, bytes, failures, coverage, what it took."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,8 @@ def details(dataset: Dataset) -> dict[str, Any]:
         dataset: opened dataset.
 
     Returns:
-        `coverage`: samples made, by content, style and subject; `failures`: tries that failed, by stage and error.
+        `coverage`: samples made, by content, style and subject; `pictures`, see there; `failures`: tries that failed,
+        by stage and error.
     """
     with ThreadPoolExecutor(READERS) as pool:
         tables = pool.map(lambda commit: _rows(dataset, commit, AXES), dataset.commits())
@@ -80,11 +82,29 @@ def details(dataset: Dataset) -> dict[str, Any]:
         "coverage": [
             {**dict(zip(AXES, cell, strict=True)), "samples": count} for cell, count in sorted(cells.items())
         ],
+        "pictures": pictures(dataset),
         "failures": [
             {"stage": stage, "error_class": error, "tries": count}
             for (stage, error), count in sorted(causes_of(dataset).items())
         ],
     }
+
+
+def pictures(dataset: Dataset) -> dict[str, int]:
+    """How many pictures each split of an import has, where one may have several captions; empty for a build.
+
+    Args:
+        dataset: opened dataset; takes a request for each shard.
+    """
+    if "import" not in dataset.settings:
+        return {}
+    found: dict[str, set[str]] = {split: set() for split in SPLITS}
+    commits = dataset.commits()
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(lambda commit: _rows(dataset, commit, ("source",)), commits)
+        for commit, rows in zip(commits, tables, strict=True):
+            found[commit.split].update(json.loads(row["source"])["picture"] for row in rows)
+    return {split: len(names) for split, names in found.items()}
 
 
 def causes_of(dataset: Dataset) -> Mapping[tuple[str, str], int]:

@@ -6,14 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from projector.data.pairs import Pair, in_memory
 from projector.options import TrainOptions
 from projector.training import trackers as tracking
+from projector.training.event_file import event_file, pictures
 from projector.training.loop import train
 from projector.training.trackers import check_trackers
 from shards.errors import UsageError
+from shards.format.sample import as_png
 from shards.stores.local import open_storage
 
 
@@ -61,32 +65,68 @@ def lines(output):
 def test_tensorboard_reads_what_metrics_jsonl_says(tmp_path):
     run(tmp_path)
     found = logged(tmp_path / "tensorboard")
-    assert set(found) == {key for key in lines(tmp_path)[0] if key != "epoch"}
-    for tag in ("train_loss", "val_loss"):
-        assert found[tag] == [(line["epoch"], pytest.approx(line[tag])) for line in lines(tmp_path)]
+    named = {
+        "train/loss": "train_loss",
+        "train/learning_rate": "learning_rate",
+        "val/loss": "val_loss",
+        "val/best_loss": "best_val_loss",
+        "val/best_epoch": "best_epoch",
+        "speed/seconds": "seconds",
+        "speed/pairs_per_second": "pairs_per_second",
+    }
+    assert set(found) == set(named)
+    assert set(named.values()) == {key for key in lines(tmp_path)[0] if key != "epoch"}
+    for tag, key in named.items():
+        assert found[tag] == [(line["epoch"], pytest.approx(line[key])) for line in lines(tmp_path)]
+
+
+def test_tensorboard_compares_runs_by_their_options(tmp_path):
+    """What the page HPARAMS reads: the options, and the figure that runs are compared by."""
+    run(tmp_path, epochs=2)
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    content = reader.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    told = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert {"arch": "linear", "objective": "embedding", "epochs": 2, "batch_size": 4}.items() <= told.items()
+    assert told["log"] == '["tensorboard"]'
+    assert str(tmp_path) not in str(start)
+    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    (metric,) = experiment.metric_infos
+    assert metric.name.tag in reader.Tags()["scalars"]
+
+
+def test_tensorboard_shows_pictures(tmp_path):
+    pngs = {f"compare/{name}": as_png(Image.new("RGB", (3, 2), name)) for name in ("red", "blue")}
+    (tmp_path / "events.out.tfevents.000000").write_bytes(event_file([pictures(pngs)], 0))
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert {tag: reader.Images(tag)[0].encoded_image_string for tag in reader.Tags()["images"]} == pngs
 
 
 def test_after_a_crash_every_epoch_is_there_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, dies_before=2)
-    assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1]
+    assert [step for step, _ in logged(tmp_path / "tensorboard")["val/loss"]] == [1]
     run(tmp_path)
-    assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1, 2, 3, 4]
+    assert [step for step, _ in logged(tmp_path / "tensorboard")["val/loss"]] == [1, 2, 3, 4]
 
 
 def test_a_training_that_is_started_over_leaves_nothing_of_the_old_one(tmp_path):
     run(tmp_path)
     (tmp_path / "state.safetensors").unlink()
     run(tmp_path, epochs=2)
-    assert [step for step, _ in logged(tmp_path / "tensorboard")["val_loss"]] == [1, 2]
+    assert [step for step, _ in logged(tmp_path / "tensorboard")["val/loss"]] == [1, 2]
 
 
 def test_ridge_has_no_training_loss_to_log(tmp_path):
     options = TrainOptions(output=str(tmp_path), arch="ridge")
     with tracking.tracking(options) as log:
         train(options, pairs(), pairs(4), on_epoch=log.epoch, device="cpu")
-    assert "train_loss" not in logged(tmp_path / "tensorboard")
-    assert len(logged(tmp_path / "tensorboard")["val_loss"]) == 1
+    assert "train/loss" not in logged(tmp_path / "tensorboard")
+    assert len(logged(tmp_path / "tensorboard")["val/loss"]) == 1
+    groups = {tag.partition("/")[0] for tag in logged(tmp_path / "tensorboard")}
+    assert groups == {"train", "val", "ridge", "speed"}
 
 
 class FakeMLflow:
@@ -105,7 +145,7 @@ class FakeMLflow:
         self.params.append(params)
 
     def log_metrics(self, metrics, step):
-        self.runs[self.current].append((step, metrics["val_loss"]))
+        self.runs[self.current].append((step, metrics["val/loss"]))
 
     def end_run(self):
         self.current = None
@@ -173,7 +213,7 @@ def test_a_tracker_that_fails_is_left_out_and_its_message_unsaid(tmp_path, monke
 
     monkeypatch.setitem(sys.modules, "mlflow", Broken())
     run(tmp_path, log=["mlflow", "tensorboard"])
-    assert len(lines(tmp_path)) == len(logged(tmp_path / "tensorboard")["val_loss"]) == 4
+    assert len(lines(tmp_path)) == len(logged(tmp_path / "tensorboard")["val/loss"]) == 4
     said = capsys.readouterr().err
     assert said == "warning: mlflow: ConnectionError; going on without it, check its environment variables\n"
 
@@ -203,7 +243,8 @@ def test_an_epoch_is_an_object_of_its_own_as_s3_wants_it(tmp_path):
     for epoch in (1, 2, 2):
         log.epoch({"epoch": epoch, "val_loss": epoch / 4})
     assert [entry.key for entry in storage.list()] == [
+        "tensorboard/events.out.tfevents.000000",
         "tensorboard/events.out.tfevents.000001",
         "tensorboard/events.out.tfevents.000002",
     ]
-    assert logged(tmp_path / "there" / "tensorboard") == {"val_loss": [(1, 0.25), (2, 0.5)]}
+    assert logged(tmp_path / "there" / "tensorboard") == {"val/loss": [(1, 0.25), (2, 0.5)]}

@@ -11,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projector.comparison.cases import Case, part_of
 from projector.comparison.comparer import CompareSettings, CompareSpec
@@ -26,8 +27,10 @@ from ray_jobs.cli.parse import parse
 from ray_jobs.cli.run_options import CompareOptions
 from ray_jobs.cluster import workers
 from ray_jobs.cluster.connect import StopRequest
-from ray_jobs.jobs.compare import SETTINGS, claim, comparison, identity_of, listed, settings_of
+from ray_jobs.jobs import compare_outcome
+from ray_jobs.jobs.compare import SETTINGS, claim, identity_of, listed, settings_of
 from ray_jobs.jobs.compare_inputs import cases_to_make, known_of, modes_of, scorer_of
+from ray_jobs.jobs.compare_outcome import comparison, put_grids
 from ray_support import ROOT
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
@@ -158,6 +161,25 @@ def test_every_picture_is_listed_for_others_to_judge(compared):
         name = f"{entry['method']}.{entry['mode']}.{value}.png"
         assert entry["file"] == f"pictures/{entry['case']}/{name}"
         assert open_image((before / entry["file"]).read_bytes()).size == (64, 64)
+
+
+@pytest.mark.ray
+def test_tensorboard_shows_the_grids(compared):
+    before, _, _ = compared
+    shown = EventAccumulator(str(before / "tensorboard"))
+    shown.Reload()
+    grids = {
+        f"compare/{case['case']}": (before / case["grid"]).read_bytes()
+        for case in content_of(before)["cases"]
+    }
+    assert len(grids) == 6
+    assert {tag: shown.Images(tag)[0].encoded_image_string for tag in shown.Tags()["images"]} == grids
+
+
+def test_without_tensorboard_a_comparison_goes_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_outcome, "find_spec", lambda name: None)
+    put_grids(open_storage(str(tmp_path)), [Case("a", "", 1, "a")])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.ray

@@ -154,7 +154,7 @@ def test_the_card_is_the_hubs_and_hostile_text_is_text(run, tmp_path):
 def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
     evaluation = json.loads((run / "mlp" / "eval.json").read_text())
     evaluation["methods"]["projector"]["r2"] = float("nan")
-    evaluation["split"] = "val"
+    evaluation |= {"split": "val", "pairs": 60, "groups": 12}
     (run / "mlp" / "eval.json").write_text(json.dumps(evaluation))
     names = ("--export.repository", "someone/cats", "--export.dataset", "someone/pairs")
     assert export(run, tmp_path / "out", *names) == 0
@@ -166,6 +166,7 @@ def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
     assert {each.dataset_type for each in card.data.eval_results} == {"someone/pairs"}
     assert {each.dataset_split for each in card.data.eval_results} == {"validation"}
     assert 'from_pretrained("someone/cats")' in card.text
+    assert "60 val pairs, smallest error first. They are 12 groups, each of one picture or caption" in card.text
     assert f"hf upload someone/cats {tmp_path / 'out'} ." in capsys.readouterr().out
     assert export(run, tmp_path / "out", "--export.repository", "a b/c") == 2
 

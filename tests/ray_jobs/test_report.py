@@ -388,6 +388,14 @@ def test_bars_end_at_the_edge_and_take_no_text():
     assert ['class="bar good"' in bar for bar in drawn] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("groups", "told"), [(12, "60 test pairs in 12 groups"), (60, "60 test pairs"), (0, "60 test pairs")]
+)
+def test_groups_are_told_where_they_are_fewer_than_pairs(groups, told):
+    content = {"split": "test", "pairs": 60, "groups": groups, "methods": OLD_METHODS}
+    assert Evaluation.model_validate(content).counted == told
+
+
 def compared(better, adherence=None, value="0.3"):
     """A comparison whose projector leads by 0.2 in fidelity in the mode guidance."""
     lead = {"baseline": "text", "fidelity": {"mean": 0.2, "low": 0.1, "high": 0.4, "better": better}}
