@@ -88,7 +88,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PairPicture:
     """The picture of a pair."""
 
     data: bytes
@@ -119,7 +119,7 @@ class PairSource:
     """What is the same in every sample and was left out of the pairs; None where nothing was."""
     conditionings: Callable[[int, int], Iterator[Conditioning]] | None = None
     """conditionings(start, stop): what the pictures of these pairs were made from; None where that is not known."""
-    pictures: Callable[[int, int], Iterator[Picture]] | None = None
+    pictures: Callable[[int, int], Iterator[PairPicture]] | None = None
     """pictures(start, stop): the pictures themselves; None where they are not at hand."""
 
     def __len__(self) -> int:
@@ -372,7 +372,7 @@ class ShardReader:
         for sample in self._between(start, stop, samples):
             yield Conditioning(_whole(sample.tensors["text"]), _seed(sample), sample.caption)
 
-    def pictures(self, start: int, stop: int) -> Iterator[Picture]:
+    def pictures(self, start: int, stop: int) -> Iterator[PairPicture]:
         """The pictures of pairs start to stop - 1; an imported one's seed is of its id."""
         held = bool(self.dataset.settings.get("latents"))
 
@@ -386,7 +386,7 @@ class ShardReader:
 
         for sample in self._between(start, stop, samples):
             latents = _whole(sample.tensors[LATENTS]) if held else None
-            yield Picture(sample.image, latents, _seed(sample))
+            yield PairPicture(sample.image, latents, _seed(sample))
 
     def _between(
         self, start: int, stop: int, samples: Callable[[Commit], Iterator[Sample]]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.data.pairs import Picture
+from projector.data.pairs import PairPicture
 from projector.models.frozen_transformer import LATENT_PIXEL, FrozenTransformer
 from projector.models.latent_encoder import LatentEncoder
 from projector.training.keeper import Keeper
@@ -35,7 +35,7 @@ class Flows:
         self,
         model: FrozenTransformer,
         folder: str,
-        pictures: Iterator[Picture],
+        pictures: Iterator[PairPicture],
         count: int,
         *,
         label: str = "",
@@ -75,7 +75,7 @@ class Flows:
         sigmas = self._model.sigmas[steps].to(noise.device)[:, None, None, None]
         return torch.lerp(clean, noise, sigmas), clean - noise
 
-    def _latents(self, block: Sequence[Picture]) -> list[Tensor]:
+    def _latents(self, block: Sequence[PairPicture]) -> list[Tensor]:
         """(C, h, w) of each: as they are held, or encoded."""
         shape = self._model.shape
         missing = [item for item in block if item.latents is None or tuple(item.latents.shape) != shape]
@@ -85,7 +85,7 @@ class Flows:
             for item in block
         ]
 
-    def _encoded(self, block: Sequence[Picture]) -> Tensor:
+    def _encoded(self, block: Sequence[PairPicture]) -> Tensor:
         if self._encoder is None:
             self._encoder = LatentEncoder.from_pretrained(self._folder, device=self._model.device)
         height, width = (LATENT_PIXEL * side for side in self._model.shape[1:])

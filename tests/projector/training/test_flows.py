@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.data.pairs import Picture
+from projector.data.pairs import PairPicture
 from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.image_generator import ImageGenerator
 from projector.models.latent_encoder import LatentEncoder
@@ -69,7 +69,7 @@ def test_a_picture_of_other_size_and_proportions_is_cut_around_its_middle(folder
 
 
 def test_a_way_leads_from_its_noise_to_the_picture(model, folder, made):
-    pictures = [Picture(b"", latents.bfloat16(), seed) for seed, (_, latents) in enumerate(made)]
+    pictures = [PairPicture(b"", latents.bfloat16(), seed) for seed, (_, latents) in enumerate(made)]
     paths = Flows(model, folder, iter(pictures), 3)
     pairs = torch.tensor([2, 0, 2])
     steps = torch.tensor([0, 1, 3])
@@ -92,9 +92,9 @@ def test_pictures_without_fitting_latents_are_encoded(model, folder, made, monke
     monkeypatch.setattr(flows, "ENCODED_TOGETHER", 2)
     picture, latents = made[1]
     pictures = [
-        Picture(as_png(picture), None, 1),
-        Picture(b"", latents.bfloat16(), 1),
-        Picture(as_png(picture), latents[:, :4].bfloat16(), 1),
+        PairPicture(as_png(picture), None, 1),
+        PairPicture(b"", latents.bfloat16(), 1),
+        PairPicture(as_png(picture), latents[:, :4].bfloat16(), 1),
     ]
     paths = Flows(model, folder, iter(pictures), 3)
     found = [paths.at(torch.tensor([pair]), torch.tensor([0]))[1] for pair in range(3)]

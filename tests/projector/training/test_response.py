@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from projector import Projector
-from projector.data.pairs import Conditioning, Pair, Picture, in_memory
+from projector.data.pairs import Conditioning, Pair, PairPicture, in_memory
 from projector.data.template import WholeSample, find_template
 from projector.evaluation.baselines import Method
 from projector.evaluation.velocity_error import conditioned_by, velocity_errors
@@ -166,7 +166,7 @@ def pictured(sources, encodings):
         _, latents = images.generate_with_latents(
             [e.embeddings for e in encodings[part]], list(range(len(source)))
         )
-        pictures = [Picture(b"", latent.bfloat16(), seed) for seed, latent in enumerate(latents)]
+        pictures = [PairPicture(b"", latent.bfloat16(), seed) for seed, latent in enumerate(latents)]
         return replace(source, pictures=lambda start, stop: iter(pictures[start:stop]))
 
     return shown(sources[0], slice(0, TRAIN)), shown(sources[1], slice(TRAIN, TRAIN + VAL))
