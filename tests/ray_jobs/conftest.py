@@ -87,7 +87,7 @@ def head(environment):
     )
     running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", clients)
     try:
-        _wait_for(running)
+        _wait_for(running, process)
         yield running
     finally:
         kill(process)  # asked to end, it takes half a minute
@@ -103,9 +103,11 @@ def _free_ports(count):
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _wait_for(head):
+def _wait_for(head, process):
     record = Path(head.environment["RAY_TMPDIR"], "ray", "ray_current_cluster")  # written last
     for _ in range(60):
+        if process.poll() is not None:
+            pytest.fail(f"`ray start` ended with {process.returncode}")
         listed = subprocess.run(
             [RAY, "job", "list", "--address", head.dashboard],
             env=head.environment,
