@@ -53,7 +53,8 @@ def hyperparameters(options: Mapping[str, Any], judged_by: str) -> list[Any]:
         for name, value in options.items()
         if value is not None
     }
-    experiment, start, _ = hparams(told, {judged_by: 0.0})  # the value itself is a scalar of each epoch
+    # The value itself is a scalar of each epoch.
+    experiment, start, _ = hparams(told, {judged_by: 0.0})  # type: ignore[no-untyped-call]
     return [experiment, start]
 
 

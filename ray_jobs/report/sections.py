@@ -104,10 +104,7 @@ def better(run: Run) -> PageSection:
     return PageSection(
         "Methods",
         lead="; ".join(
-            dict.fromkeys(
-                f"{place}: {evaluation.counted}"
-                for place, evaluation in run.evaluations.items()
-            )
+            dict.fromkeys(f"{place}: {evaluation.counted}" for place, evaluation in run.evaluations.items())
         ),
         sentences=[
             f"{place}: {swap.sentence}."

@@ -270,9 +270,7 @@ def test_a_side_file_of_another_tar_is_not_believed(make_dataset):
     dataset, _ = make_dataset()
     first, second, *_ = dataset.commits()
     dataset.storage.put_bytes(first.parquet, dataset.storage.get_bytes(second.parquet))
-    with pytest.raises(
-        CorruptShardError, match=f"{first.parquet} is corrupt: it has another SHA-256"
-    ):
+    with pytest.raises(CorruptShardError, match=f"{first.parquet} is corrupt: it has another SHA-256"):
         read_plan(dataset)
     dataset.storage.delete(first.parquet)
     with pytest.raises(CorruptShardError, match=f"{first.parquet} is missing"):

@@ -166,7 +166,9 @@ def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
     assert {each.dataset_type for each in card.data.eval_results} == {"someone/pairs"}
     assert {each.dataset_split for each in card.data.eval_results} == {"validation"}
     assert 'from_pretrained("someone/cats")' in card.text
-    assert "60 val pairs, smallest error first. They are 12 groups, each of one picture or caption" in card.text
+    assert (
+        "60 val pairs, smallest error first. They are 12 groups, each of one picture or caption" in card.text
+    )
     assert f"hf upload someone/cats {tmp_path / 'out'} ." in capsys.readouterr().out
     assert export(run, tmp_path / "out", "--export.repository", "a b/c") == 2
 

@@ -143,9 +143,7 @@ def test_a_broken_one_is_named_and_how_to_mend_it(catalogue_of, laion, root, key
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(
-        CorruptShardError, match=rf"{key} is corrupt: .*; remove source/ there and run"
-    ):
+    with pytest.raises(CorruptShardError, match=rf"{key} is corrupt: .*; remove source/ there and run"):
         first_item(root)
 
 
