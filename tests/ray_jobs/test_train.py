@@ -40,7 +40,8 @@ def test_the_files_of_a_training(trained):
     }
     assert not [path for path in trained.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
     assert [line["epoch"] for line in lines(trained)] == list(range(1, 7))
-    assert len(list((trained / "tensorboard").glob("events.out.tfevents.*"))) == 6  # of two workers one logs
+    events = list((trained / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(events) == 1 + 6  # the options, and each epoch; of two workers one logs
     assert json.loads((trained / "summary.json").read_text())["world_size"] == 2
     assert Projector.from_pretrained(str(trained)).width == 64
 
