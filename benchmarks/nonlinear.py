@@ -36,7 +36,7 @@ from shards.format.sample import KIND_IMAGE
 
 WIDTH, CONTENT, TOKENS, ROWS = 64, 8, 16, 8
 NOISE = 0.1  # on tokens and rows
-MARK = 3.0  # of dimension 0, where something is told by it
+MARK = 3.0  # in dimension 0, where a world marks something
 PLACE = 3  # of the token that counts, where its place tells it
 FREEDOM = 1.5  # degrees, of the noise with heavy tails
 SPLITS = {"train": 2000, "val": 200, "test": 400}

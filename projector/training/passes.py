@@ -1,9 +1,9 @@
 """What training through the image model costs: how often its transformer is run."""
 
 from projector.options import TrainOptions
+from projector.training.trajectories import JUDGED_AT
 
 JUDGED_PAIRS = 256  # held-out pairs at most
-JUDGED_STEPS = 2  # noise levels at which they are judged
 STARTS = 2  # judgements before the first step: of ridge, and of the network that starts there
 # With gradients for conditionings alone: forward, forward again for what was not kept, and backward without weights.
 WITH_GRADIENTS = 3
@@ -27,5 +27,5 @@ def forward_passes(options: TrainOptions, train: int, val: int, steps: int) -> i
     judged, kinds = min(val, JUDGED_PAIRS), 2 if options.compose > 0 else 1
     sampled = (train + judged) * steps
     sampling = sampled * (kinds - (options.response == "flow"))
-    judging = judged * JUDGED_STEPS * kinds * (options.epochs + STARTS)
+    judging = judged * len(JUDGED_AT) * kinds * (options.epochs + STARTS)
     return sampling + judging + WITH_GRADIENTS * options.epochs * train

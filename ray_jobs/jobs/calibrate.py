@@ -1,7 +1,7 @@
 """What a build would cost: a few samples timed on one device, and the cluster as it is played through with that."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,7 +21,7 @@ from ray_jobs.cluster.crew import BUILDER_CPUS
 from ray_jobs.jobs.build import arranged, check_pictures, maker_of
 from shards.dataset.progress_figures import duration
 from shards.errors import UsageError
-from shards.format.plan import SPLITS, Plan, PlannedSample
+from shards.format.plan import Plan, PlannedSample
 from shards.format.sample import Failure
 from shards.format.shard_writer import encode_members
 
@@ -68,7 +68,7 @@ class Timing:
 
 
 def calibrate(
-    options: PlanOptions, build: BuildOptions, train: TrainOptions, plan: Plan, put_requests: int
+    options: PlanOptions, build: BuildOptions, train: TrainOptions, plan: Plan, estimate: Mapping[str, Any]
 ) -> tuple[Calibration, str]:
     """Time a few samples of the plan on one device.
 
@@ -77,7 +77,7 @@ def calibrate(
         build: what would be built.
         train: what would be trained on it.
         plan: all of it.
-        put_requests: that it takes, about.
+        estimate: of what it takes, as `estimated` gives it.
 
     Returns:
         the figures, and the lines that tell them.
@@ -109,8 +109,8 @@ def calibrate(
         wall_seconds=wall,
         idle=forecast.idle,
         bytes=timing.bytes * len(plan),
-        training_hours=training_seconds(build, train, plan, timing.sample) / 3600,
-        cost=cost_of(options, wall * gpus / 3600, timing.bytes * len(plan), put_requests),
+        training_hours=training_seconds(build, train, estimate, timing.sample) / 3600,
+        cost=cost_of(options, wall * gpus / 3600, timing.bytes * len(plan), estimate["put_requests"]),
     )
     return found, cost_lines(found, f"{crew.actors} builders, placement {placement}, on {cluster}")
 
@@ -137,19 +137,18 @@ def time_samples(make: Callable[[], ShardMaker], planned: Sequence[PlannedSample
     return Timing(loaded, seconds / half, size // half)
 
 
-def training_seconds(build: BuildOptions, train: TrainOptions, plan: Plan, sample: float) -> float:
+def training_seconds(
+    build: BuildOptions, train: TrainOptions, estimate: Mapping[str, Any], sample: float
+) -> float:
     """Seconds of one device that trains on a plan: a sample is at most its sampling steps, the rest of it is reading.
 
     Args:
         build: what would be built.
         train: what would be trained on it.
-        plan: all of it.
+        estimate: of the plan, with its samples by split.
         sample: seconds that one took.
     """
-    counts = dict.fromkeys(SPLITS, 0)
-    for shard in plan.shards:
-        counts[shard.split] += len(shard.samples)
-    passes = forward_passes(train, counts["train"], counts["val"], build.steps)
+    passes = forward_passes(train, estimate["train_samples"], estimate["val_samples"], build.steps)
     return passes * sample / (build.steps * (2 if build.guidance > 1 else 1))
 
 

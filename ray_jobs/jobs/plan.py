@@ -46,7 +46,7 @@ def plan(options: PlanOptions, build: BuildOptions, train: TrainOptions) -> int:
     if options.calibrate:
         from ray_jobs.jobs.calibrate import calibrate  # brings torch and ray: 300 MB and seconds
 
-        found, lines = calibrate(options, build, train, made, estimate["put_requests"])
+        found, lines = calibrate(options, build, train, made, estimate)
         print(lines, flush=True)
         estimate = estimate | {"calibration": asdict(found)}
     if options.output:

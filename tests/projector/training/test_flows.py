@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,8 +83,6 @@ def test_a_way_leads_from_its_noise_to_the_picture(model, folder, made):
     torch.testing.assert_close(states[0], model.noise([2])[0])
     again, _ = Flows(model, folder, iter(pictures), 3).at(pairs, steps)
     torch.testing.assert_close(again, states, rtol=0, atol=0)
-    other, _ = paths.at(torch.tensor([2]), torch.tensor([2]))
-    assert not torch.allclose(other + left * 0, states[2])
 
 
 def test_pictures_without_fitting_latents_are_encoded(model, folder, made, monkeypatch):
@@ -108,4 +105,3 @@ def test_every_step_has_noise_of_its_own():
     assert len(seeds) == 400
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert flows.noise_seed(7, 0) == 7
-    assert np.unique([flows.noise_seed(7, 3) for _ in range(3)]).size == 1
