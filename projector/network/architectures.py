@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projector.data.align import area_weights, masked_mean
+from projector.data.align import masked_mean
+from projector.network.whole_map import RANK, WholeMap, spread_over
 from projector.options import Arch
 from shards.errors import UsageError
 from shards.format.statistics import RunningStatistics
@@ -45,6 +46,8 @@ class Shape:
     """Constant template tokens that the projector carries for the conditioning."""
     suffix: int = 0
     """Template tokens behind the caption, which the network predicts; with any, inputs carry their position, too."""
+    positions: int = 0
+    """Over which `attention` spreads its inputs for a linear map of all of them, which is added; 0: without one."""
 
     def outputs(self, inputs: int) -> int:
         """Projected rows of so many inputs, without those of the template's end."""
@@ -167,6 +170,8 @@ class ProjectorNetwork(nn.Module):
         if shape.residual:
             self.register_buffer("base_weight", torch.zeros(shape.width, shape.width))
             self.register_buffer("base_bias", torch.zeros(shape.width))
+        outputs = shape.queries + shape.suffix
+        self.whole = WholeMap(shape.width, shape.positions, RANK, outputs) if shape.positions else None
         self.register_buffer("text_prefix", torch.zeros(shape.prefix, shape.width))
         if shape.suffix:
             self.register_buffer("text_suffix", torch.zeros(shape.suffix, shape.width))
@@ -255,6 +260,9 @@ class ProjectorNetwork(nn.Module):
         attention = isinstance(self.core, Attention)
         outputs: Tensor = self.core(standardised, mask) if attention else self.core(standardised)
         outputs = outputs.float()
+        if self.whole is not None:
+            added: Tensor = self.whole(standardised, mask)
+            return outputs + added.float()
         if not self.shape.residual:
             return outputs
         base = self._base(standardised, mask).float()
@@ -263,17 +271,7 @@ class ProjectorNetwork(nn.Module):
     def _base(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
         """The fixed linear map; where outputs have no position of their own, of the inputs spread over them."""
         if not self.keeps_positions:
-            batch, positions, _ = standardised.shape
-            lengths = (
-                mask.sum(1)
-                if mask is not None
-                else torch.full((batch,), positions, device=standardised.device)
-            )
-            wanted = torch.full_like(lengths, self.shape.queries)
-            spread = area_weights(lengths, wanted, (self.shape.queries, positions)).float()
-            if mask is not None:
-                standardised = torch.where(mask[..., None], standardised, 0.0)
-            standardised = spread @ standardised
+            standardised = spread_over(standardised, mask, self.shape.queries)
         return F.linear(standardised, self.base_weight, self.base_bias)
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from projector.training.flows import Flows
 from projector.training.passes import JUDGED_PAIRS
 from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
+from projector.training.whole_start import solve_start
 from projector.training.worker import Trainer
 from projector.training.world import World
 from shards.errors import UsageError
@@ -121,6 +122,12 @@ class ResponseTrainer(Trainer):
         """Start from ridge, whose rows with the template's mean end are what there is to beat; or elsewhere."""
         super()._start()
         ridge = self.options.start == "ridge"
+        if ridge and self.network.whole is not None:
+            start = solve_start(
+                self.network, self._train_source, self.train_set, self.mine, self._folder, self.world
+            )
+            self.network.whole.set(start.down, start.up, start.bias)
+            self.progress.best_val_loss = self.validate(self.network)
         self.progress.ridge_val_loss = self.progress.best_val_loss if ridge else None
 
     def _positions_of_all(self) -> Tensor:

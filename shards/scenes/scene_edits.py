@@ -3,25 +3,12 @@
 import numpy as np
 
 from shards.prompts.prompt_edits import Edit
-from shards.scenes.captions import attributes_named, canonical, partial
-from shards.scenes.scene import ATTRIBUTES, THING_ATTRIBUTES, Scene, Thing, edit, numbered
+from shards.scenes.captions import canonical, partial, scene_named
+from shards.scenes.scene import ATTRIBUTES, edit
 
 # Shares of docs/steering.md: with prompts that only repeat the reference, a projector learns to override the prompt.
 CONSISTENT = 0.25  # of the edits change nothing: the prompt names what the reference shows
 WHOLE = 0.1  # of the prompts name every attribute
-
-
-def scene_named(caption: str) -> Scene | None:
-    """The scene that a caption in any wording names; None where it leaves an attribute out or is about other things."""
-    found = attributes_named(caption)
-    try:
-        things = [
-            Thing(*(found[numbered(name, number)] for name in THING_ATTRIBUTES))
-            for number in range(2 if "shape 2" in found else 1)
-        ]
-        return Scene(found["background"], tuple(things))
-    except (KeyError, ValueError):
-        return None
 
 
 def draw_scene_edit(caption: str, generator: np.random.Generator) -> Edit | None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from shards.scenes.captions import attributes_named, varied
+from shards.scenes.captions import attributes_named, scene_named, varied
 from shards.scenes.scene import attributes, sample_scene
-from shards.scenes.scene_edits import draw_scene_edit, scene_named
+from shards.scenes.scene_edits import draw_scene_edit
 
 
 def scenes(count, objects):

@@ -1,0 +1,111 @@
+"""Ridge from all of a picture's tokens to a whole conditioning, in closed form and of low rank: where attention starts.
+
+Attention of a few hundred pairs does not find which token tells what; a linear map that sees every token at its place
+does. Its inputs are too many for normal equations (16 positions of 2560), its pairs are few, so it is solved in the
+dual: what is added up and inverted has a row for each pair.
+
+N pairs, P positions of the inputs, R rows of a conditioning, D hidden, r rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projector.training.world import World
+
+PENALTIES = tuple(float(penalty) for penalty in np.logspace(-3, 2, 21))  # of the mean eigenvalue
+
+
+@dataclass(frozen=True)
+class WholeRidge:
+    """A map of (P, D) inputs to (R, D) outputs: inputs x down x up + bias."""
+
+    down: Tensor
+    """(P, D, r) float32."""
+    up: Tensor
+    """(r, R, D) float32."""
+    bias: Tensor
+    """(R, D) float32."""
+    penalty: float
+    """Chosen, relative to the mean eigenvalue of the inputs' Gram matrix."""
+
+
+def fit_whole(
+    inputs: Tensor, targets: Tensor, places: Tensor, count: int, rank: int, world: World
+) -> WholeRidge:
+    """Solve ridge with an intercept, choose the penalty by leaving one out, and cut to the rank that loses least.
+
+    Ridge of reduced rank: Mukherjee and Zhu, 2011, https://doi.org/10.1002/sam.10138. The error with one pair left
+    out follows from the fit of all: Allen's PRESS, 1974, https://doi.org/10.1080/00401706.1974.10489157.
+
+    Args:
+        inputs: (n, P, D) of this worker's pairs, standardised.
+        targets: (n, R, D) of the same.
+        places: (n,) int64 places of these pairs among all, on the CPU.
+        count: N, of all workers.
+        rank: r at most.
+        world: all workers; each calls this.
+
+    Returns:
+        the same map on every worker, on the CPU.
+    """
+    of_inputs, of_targets = (_gram(side, places, count, world) for side in (inputs, targets))
+    values, vectors = torch.linalg.eigh(of_inputs)
+    values = values.clamp(min=0)
+    errors = [
+        _error_left_out(values, vectors, of_targets, penalty * float(values.mean())) for penalty in PENALTIES
+    ]
+    best = PENALTIES[int(np.argmin(errors))]
+    shrunk = best * float(values.mean())
+    inverse = vectors / (values + shrunk) @ vectors.T
+    fit = vectors * (values / (values + shrunk)) @ vectors.T
+    spread, directions = torch.linalg.eigh(fit @ of_targets @ fit)
+    kept = min(rank, count)
+    spread, directions = spread[-kept:].clamp(min=1e-12 * float(spread[-1])), directions[:, -kept:]
+    scaled = fit @ directions / spread.sqrt()  # (N, r): the targets' own directions are its sums over pairs
+    up = _summed(scaled, targets, places, world)
+    down = _summed(inverse @ of_targets @ scaled, inputs, places, world)
+    means = [
+        _summed(torch.full((count, 1), 1 / count, dtype=torch.float64), side, places, world, centred=False)[0]
+        for side in (inputs, targets)
+    ]
+    bias = means[1] - torch.einsum("pd,rpd,rqe->qe", means[0], down, up)
+    return WholeRidge(down.permute(1, 2, 0).float(), up.float(), bias.float(), best)
+
+
+def _gram(rows: Tensor, places: Tensor, count: int, world: World) -> Tensor:
+    """(N, N) float64 products of all pairs' centred rows, of whatever worker."""
+    total = torch.zeros(count, count, dtype=torch.float64)
+    for column in _columns(rows):
+        everyone = torch.zeros(count, column.shape[1], dtype=torch.float64)
+        everyone[places] = column
+        everyone = world.add(everyone)
+        everyone -= everyone.mean(0)
+        total += everyone @ everyone.T
+    return total
+
+
+def _error_left_out(values: Tensor, vectors: Tensor, of_targets: Tensor, penalty: float) -> float:
+    """Squared error on each pair of the fit to all others, summed: residual over one minus leverage."""
+    inverse = vectors / (values + penalty) @ vectors.T
+    residuals = penalty**2 * ((inverse @ of_targets) * inverse).sum(1)
+    free = penalty * inverse.diagonal() - 1 / len(values)  # one minus leverage; the intercept has 1 / N
+    return float((residuals / free.clamp(min=1e-9).square()).sum())
+
+
+def _summed(weights: Tensor, rows: Tensor, places: Tensor, world: World, *, centred: bool = True) -> Tensor:
+    """(r, positions, D) float64: sums of all pairs' rows under (N, r) weights, which are centred first."""
+    if centred:
+        weights = weights - weights.mean(0)
+    mine = weights[places]
+    found = [world.add(mine.T @ column) for column in _columns(rows)]
+    return torch.stack(found, 1)
+
+
+def _columns(rows: Tensor) -> Iterator[Tensor]:
+    """(n, D) float64 of each position, one at a time: all together would be gigabytes."""
+    for position in range(rows.shape[1]):
+        yield rows[:, position].double().cpu()
