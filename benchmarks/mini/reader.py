@@ -35,17 +35,15 @@ BEFORE = "<|im_start|>user\n<|vision_start|>{pads}<|vision_end|><|im_end|>\n<|im
 
 
 class AttributeHead(nn.Module):
-    """Attributes from merged vision tokens; only training has it."""
+    """Attributes from merged vision tokens; only training has it. Linear, so that the tokens say them plainly."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(IMAGE_TOKENS * width, 256)
-        self.out = nn.ModuleList(nn.Linear(256, len(values_of(label))) for label in LABELS)
+        self.out = nn.ModuleList(nn.Linear(IMAGE_TOKENS * width, len(values_of(label))) for label in LABELS)
 
     def forward(self, tokens: Tensor) -> list[Tensor]:
         """Logits by label of (B, tokens, D)."""
-        hidden = F.gelu(self.hidden(tokens.flatten(1)))
-        return [layer(hidden) for layer in self.out]
+        return [layer(tokens.flatten(1)) for layer in self.out]
 
 
 def values_of(label: str) -> tuple[str, ...]:
@@ -91,7 +89,7 @@ def train_reader(
     model = make_reader(tokenizer, text)
     if start is not None:
         earlier = Qwen3VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-        model.load_state_dict(earlier.state_dict())
+        model.model.visual.load_state_dict(earlier.model.visual.state_dict())
     model.to(device)
     head = AttributeHead(text.config.hidden_size).to(device)
     draft = output / ".vl"

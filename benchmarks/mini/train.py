@@ -4,8 +4,9 @@
     python benchmarks/mini/train.py --output runs/mini --minutes 40 --device cpu       two cores
     python benchmarks/mini/train.py --output runs/mini --only scores                   a stage by itself
 
-Stages: `text` and `decoder` side by side, then `transformer` and `reader`, then `scores`. Each ends with its folder
-under the output in the layout of the real models, so a run that is cut short goes on with what is missing.
+Stages: `text` and `decoder` side by side, then `transformer` and `reader`, then `similarity`, then `scores`. Each ends
+with its folder under the output in the layout of the real models, so a run that is cut short goes on with what is
+missing.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from picture_model import encoded, train_transformer
 from reader import train_reader
 from safetensors.torch import load_file, save_file
 from scene_data import ANSWER, SceneData, make_data, scene_tokenizer
+from similarity import train_similarity
 from stepping import Learner, matrices_of, save
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,10 +33,11 @@ SHARES = {
     "decoder": 0.33,
     "transformer": 0.67,
     "reader": 0.3,
-}  # of the minutes, in two pairs side by side
+    "similarity": 0.2,
+}  # of the minutes; the first four in two pairs side by side
 BATCH = {
-    "cuda": {"text": 512, "decoder": 256, "transformer": 1024, "reader": 512},
-    "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24},
+    "cuda": {"text": 512, "decoder": 256, "transformer": 1024, "reader": 512, "similarity": 512},
+    "cpu": {"text": 32, "decoder": 8, "transformer": 32, "reader": 24, "similarity": 128},
 }
 SCENES = {"cuda": 50_000, "cpu": 12_000}
 ANSWER_LENGTHS, ANSWER_SHARES = (48, 64, ANSWER), (0.25, 0.5, 0.25)  # tokens of captions with answers
@@ -50,9 +53,13 @@ def main(words: list[str]) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--scenes", type=int, help="that are drawn and worded to train on")
     parser.add_argument(
-        "--start", type=Path, help="folder of earlier weights that text, transformer and reader go on from"
+        "--start",
+        type=Path,
+        help="folder of earlier weights that text, transformer and the reader's eyes go on from",
     )
-    parser.add_argument("--only", choices=("text", "decoder", "transformer", "reader", "scores"))
+    parser.add_argument(
+        "--only", choices=("text", "decoder", "transformer", "reader", "similarity", "scores")
+    )
     options = parser.parse_args(words)
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -75,6 +82,7 @@ def whole(options: argparse.Namespace, words: list[str]) -> None:
     image = options.output / "image"
     side_by_side(options, words, {"text": image / "text_encoder", "decoder": image / "vae"})
     side_by_side(options, words, {"transformer": image / "transformer", "reader": options.output / "vl"})
+    side_by_side(options, words, {"similarity": options.output / "siglip"})
     from scores import scores
 
     print(json.dumps(scores(options.output, options.device), indent=1), flush=True)
@@ -193,7 +201,19 @@ def train_vl(options: argparse.Namespace, data: SceneData) -> None:
     train_reader(options.output, tokenizer_of(options), data, options.device, seconds, size, start)
 
 
-STAGES = {"text": train_text, "decoder": train_decoder, "transformer": train_pictures, "reader": train_vl}
+def train_siglip(options: argparse.Namespace, data: SceneData) -> None:
+    """The SigLIP learns which caption goes with which picture."""
+    seconds, size = 60 * options.minutes * SHARES["similarity"], BATCH[options.device]["similarity"]
+    train_similarity(options.output, tokenizer_of(options), data, options.device, seconds, size)
+
+
+STAGES = {
+    "text": train_text,
+    "decoder": train_decoder,
+    "transformer": train_pictures,
+    "reader": train_vl,
+    "similarity": train_siglip,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

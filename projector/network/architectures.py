@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projector.data.align import masked_mean
-from projector.network.whole_map import RANK, WholeMap, spread_over
+from projector.network.whole_map import RANK, WholeMap, spread_back, spread_over
 from projector.options import Arch
 from shards.errors import UsageError
 from shards.format.statistics import RunningStatistics
@@ -47,7 +47,7 @@ class Shape:
     suffix: int = 0
     """Template tokens behind the caption, which the network predicts; with any, inputs carry their position, too."""
     positions: int = 0
-    """Over which `attention` spreads its inputs for a linear map of all of them, which is added; 0: without one."""
+    """Over which inputs are spread for a linear map of all of them, which is added to the rest; 0: without one."""
 
     def outputs(self, inputs: int) -> int:
         """Projected rows of so many inputs, without those of the template's end."""
@@ -212,7 +212,7 @@ class ProjectorNetwork(nn.Module):
         Returns:
             (B, M, D) float32 in the standardised target space; M is S, or the number of queries.
         """
-        return self._mapped(self._standardised(x, mask), mask)[:, : self.shape.outputs(x.shape[1])]
+        return self._rows_and_ends(self.standardised(x, mask), mask)[0]
 
     def conditioning(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map raw inputs to whole conditionings: prefix, projected rows, the template's end.
@@ -227,12 +227,7 @@ class ProjectorNetwork(nn.Module):
         Returns:
             (B, P + M + E, D) float32 raw, and (B, P + M + E) bool, True where a row exists: padding is on the right.
         """
-        standardised = self._standardised(x, mask)
-        mapped = self._mapped(standardised, mask)
-        count = self.shape.outputs(x.shape[1])
-        rows, ends = mapped[:, :count], mapped[:, count:]
-        if self.shape.suffix and self.keeps_positions:
-            ends = self.ending(standardised, mask).float()
+        rows, ends = self._rows_and_ends(self.standardised(x, mask), mask)
         with torch.autocast(x.device.type, enabled=False):
             size = (self.target_mean.square() + self.target_std.square()).mean().sqrt()
             rows = with_rms(self.to_raw(self.restored(rows)), size)
@@ -246,7 +241,7 @@ class ProjectorNetwork(nn.Module):
             return whole, exists
         return _moved_up(whole, mask, self.shape)
 
-    def _standardised(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def standardised(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs per dimension; with positions where the network knows them and does not see them by itself."""
         with torch.autocast(x.device.type, enabled=False):
             standardised = (x.float() - self.input_mean) / self.input_std
@@ -255,14 +250,26 @@ class ProjectorNetwork(nn.Module):
             lengths = mask.sum(1) if mask is not None else x.new_full((x.shape[0],), x.shape[1])
             return standardised + relative_positions(lengths, x.shape[1], x.shape[2])
 
+    def _rows_and_ends(self, standardised: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, M, D) standardised rows and (B, E, D) rows of the template's end, float32."""
+        mapped = self._mapped(standardised, mask)
+        count = self.shape.outputs(standardised.shape[1])
+        rows, ends = mapped[:, :count], mapped[:, count:]
+        if self.shape.suffix and self.keeps_positions:
+            ends = self.ending(standardised, mask).float()
+        if self.whole is None:
+            return rows, ends
+        added: Tensor = self.whole(standardised, mask).float()
+        own, of_end = added[:, : self.shape.queries], added[:, self.shape.queries :]
+        if self.keeps_positions:
+            own = spread_back(own, mask, count)
+        return rows + own, ends + of_end
+
     def _mapped(self, standardised: Tensor, mask: Tensor | None) -> Tensor:
         """(B, M, D) standardised outputs; for attention with the rows of the template's end behind them."""
         attention = isinstance(self.core, Attention)
         outputs: Tensor = self.core(standardised, mask) if attention else self.core(standardised)
         outputs = outputs.float()
-        if self.whole is not None:
-            added: Tensor = self.whole(standardised, mask)
-            return outputs + added.float()
         if not self.shape.residual:
             return outputs
         base = self._base(standardised, mask).float()

@@ -1,4 +1,4 @@
-"""A linear map of low rank from all inputs, each at its place, to all outputs: what attention starts from.
+"""A linear map of low rank from all inputs, each at its place, to all outputs: what networks start from.
 
 B batch, S input positions, P positions that inputs are spread over, R outputs, D hidden, r rank.
 """
@@ -43,3 +43,10 @@ def spread_over(x: Tensor, mask: Tensor | None, positions: int) -> Tensor:
         x = torch.where(mask[..., None], x, 0.0)
     wanted = torch.full_like(lengths, positions)
     return area_weights(lengths, wanted, (positions, x.shape[1])).to(x.dtype) @ x
+
+
+def spread_back(rows: Tensor, mask: Tensor | None, positions: int) -> Tensor:
+    """Rows (B, M, D) resampled by area to the positions that each sequence has, (B, positions, D), zero behind them."""
+    wanted = torch.full((len(rows),), positions, device=rows.device) if mask is None else mask.sum(1)
+    have = torch.full_like(wanted, rows.shape[1])
+    return area_weights(have, wanted, (positions, rows.shape[1])).to(rows.dtype) @ rows

@@ -1,8 +1,8 @@
-"""Ridge from all of a picture's tokens to a whole conditioning, in closed form and of low rank: where attention starts.
+"""Ridge from all of a picture's tokens to a whole conditioning, in closed form and of low rank: where networks start.
 
-Attention of a few hundred pairs does not find which token tells what; a linear map that sees every token at its place
-does. Its inputs are too many for normal equations (16 positions of 2560), its pairs are few, so it is solved in the
-dual: what is added up and inverted has a row for each pair.
+From a few hundred pairs attention does not find which token tells what; a linear map that sees every token at its
+place does. Its inputs are too many for normal equations (64 positions of 2560) and its pairs are few, so it is solved
+in the dual: what is added up and inverted has a row for each pair.
 
 N pairs, P positions of the inputs, R rows of a conditioning, D hidden, r rank.
 """

@@ -1,4 +1,4 @@
-"""What the whole ridge of attention is solved from: a picture's tokens, and the conditioning of a caption of it.
+"""What the whole ridge is solved from: a picture's tokens, and the conditioning of a caption of it.
 
 The wording of a caption cannot be seen in its picture, and is most of what differs between conditionings. Where a
 caption can be put into one fixed wording, the target is the conditioning of that: it draws the same picture, and
@@ -30,7 +30,7 @@ def solve_start(
     """Solve ridge from all inputs of a picture to a whole conditioning, of pairs that stand evenly among all.
 
     Args:
-        network: attention with its constants set.
+        network: with its constants set.
         pairs: all of them, with conditionings.
         held: this worker's.
         mine: places of this worker's among all.
@@ -47,7 +47,7 @@ def solve_start(
     inputs = [torch.zeros(0, network.shape.positions, network.shape.width)]
     for batch in held.batches(torch.split(own, READ_TOGETHER) if len(own) else ()):
         there = batch.to(world.device)
-        standardised = (there.inputs.float() - network.input_mean) / network.input_std
+        standardised = network.standardised(there.inputs, there.input_mask)
         inputs.append(spread_over(standardised, there.input_mask, network.shape.positions).cpu())
     targets = [_target(text, network) for text in fixed_wordings(kept, folder)]
     shape = (0, network.shape.queries + network.shape.suffix, network.shape.width)

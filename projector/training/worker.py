@@ -160,7 +160,7 @@ class Trainer:
             return
         ridge, _ = ridge_like(self.network, self.train_set, self.val_set, self.alignment, self.world)
         progress.ridge_val_loss = self.validate(ridge)
-        if options.start == "ridge":
+        if options.start == "ridge" and self.network.whole is None:
             self.network.start_from(cast(nn.Linear, ridge.core))
             if self.averaged is not None:
                 self.averaged.load_state_dict(self.network.state_dict())
@@ -374,7 +374,7 @@ def seeded_network(options: TrainOptions, pairs: PairSource) -> ProjectorNetwork
     """The untrained network of these options, the same everywhere; the global generator stays untouched."""
     width = pairs.width
     suffix = len(pairs.template.suffix) if pairs.template and options.objective == "response" else 0
-    whole = suffix > 0 and options.start == "ridge" and options.arch == "attention"
+    whole = suffix > 0 and options.start == "ridge"
     shape = Shape(
         options.arch,
         width,

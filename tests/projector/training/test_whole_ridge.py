@@ -84,9 +84,26 @@ def test_a_network_starts_at_the_map(world):
     network = ProjectorNetwork(Shape("attention", WIDTH, 0, queries=3, suffix=1, positions=POSITIONS))
     network.whole.set(found.down, found.up, found.bias)
     with torch.no_grad():
-        outputs = network._mapped(inputs, None)
-        assert torch.equal(outputs[:, :3], network(inputs))
-    torch.testing.assert_close(outputs, applied(found, inputs), rtol=1e-4, atol=1e-5)
+        rows, ends = network._rows_and_ends(inputs, None)
+        assert torch.equal(rows, network(inputs))
+    torch.testing.assert_close(torch.cat([rows, ends], 1), applied(found, inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["linear", "mlp"])
+def test_networks_with_positions_get_the_maps_rows_at_theirs(arch, world):
+    inputs, targets = world
+    network = ProjectorNetwork(Shape(arch, WIDTH, 7, queries=3, suffix=1, positions=POSITIONS))
+    placed = network.standardised(inputs, None)
+    found = fit_whole(placed, targets, torch.arange(PAIRS), PAIRS, 6, ALONE)
+    network.whole.set(found.down, found.up, found.bias)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    with torch.no_grad():
+        rows, ends = network._rows_and_ends(placed, None)
+        some, _ = network._rows_and_ends(network.standardised(inputs[:2], mask), mask)
+    torch.testing.assert_close(torch.cat([rows, ends], 1), applied(found, placed), rtol=1e-4, atol=1e-5)
+    lone = network.standardised(inputs[1:2, :1], None).expand(1, 3, -1)  # one input stands at all places
+    expected = applied(found, lone)[0, :3].mean(0)  # and hears the mean of the rows
+    torch.testing.assert_close(some[1, 0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_are_spread_without_their_padding():
