@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from projector.data.align import soft_targets
 from projector.data.packed import Batch
 from projector.data.pairs import PairSource, in_memory
 from projector.network.architectures import ProjectorNetwork
@@ -21,7 +22,7 @@ PAIRS = 320  # ten batches
 
 
 def shares(pairs: PairSource) -> dict[str, Any]:
-    """Share of the bare step rate that `Trainer` reaches, by architecture and alignment."""
+    """Share of the bare step rate that `Trainer` reaches, by architecture and alignment, in CPU seconds."""
     some = in_memory(list(pairs.read(0, min(PAIRS, len(pairs)))))
     found: dict[str, Any] = {}
     for arch in ("linear", "mlp", "attention"):
@@ -39,26 +40,29 @@ def _share(pairs: PairSource, arch: Arch, align: Align) -> dict[str, float]:
     bare = _Bare(run, batches)
     ours_seconds, bare_seconds = [], []
     for turn in range(ROUNDS + 1):
-        begun = time.perf_counter()
+        begun = time.process_time()  # of this process alone: the machine may have other work
         run.epoch(on_progress=None, should_stop=None, save=lambda **_: None)
-        middle = time.perf_counter()
+        middle = time.process_time()
         bare.epoch()
-        ended = time.perf_counter()
+        ended = time.process_time()
         run.close_epoch()
         if turn:
             ours_seconds.append(middle - begun)
             bare_seconds.append(ended - middle)
-    ours, plain = statistics.median(ours_seconds), statistics.median(bare_seconds)
+    ours, plain = min(ours_seconds), min(bare_seconds)
     return {
-        "samples_per_second": round(len(pairs) / ours, 1),
-        "bare_samples_per_second": round(len(pairs) / plain, 1),
+        "samples_per_cpu_second": round(len(pairs) / ours, 1),
+        "bare_samples_per_cpu_second": round(len(pairs) / plain, 1),
         "share_of_bare": round(plain / ours, 3),
-        "target": 0.95,
+        "target": 0.97,
     }
 
 
 class _Bare:
-    """Forward, squared error, backward, step, on batches that lie ready, targets standardised beforehand."""
+    """Forward, squared error, backward, step, on batches that lie ready, targets standardised beforehand.
+
+    Under `soft` outputs are matched with targets first, since that is arithmetic which the objective asks for.
+    """
 
     def __init__(self, run: Trainer, batches: list[Batch]) -> None:
         options = run.options
@@ -68,21 +72,24 @@ class _Bare:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=1e-5, weight_decay=options.weight_decay, fused=True
         )
-        self.ready = [
-            (
-                batch.inputs,
-                batch.input_mask,
-                run.network.standardise_target(batch.targets).mean(1, keepdim=True),
-            )
-            for batch in batches
-        ]
+        self.soft = options.align == "soft"
+        self.ready = [(batch, run.network.standardise_target(batch.targets)) for batch in batches]
 
     def epoch(self) -> None:
         """One pass."""
-        for inputs, mask, target in self.ready:
+        for batch, targets in self.ready:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
-                outputs = self.network(inputs, mask)
-            torch.autograd.backward((outputs - target).square().mean())
+                outputs = self.network(batch.inputs, batch.input_mask)
+            if self.soft:
+                exists = (
+                    batch.input_mask
+                    if self.network.keeps_positions
+                    else torch.ones_like(outputs[..., 0], dtype=torch.bool)
+                )
+                matched = soft_targets(outputs, targets, exists, batch.target_mask)
+            else:
+                matched = targets if targets.shape == outputs.shape else targets.mean(1, keepdim=True)
+            torch.autograd.backward((outputs - matched).square().mean())
             self.optimizer.step()
             self.optimizer.zero_grad()
 

@@ -83,7 +83,8 @@ class Ragged:
         offsets = torch.arange(longest).expand_as(mask)
         rows = self._starts[indices][:, None] + torch.minimum(offsets, (lengths - 1).clamp(min=0)[:, None])
         device = self.values.device
-        taken = self.values[rows.flatten().to(device, non_blocking=True)]
+        # Whole rows are copied; `values[rows]` goes through them number by number and takes three times as long.
+        taken = self.values.index_select(0, rows.flatten().to(device, non_blocking=True))
         return taken.view(len(indices), longest, -1), mask.to(device, non_blocking=True)
 
     def blocks(self) -> Iterator[Tensor]:
@@ -127,10 +128,12 @@ class Packed:
         lengths = self.lengths[indices]
         longest = int(lengths.max()) if wanted else 0
         rows = torch.empty(len(wanted), longest, self._width, dtype=self._dtype)
+        memory, stride = _bytes_of(rows), longest * self._row
         for place, index in enumerate(wanted):
-            count = self._lengths[index]
-            self._read(rows[place, :count], self._starts[index])
-            rows[place, count:] = 0
+            count, first = self._lengths[index], place * stride
+            self._read(memory[first : first + count * self._row], self._starts[index])
+            if count < longest:
+                rows[place, count:] = 0
         return rows, position_mask(lengths, longest)
 
     def blocks(self) -> Iterator[Tensor]:
@@ -138,16 +141,16 @@ class Packed:
         total = int(self.lengths.sum())
         for start in range(0, total, ROWS_AT_A_TIME):
             block = torch.empty(min(ROWS_AT_A_TIME, total - start), self._width, dtype=self._dtype)
-            self._read(block, start)
+            self._read(_bytes_of(block), start)
             yield block
 
-    def _read(self, target: Tensor, start: int) -> None:
-        """Fill (n, D) contiguous rows from row `start` on."""
-        view, done = _bytes_of(target), 0
-        while done < len(view):
-            got = os.preadv(self._file.fileno(), [view[done:]], start * self._row + done)
+    def _read(self, target: memoryview, start: int) -> None:
+        """Fill memory with rows from row `start` on."""
+        done = 0
+        while done < len(target):
+            got = os.preadv(self._file.fileno(), [target[done:]], start * self._row + done)
             if not got:
-                raise OSError(f"the packed pairs end {len(view) - done} bytes early")
+                raise OSError(f"the packed pairs end {len(target) - done} bytes early")
             done += got
 
 

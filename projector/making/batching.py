@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
 from shards.errors import CorruptShardError, StorageError
 from shards.format.sample import Failure, Sample
@@ -26,6 +27,11 @@ class BatchMaker(ABC, Generic[Item, Made]):
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Parts of models that the device's time goes to; none where no model is at work."""
+        return ()
 
     @abstractmethod
     def _make(self, batch: Sequence[Item]) -> list[Made | Failure]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from projector.making.batching import BatchMaker, Stage
 from projector.making.reading import DTYPES, ReadingSettings, as_array, load_readers, vision_tensors
@@ -112,6 +113,11 @@ class PictureSource(BatchMaker[PlannedSample, Pictured]):
         encodings = self._encode([sample.caption for sample in planned])
         self._ahead = {sample.id: found for sample, found in zip(planned, encodings, strict=True)}
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Of its models."""
+        return self._text.modules
+
     has_lengths = False
     """Whether batches are faster when their captions are of one length."""
 
@@ -209,6 +215,11 @@ class PictureMaker(PictureSource):
         batch_size = settings.batch_size or find_batch_size(images, source)
         return cls(text, images, batch_size, residence, notes, keep_latents=settings.latents)
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Of its models."""
+        return (*self._text.modules, *self._images.modules)
+
     has_lengths = True
 
     def length(self, sample: PlannedSample) -> int:
@@ -262,6 +273,11 @@ class PictureReader(BatchMaker[Pictured, Sample]):
         residence = residence or Residence()
         visions = load_readers(settings, sources.vl, sources.image, device=residence.loading_device)
         return cls(visions, settings.vl_tokens, settings.batch_size or READ_TOGETHER, residence)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Of its models."""
+        return tuple(module for vision in self._visions.values() for module in vision.modules)
 
     def _make(self, batch: Sequence[Pictured]) -> list[Sample | Failure]:
         pictures, captions = [item.picture for item in batch], [item.planned.caption for item in batch]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from projector.making.batching import BatchMaker, Stage
 from projector.making.reading import ReadingSettings, load_readers, vision_tensors
@@ -54,6 +55,11 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         self._held: dict[str, Sample] = {}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._visions = load_readers(settings, vl, pipeline, device=device)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Of its models."""
+        return tuple(module for vision in self._visions.values() for module in vision.modules)
 
     def _make(self, batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
         originals = self._originals(batch)

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from projector.making.batching import BatchMaker, make_sound, raise_if_device_is_broken
 from projector.making.generated import PairSettings, PictureMaker, PictureReader, PictureSource
@@ -43,10 +44,11 @@ class ShardMaker(ABC):
 
     Args:
         notes: what people should know of how it works.
+        modules: parts of models that the device's time goes to.
     """
 
-    def __init__(self, notes: Sequence[str] = ()) -> None:
-        self.notes = tuple(notes)
+    def __init__(self, notes: Sequence[str] = (), modules: Sequence[nn.Module] = ()) -> None:
+        self.notes, self.modules = tuple(notes), tuple(modules)
 
     @abstractmethod
     def steps(
@@ -69,7 +71,7 @@ class InOneStage(ShardMaker):
     """
 
     def __init__(self, maker: BatchMaker[PlannedSample, Any]) -> None:
-        super().__init__()
+        super().__init__(modules=maker.modules)
         self.maker = maker
 
     def steps(
@@ -173,7 +175,7 @@ class FusedMaker(ShardMaker):
     """
 
     def __init__(self, pictures: PictureSource, reader: PictureReader, *, in_turn: bool = False) -> None:
-        super().__init__(pictures.notes)
+        super().__init__(pictures.notes, (*pictures.modules, *reader.modules))
         self.pictures, self.reader = pictures, reader
         self._in_turn = in_turn
 
@@ -244,7 +246,7 @@ class StagedMaker(ShardMaker):
     """
 
     def __init__(self, pictures: PictureMaker) -> None:
-        super().__init__(pictures.notes)
+        super().__init__(pictures.notes, pictures.modules)
         self.pictures = pictures
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from projector.models.image_settings import caption_rows
 
@@ -50,6 +51,11 @@ class ImageGenerator:
         )
         pipeline.to(device)
         return cls(pipeline, **settings)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What the device's time goes to."""
+        return (self.pipeline.transformer, self.pipeline.vae.decoder)
 
     def to(self, device: str) -> None:
         """Move transformer and decoder."""

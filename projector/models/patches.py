@@ -39,14 +39,14 @@ class PatchMaker:
 
         Returns:
             (P, C * frames * patch * patch) float32 patches of all pictures, and (pictures, 3) int64 grids of frames,
-            rows and columns; both on the device.
+            rows and columns, which stay on the CPU: a look at them must not wait for the device.
         """
         self._table = self._table.to(device)
         sized = [self._sized(image) for image in images]
         patches = torch.cat([self._patches(torch.from_numpy(pixels).to(device)) for pixels in sized])
         size = self._processor.patch_size
         grids = [[1, pixels.shape[1] // size, pixels.shape[2] // size] for pixels in sized]
-        return patches, torch.tensor(grids, device=device)
+        return patches, torch.tensor(grids)
 
     def _sized(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """(C, H, W) uint8 pixels, resized by the library where its limits ask for that."""

@@ -77,6 +77,11 @@ class TextEncoder:
         encoder.to(device)
         return encoder
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What the device's time goes to."""
+        return (self.model,)
+
     def to(self, device: str) -> None:
         """Move the model."""
         self.model.to(device)

@@ -8,7 +8,7 @@ Letters: B batch, V vision-language tokens, D hidden size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from shards.format.sample import KIND_IMAGE, KIND_MARKER, KIND_NAMES, KIND_TEMPL
 
 IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 IMAGE_TOKEN_TYPE = 1  # in `mm_token_type_ids`; text is 0
+POSITIONS_TOGETHER = 512  # rows of up to so many tokens more have their positions calculated once
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class VisionLanguageEncoder:
             ),
             "none": (_template_alone(tokenizer), ""),
         }
+        # The library takes 6 ms for each row; pictures of one size have all but the length in common.
+        self._row_positions = lru_cache(64)(self._library_positions)
         self._captured: dict[int, torch.Tensor] = {}
         self._cut(layers)
 
@@ -155,6 +158,11 @@ class VisionLanguageEncoder:
     def _capture(self, layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
         self._captured[layer] = output[0] if isinstance(output, tuple) else output
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What the device's time goes to."""
+        return (self.model.visual, self.model.language_model)
+
     def to(self, device: str) -> None:
         """Move the model."""
         self.model.to(device)
@@ -189,7 +197,10 @@ class VisionLanguageEncoder:
     def _encode(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[VisionEncoding]:
         device = self.model.language_model.embed_tokens.weight.device
         patches, grid = self._patches(images, device)
-        seen = self.model.get_image_features(patches.to(self.model.visual.dtype), grid, return_dict=True)
+        seen = self.model.get_image_features(
+            patches.to(self.model.visual.dtype), grid.to(device), return_dict=True
+        )
+        # From here to the language model nothing looks at the device, so that it has the vision tower to run meanwhile.
         image_tokens = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
         tokens = [
             {mode: self._tokenize(mode, caption, count) for mode in self.text_modes}
@@ -235,17 +246,17 @@ class VisionLanguageEncoder:
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
             for mode, where in row.places.items():
                 positions[:, index, where] = self._positions(tokens[index][mode], grid[index])
-        device = grid.device
+        device = self.model.language_model.embed_tokens.weight.device
         # One mode needs no mask: attention is causal, and padding on the right is seen by nobody. Without a mask it
         # runs in the fastest kernel.
-        mask = _packed_mask(packed, longest).to(device) if len(self.text_modes) > 1 else None
+        mask = _packed_mask(packed, longest, device) if len(self.text_modes) > 1 else None
         ids = ids.to(device)
         self._captured.clear()
         self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions.to(device),
-            image_grid_thw=grid,
+            image_grid_thw=grid.to(device),
             mm_token_type_ids=(ids == self._image_id).int() * IMAGE_TOKEN_TYPE,
             mm_encoder_outputs={"image": seen},
             use_cache=False,
@@ -262,21 +273,31 @@ class VisionLanguageEncoder:
 
     def _positions(self, tokens: _Tokens, grid: torch.Tensor) -> torch.Tensor:
         """(3, V) rotary positions of one picture in one mode, as the library gives them."""
-        ids = torch.tensor([tokens.ids])
-        positions: torch.Tensor = self.model.get_rope_index(
-            ids, (ids == self._image_id).int() * IMAGE_TOKEN_TYPE, image_grid_thw=grid[None].cpu()
-        )[0]
+        count = len(tokens.ids)
+        room = -(-count // POSITIONS_TOGETHER) * POSITIONS_TOGETHER
+        return self._row_positions(tokens.ids.index(self._image_id), tuple(grid.tolist()), room)[:, :count]
+
+    def _library_positions(self, start: int, grid: tuple[int, int, int], length: int) -> torch.Tensor:
+        """(3, length) positions of a row of text whose token `start` begins a picture; text is counted on behind it."""
+        types = torch.zeros(1, length, dtype=torch.int32)
+        image_tokens = grid[0] * grid[1] * grid[2] // self.image_processor.merge_size**2
+        types[:, start : start + image_tokens] = IMAGE_TOKEN_TYPE
+        ids = torch.where(types == IMAGE_TOKEN_TYPE, self._image_id, 0)
+        positions: torch.Tensor = self.model.get_rope_index(ids, types, image_grid_thw=torch.tensor([grid]))[
+            0
+        ]
         return positions[:, 0]
 
 
-def _packed_mask(packed: Sequence[_Packed], longest: int) -> torch.Tensor:
+def _packed_mask(packed: Sequence[_Packed], longest: int, device: torch.device) -> torch.Tensor:
     """(B, 1, S, S) bool: each token of a row sees its own text mode up to itself; padding sees itself."""
-    mask = torch.eye(longest, dtype=torch.bool).expand(len(packed), 1, -1, -1).clone()
-    for index, row in enumerate(packed):
-        for where in row.places.values():
-            seen = torch.ones(len(where), len(where), dtype=torch.bool).tril()
-            mask[index, 0, where[:, None], where[None]] = seen
-    return mask
+    modes = torch.zeros(len(packed), len(packed[0].places), longest, dtype=torch.bool)
+    for of_row, row in zip(modes, packed, strict=True):
+        for of_mode, where in zip(of_row, row.places.values(), strict=True):
+            of_mode[where] = True
+    modes = modes.to(device)
+    together = (modes[:, :, :, None] & modes[:, :, None]).any(1)
+    return (together.tril() | torch.eye(longest, dtype=torch.bool, device=device))[:, None]
 
 
 def _template_alone(tokenizer: Any) -> str:

@@ -60,14 +60,15 @@ def masked_error(
         scalar; divided by the sum over all workers of mask times pair weight it is the loss.
     """
     kept = mask[..., None]
+    if loss in ("mse", "raw_mse"):  # in few passes over (B, L, D): beside a small network's step they count
+        squares = torch.where(kept, outputs - targets, 0.0).square() @ weights
+        return (squares.sum(-1) * pair_weights).sum() / weights.numel()
     outputs, targets = torch.where(kept, outputs, 0.0), torch.where(kept, targets, 0.0)
     if loss == "cosine":
         scale = weights.sqrt()
         errors = (1 - functional.cosine_similarity(outputs * scale, targets * scale, dim=-1)) * mask
-    elif loss == "huber":
-        errors = (functional.huber_loss(outputs, targets, reduction="none") * weights).mean(-1)
     else:
-        errors = ((outputs - targets) ** 2 * weights).mean(-1)
+        errors = (functional.huber_loss(outputs, targets, reduction="none") * weights).mean(-1)
     return (errors.sum(-1) * pair_weights).sum()
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import ray
 import torch
 
-from projector.making.shard_maker import ShardMaker, Step
+from projector.making.device_clock import DeviceClock
+from projector.making.shard_maker import STRETCH, ShardMaker, Step
 from ray_jobs.building.messages import Orders, Outcome, worker_name
 from ray_jobs.building.monitor import DEATHS_ALONE, DEATHS_FATAL
 from ray_jobs.building.shard_output import (
@@ -39,7 +40,9 @@ from shards.format.sample import Failure
 
 READER_SECONDS = 300.0  # to wait for a reader that died: a process with torch may start slowly
 WAITING_SECONDS = 1.0  # between two looks at whether the run is over, or whether a reader is back
-BATCHES_BEHIND = 2  # that wait to be written: more would only fill memory
+# Batches that wait to be written. Reading comes in bursts of a stretch and is faster than writing, so as many as that;
+# one of four 1024² samples in two layers and text modes takes 0.1 GB.
+BATCHES_BEHIND = STRETCH
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,26 @@ class _Attempt:
     failed: int = 0
     busy_seconds: float = 0.0
     behind: deque[tuple[Future[int], Sequence[PlannedSample]]] = field(default_factory=deque)  # being written
+    pen: ThreadPoolExecutor = field(
+        default_factory=partial(ThreadPoolExecutor, 1, thread_name_prefix="writer")
+    )
 
     def settle(self) -> None:
         """Count the samples of the oldest batch that were not sound, once it is written."""
         refused = self.behind.popleft()[0].result()
         self.made, self.failed = self.made - refused, self.failed + refused
 
+    def drop(self) -> None:
+        """Throw away what there is of the shard."""
+        self.pen.shutdown(cancel_futures=True)
+        self.where.drop(self.id)
+
 
 class ShardBuilder:
     """One process with models in memory; each call makes one shard.
 
-    Two calls run at once: the models are with one of them, while the other one's shard is being published.
+    Two calls run at once: the models are with one of them, while the rest of the other one's shard is being written
+    and published.
 
     Args:
         spec: what to build with.
@@ -110,6 +122,10 @@ class ShardBuilder:
         for note in maker.notes:
             self._ask("note", f"{itself}: {note}")
         return maker
+
+    @cached_property
+    def _clock(self) -> DeviceClock:
+        return DeviceClock(self._maker.modules)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self._monitor, method).remote(*arguments))
@@ -184,10 +200,10 @@ class ShardBuilder:
         try:
             whole = self._write(work)
         except BaseException:
-            where.drop(attempt)
+            work.drop()
             raise
         if not whole:
-            where.drop(attempt)
+            work.drop()
             return self._end(attempt, Outcome.STOPPED)
         wall = time.monotonic() - start
         work.circumstances = replace(
@@ -216,8 +232,13 @@ class ShardBuilder:
         return self._end(attempt, outcome, commit)
 
     def _publish(self, work: _Attempt) -> Outcome:
+        try:
+            self._settle(work)
+        except BaseException:
+            work.drop()
+            raise
         if not self._ask("may_publish", work.id):
-            work.where.drop(work.id)
+            work.drop()
             return Outcome.STOPPED
         commit = work.where.commit(work.id, work.circumstances)
         if commit.attempt != work.id:  # another build was first: this attempt was for nothing
@@ -230,35 +251,39 @@ class ShardBuilder:
         return outcome
 
     def _write(self, work: _Attempt) -> bool:
-        """Make the samples and have them written; False when the run stops before the shard's end.
+        """Make the samples; False when the run stops before the shard's end.
 
-        Samples are checked, counted and written behind a thread, while the device is at the next batch.
+        They are checked, counted and written by a thread, while the device is at the next batch or the next shard.
         """
         apart, given_up = self._suspects(work)
         most = 1 if apart else BATCHES_BEHIND  # one at a time, where it matters which one kills
-        with ThreadPoolExecutor(1, thread_name_prefix="writer") as pen:
-            for step in self._maker.steps(work.shard.samples, apart, given_up):
-                while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
-                    work.settle()
-                if not self._report(work, step.samples):
-                    return False
-                results = self._run(work, step)
-                if results:
-                    work.behind.append((pen.submit(work.where.write, work.id, results), step.samples))
-                    crash_point("mid-shard")
-            while work.behind:
-                self._report(work)
+        for step in self._maker.steps(work.shard.samples, apart, given_up):
+            while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
                 work.settle()
-        self._report(work)
+            if not self._report(work, step.samples):
+                return False
+            results = self._run(work, step)
+            if results:
+                work.behind.append((work.pen.submit(work.where.write, work.id, results), step.samples))
+                crash_point("mid-shard")
+        if apart:
+            self._settle(work)
         return True
+
+    def _settle(self, work: _Attempt) -> None:
+        """Wait until all samples are written."""
+        while work.behind:
+            self._report(work)
+            work.settle()
+        self._report(work)
+        work.pen.shutdown()
 
     def _run(self, work: _Attempt, step: Step) -> Sequence[Any]:
         for sample in step.samples:
             crash_point(f"sample-{sample.id}")
-        start = time.monotonic()
         with ending_with_the_device():
-            results = step.run()
-        work.busy_seconds += time.monotonic() - start
+            results, busy = self._clock.timed(step.run)
+        work.busy_seconds += busy
         failures = [result for result in results if isinstance(result, Failure)]
         work.made += len(results) - len(failures)
         work.failed += len(failures)

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from projector.making.batching import BatchMaker, DeviceBrokenError, device_is_broken, make_sound
+from projector.making.device_clock import DeviceClock
 from ray_jobs.cli.log import utc_now
 from shards.dataset.crash_points import crash_point
 from shards.dataset.dataset import Dataset
@@ -172,15 +172,19 @@ class Reader(Finisher):
         with loading(f"a reader's model cannot be loaded on {socket.gethostname()}", StorageError):
             return self._load()
 
+    @cached_property
+    def _clock(self) -> DeviceClock:
+        return DeviceClock(self._reader.modules)
+
     def write(self, attempt: str, results: Sequence[Any]) -> int:
         """Read pictures and write the samples; returns how many could not be read, or were not sound."""
         with self._model:
             torch.set_num_threads(1)  # in whichever thread this is; as in builders
             crash_point("reading")
-            found, start = self._opened(attempt), time.monotonic()
+            found = self._opened(attempt)
             with ending_with_the_device():
-                samples = make_sound(self._reader, results)
-            found.busy_seconds += time.monotonic() - start
+                samples, busy = self._clock.timed(partial(make_sound, self._reader, results))
+            found.busy_seconds += busy
         failed = sum(isinstance(item, Failure) for item in samples)
         return failed - sum(isinstance(item, Failure) for item in results) + super().write(attempt, samples)
 

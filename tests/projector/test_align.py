@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from projector.data.align import (
+    SINKHORN_ROUNDS,
     Alignment,
     area_pool,
     area_weights,
@@ -81,6 +84,21 @@ def test_transport_moves_equal_mass_from_every_token_to_every_token(s, t, streng
     torch.testing.assert_close(plan[1, 0], torch.full((t,), 1 / t).double(), atol=1e-6, rtol=1e-6)
     if strength < 3:  # the sharper, the slower the columns settle
         torch.testing.assert_close(plan[0].sum(0), torch.full((t,), s / t).double(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("strength", [1.0, 10.0, 100.0])
+def test_transport_is_sinkhorns_in_the_logarithm(strength):
+    torch.manual_seed(0)
+    similarity = strength * torch.randn(1, 9, 7)
+    similarity[0, 0, 0] = 250.0  # one pair of tokens that outdoes all others
+    scores, u, v = similarity.double(), torch.zeros(1, 9).double(), torch.zeros(1, 7).double()
+    for _ in range(SINKHORN_ROUNDS):
+        v = -math.log(7) - (scores + u[:, :, None]).logsumexp(1)
+        u = -math.log(9) - (scores + v[:, None]).logsumexp(2)
+    expected = 9 * (scores + u[:, :, None] + v[:, None]).exp()
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    found = transport_plan(similarity, mask, mask[:, :7])
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_masked_tokens_take_no_part_in_the_transport():

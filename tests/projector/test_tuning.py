@@ -46,21 +46,39 @@ def test_compiled_blocks_are_kept_where_steps_come_out_the_same_and_sooner(
     rows = [tuning.ROWS, tuning.LONGER_ROWS]
     eager = images.one_step(rows)
     steps_that_take(3.0, 3.0, 2.0, 1.0)
-    assert compile_checked(images, 2) == "compiled blocks: a step is 2.00 times as fast"
+    assert compile_checked(images, 2) == "compiled blocks: a step is 1.50 times as fast"
     assert used == [{"dynamic": True}]
     assert any(module._compiled_call_impl is not None for module in transformer.modules())
     assert (images.one_step(rows) - eager).norm() < 1e-4 * eager.norm()
 
 
-def test_compiled_blocks_that_are_not_faster_are_given_up(images, monkeypatch, steps_that_take):
+@pytest.mark.parametrize(
+    ("seconds", "times"),
+    [((1.0, 1.0, 1.0, 1.0), "1.00"), ((3.0, 1.0, 1.0, 1.25), "0.80"), ((1.0, 3.0, 1.0, 1.0), "1.00")],
+    ids=["never", "not with a mask", "with a mask only"],
+)
+def test_compiled_blocks_that_are_not_faster_are_given_up(
+    seconds, times, images, monkeypatch, steps_that_take
+):
     transformer = images.pipeline.transformer
     compiling = transformer.compile_repeated_blocks
     monkeypatch.setattr(
         transformer, "compile_repeated_blocks", lambda **options: compiling(backend="eager", **options)
     )
-    steps_that_take(1.0, 1.0, 1.0, 1.0)
-    assert compile_checked(images, 2) == "compiled blocks are not used: a step is 1.00 times as fast"
+    steps_that_take(*seconds)
+    assert compile_checked(images, 2) == f"compiled blocks are not used: a step is {times} times as fast"
     assert all(module._compiled_call_impl is None for module in transformer.modules())
+
+
+def test_steps_are_compared_without_a_mask_and_with_one(images, monkeypatch):
+    masked = []
+    images.pipeline.transformer.layers[0].register_forward_pre_hook(
+        lambda _, inputs: masked.append(inputs[1] is not None)
+    )
+    monkeypatch.setattr(images.pipeline.transformer, "compile_repeated_blocks", lambda **_: 1 / 0)
+    assert "ZeroDivisionError" in compile_checked(images, 2)
+    steps = 1 + tuning.TIMED_STEPS
+    assert masked == [False] * steps + [True] * steps
 
 
 def test_blocks_that_compute_something_else_are_given_up(images, monkeypatch):
@@ -132,4 +150,4 @@ def test_the_search_takes_real_steps_of_each_size(images, tiny_sources, monkeypa
     monkeypatch.setattr(images, "one_step", lambda rows: taken.append(len(rows)) or step(rows))
     monkeypatch.setattr(tuning, "fastest", lambda seconds: [seconds(size) > 0 for size in (1, 2)] and 2)
     assert find_batch_size(images, tiny_sources.image) == 2
-    assert taken == [1, 1, 2, 2], "one to warm up and one that counts"
+    assert taken == [1, 1, 1, 1, 2, 2, 2, 2], "one to warm up and three that count"

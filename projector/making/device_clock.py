@@ -1,0 +1,58 @@
+"""Seconds in which a device was at work, by its own clock: it may have waited while its process was busy."""
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Found = TypeVar("Found")
+
+
+class DeviceClock:
+    """Times the passes of models between events that the GPU records when it gets to them.
+
+    On a CPU the process is the device, and all of its work counts.
+
+    Args:
+        modules: whose passes count, none of them inside another.
+        event: makes what has `record`, `synchronize` and `elapsed_time`, in milliseconds; None: CUDA's own, where there
+            is a GPU.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], event: Callable[[], Any] | None = None) -> None:
+        if event is None and torch.cuda.is_available():
+            event = partial(torch.cuda.Event, enable_timing=True)
+        self._event = event
+        self._marks: list[Any] = []  # a pass's beginning, its end, the next one's beginning
+        if event is not None:
+            for module in modules:
+                module.register_forward_pre_hook(self._mark)
+                module.register_forward_hook(self._mark)
+
+    def _mark(self, *_: Any) -> None:
+        assert self._event is not None
+        mark = self._event()
+        mark.record()
+        self._marks.append(mark)
+
+    def timed(self, work: Callable[[], Found]) -> tuple[Found, float]:
+        """Do some work.
+
+        Args:
+            work: whose models run on the current stream; its results need not be there when it returns.
+
+        Returns:
+            what it returns, and the seconds in which the device was at it.
+        """
+        begun = time.monotonic()
+        self._marks.clear()  # what failed may have left a beginning without an end
+        found = work()
+        if self._event is None:
+            return found, time.monotonic() - begun
+        if self._marks:
+            self._marks[-1].synchronize()
+        passes = zip(self._marks[::2], self._marks[1::2], strict=True)
+        return found, sum(first.elapsed_time(last) for first, last in passes) / 1e3
