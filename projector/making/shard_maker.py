@@ -1,9 +1,7 @@
-"""How a shard goes through the models: in steps, between which the run is told how far it is and may stop."""
+"""How a shard goes through the models: in the steps that a builder takes (`steps`)."""
 
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -12,6 +10,7 @@ import torch
 
 from projector.making.batching import BatchMaker, make_sound, raise_if_device_is_broken
 from projector.making.generated import PairSettings, PictureMaker, PictureReader, PictureSource
+from projector.making.steps import ShardMaker, Step
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources, read_ahead
 from shards.format.plan import PlannedSample
@@ -24,44 +23,15 @@ Made = TypeVar("Made")
 STRETCH = 16
 
 
-@dataclass(frozen=True)
-class Step:
-    """One thing a device does on its way through a shard.
+class ModelMaker(ShardMaker):
+    """A maker that has models."""
 
-    Attributes:
-        samples: at work in it.
-        run: does it, and returns what it finished, in plan order over all steps: nothing, samples, or what another
-            process makes samples of.
-    """
-
-    samples: Sequence[PlannedSample]
-    run: Callable[[], Sequence[Any]]
+    def prepare_thread(self) -> None:
+        """Compute in one thread on a CPU: sums must not depend on how many cores happened to be free."""
+        torch.set_num_threads(1)
 
 
-class ShardMaker(ABC):
-    """What leads a shard's samples through the models.
-
-    Args:
-        notes: what people should know of how it works.
-    """
-
-    def __init__(self, notes: Sequence[str] = ()) -> None:
-        self.notes = tuple(notes)
-
-    @abstractmethod
-    def steps(
-        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
-    ) -> Iterator[Step]:
-        """The steps of a shard; the same arguments give the same batches.
-
-        Args:
-            planned: the shard's samples.
-            apart: ids of samples that are made alone, to find out which one kills workers.
-            given_up: why samples are not made at all, by id.
-        """
-
-
-class InOneStage(ShardMaker):
+class InOneStage(ModelMaker):
     """One maker takes planned samples to the end.
 
     Args:
@@ -164,7 +134,7 @@ def make_wanted(
     return maker.make(batch) if failure is None else [failure]
 
 
-class FusedMaker(ShardMaker):
+class FusedMaker(ModelMaker):
     """All models on one device.
 
     Args:
@@ -236,7 +206,7 @@ class FusedMaker(ShardMaker):
             yield Step(wanted(batch, given_up), partial(read, batch))
 
 
-class StagedMaker(ShardMaker):
+class StagedMaker(ModelMaker):
     """The half that makes pictures; what it finishes is read elsewhere.
 
     Args:

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
-from projector.making.shard_maker import ShardMaker, Step
+from projector.making.steps import ShardMaker, Step
 from ray_jobs.building.messages import Orders, Outcome, worker_name
 from ray_jobs.building.monitor import DEATHS_ALONE, DEATHS_FATAL
 from ray_jobs.building.shard_output import (
@@ -126,9 +125,6 @@ class ShardBuilder:
     def _one(self) -> Outcome:
         """Ask for a shard and see it through."""
         with self._models:
-            # One thread per builder on a CPU: sums must not depend on how many cores happened to be free. Set here,
-            # since each thread of this process has a number of its own.
-            torch.set_num_threads(1)
             if self._left_out:
                 return Outcome.NOTHING
             attempt = uuid.uuid4().hex
@@ -236,6 +232,7 @@ class ShardBuilder:
         """
         apart, given_up = self._suspects(work)
         most = 1 if apart else BATCHES_BEHIND  # one at a time, where it matters which one kills
+        self._maker.prepare_thread()
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as pen:
             for step in self._maker.steps(work.shard.samples, apart, given_up):
                 while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
