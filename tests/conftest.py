@@ -16,6 +16,10 @@ from tests_support import SETTINGS, a_plan, commit_shard
 # Each server is started once, whichever rooms use it.
 __all__ = ["fault_proxy", "given", "make_dataset", "moto", "rclone", "strict", "strict_tls"]
 
+# Jobs that run in this process join a head that wants a token, and Ray reads this when it is imported.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 # Files whose tests share a Ray head and what was built on it.
 ON_ONE_HEAD = ("test_build", "test_compare", "test_evaluate", "test_extract", "test_import", "test_train")
 
