@@ -41,8 +41,8 @@ def nodes():
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny_models(tmp_path_factory.mktemp("models") / "tiny")
+def tiny(common_folder):
+    return make_tiny_models(common_folder / "tiny")
 
 
 @pytest.fixture(scope="module")

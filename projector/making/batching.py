@@ -7,15 +7,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from projector.making.broken_device import DeviceBrokenError, device_is_broken
 from shards.errors import CorruptShardError, StorageError
 from shards.format.sample import Failure, Sample
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
-
-
-class DeviceBrokenError(RuntimeError):
-    """A GPU that fails at whatever it is asked until its process ends, as after an illegal memory access."""
 
 
 class BatchMaker(ABC, Generic[Item, Made]):
@@ -76,19 +73,6 @@ def raise_if_device_is_broken(error: Exception) -> None:
     """Raise DeviceBrokenError where an error left the GPU useless; its words are those of the error."""
     if device_is_broken():
         raise DeviceBrokenError(" ".join(str(error).split())[:500]) from error
-
-
-def device_is_broken() -> bool:
-    """Whether this process's GPU, where it has used one, no longer does even the simplest thing."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return False
-    try:
-        torch.zeros(1, device="cuda").item()
-    except torch.OutOfMemoryError:
-        return False
-    except RuntimeError:
-        return True
-    return False
 
 
 class Stage:

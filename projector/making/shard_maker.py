@@ -1,9 +1,7 @@
-"""How a shard goes through the models: in steps, between which the run is told how far it is and may stop."""
+"""How a shard goes through the models: in the steps that a builder takes (`steps`)."""
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -12,58 +10,40 @@ import torch
 from torch import nn
 
 from projector.making.batching import BatchMaker, make_sound, raise_if_device_is_broken
+from projector.making.device_clock import DeviceClock
 from projector.making.generated import PairSettings, PictureMaker, PictureReader, PictureSource
+from projector.making.steps import STRETCH, ShardMaker, Step
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources, read_ahead
 from shards.format.plan import PlannedSample
 from shards.format.sample import Failure, Sample
 
 Made = TypeVar("Made")
-# Batches made up by length at a time. Their pictures wait until they are read in plan order: 5 MB each at 1024².
-# Of the built-in prompts in batches of four 11% are then of mixed lengths, of 85% in plan order
-# (`benchmarks/batch_masks.py`).
-STRETCH = 16
+Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One thing a device does on its way through a shard.
-
-    Attributes:
-        samples: at work in it.
-        run: does it, and returns what it finished, in plan order over all steps: nothing, samples, or what another
-            process makes samples of.
-    """
-
-    samples: Sequence[PlannedSample]
-    run: Callable[[], Sequence[Any]]
-
-
-class ShardMaker(ABC):
-    """What leads a shard's samples through the models.
+class ModelMaker(ShardMaker):
+    """A maker that has models.
 
     Args:
-        notes: what people should know of how it works.
         modules: parts of models that the device's time goes to.
+        notes: what people should know of how it works.
     """
 
-    def __init__(self, notes: Sequence[str] = (), modules: Sequence[nn.Module] = ()) -> None:
-        self.notes, self.modules = tuple(notes), tuple(modules)
+    def __init__(self, modules: Sequence[nn.Module], notes: Sequence[str] = ()) -> None:
+        super().__init__(notes)
+        self._clock = DeviceClock(modules)
 
-    @abstractmethod
-    def steps(
-        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
-    ) -> Iterator[Step]:
-        """The steps of a shard; the same arguments give the same batches.
+    def timed(self, work: Callable[[], Found]) -> tuple[Found, float]:
+        """See `DeviceClock.timed`."""
+        return self._clock.timed(work)
 
-        Args:
-            planned: the shard's samples.
-            apart: ids of samples that are made alone, to find out which one kills workers.
-            given_up: why samples are not made at all, by id.
-        """
+    def prepare_thread(self) -> None:
+        """Compute in one thread on a CPU: sums must not depend on how many cores happened to be free."""
+        torch.set_num_threads(1)
 
 
-class InOneStage(ShardMaker):
+class InOneStage(ModelMaker):
     """One maker takes planned samples to the end.
 
     Args:
@@ -71,7 +51,7 @@ class InOneStage(ShardMaker):
     """
 
     def __init__(self, maker: BatchMaker[PlannedSample, Any]) -> None:
-        super().__init__(modules=maker.modules)
+        super().__init__(maker.modules)
         self.maker = maker
 
     def steps(
@@ -166,7 +146,7 @@ def make_wanted(
     return maker.make(batch) if failure is None else [failure]
 
 
-class FusedMaker(ShardMaker):
+class FusedMaker(ModelMaker):
     """All models on one device.
 
     Args:
@@ -175,7 +155,7 @@ class FusedMaker(ShardMaker):
     """
 
     def __init__(self, pictures: PictureSource, reader: PictureReader, *, in_turn: bool = False) -> None:
-        super().__init__(pictures.notes, (*pictures.modules, *reader.modules))
+        super().__init__((*pictures.modules, *reader.modules), pictures.notes)
         self.pictures, self.reader = pictures, reader
         self._in_turn = in_turn
 
@@ -238,7 +218,7 @@ class FusedMaker(ShardMaker):
             yield Step(wanted(batch, given_up), partial(read, batch))
 
 
-class StagedMaker(ShardMaker):
+class StagedMaker(ModelMaker):
     """The half that makes pictures; what it finishes is read elsewhere.
 
     Args:
@@ -246,7 +226,7 @@ class StagedMaker(ShardMaker):
     """
 
     def __init__(self, pictures: PictureMaker) -> None:
-        super().__init__(pictures.notes, pictures.modules)
+        super().__init__(pictures.modules, pictures.notes)
         self.pictures = pictures
 
     @classmethod

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
-from projector.making.device_clock import DeviceClock
-from projector.making.shard_maker import STRETCH, ShardMaker, Step
+from projector.making.steps import STRETCH, ShardMaker, Step
 from ray_jobs.building.messages import Orders, Outcome, worker_name
 from ray_jobs.building.monitor import DEATHS_ALONE, DEATHS_FATAL
 from ray_jobs.building.shard_output import (
@@ -123,10 +121,6 @@ class ShardBuilder:
             self._ask("note", f"{itself}: {note}")
         return maker
 
-    @cached_property
-    def _clock(self) -> DeviceClock:
-        return DeviceClock(self._maker.modules)
-
     def _ask(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self._monitor, method).remote(*arguments))
 
@@ -142,9 +136,6 @@ class ShardBuilder:
     def _one(self) -> Outcome:
         """Ask for a shard and see it through."""
         with self._models:
-            # One thread per builder on a CPU: sums must not depend on how many cores happened to be free. Set here,
-            # since each thread of this process has a number of its own.
-            torch.set_num_threads(1)
             if self._left_out:
                 return Outcome.NOTHING
             attempt = uuid.uuid4().hex
@@ -257,6 +248,7 @@ class ShardBuilder:
         """
         apart, given_up = self._suspects(work)
         most = 1 if apart else BATCHES_BEHIND  # one at a time, where it matters which one kills
+        self._maker.prepare_thread()
         for step in self._maker.steps(work.shard.samples, apart, given_up):
             while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
                 work.settle()
@@ -282,7 +274,7 @@ class ShardBuilder:
         for sample in step.samples:
             crash_point(f"sample-{sample.id}")
         with ending_with_the_device():
-            results, busy = self._clock.timed(step.run)
+            results, busy = self._maker.timed(step.run)
         work.busy_seconds += busy
         failures = [result for result in results if isinstance(result, Failure)]
         work.made += len(results) - len(failures)

@@ -12,14 +12,15 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from projector.making.shard_maker import ShardMaker
+from projector.making.steps import ShardMaker
 from projector.models.resolve import ModelSource
 from ray_jobs.building.builder import BuilderSpec, ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import Outcome, Snapshot
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
+from ray_jobs.building.reader import Reader
 from ray_jobs.building.run_account import RECORD_SECONDS, Account
-from ray_jobs.building.shard_output import FinishSpec, Reader
+from ray_jobs.building.shard_output import FinishSpec
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import MakingOptions

@@ -1,9 +1,7 @@
-"""Where a shard's samples are checked, written and committed: in the builder, or in a reader that it sends them to."""
+"""Where a shard is checked, written and committed: in the builder, or in the `Reader` that it sends its samples to."""
 
 import json
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +9,10 @@ from functools import cached_property, partial
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayTaskError
 
-from projector.making.batching import BatchMaker, DeviceBrokenError, device_is_broken, make_sound
-from projector.making.device_clock import DeviceClock
+from projector.making.broken_device import DeviceBrokenError, device_is_broken
 from ray_jobs.cli.log import utc_now
-from shards.dataset.crash_points import crash_point
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
 from shards.errors import StorageError
@@ -152,41 +147,6 @@ class Finisher:
         """Throw away what an attempt has open."""
         if attempt in self._open:
             self._open.pop(attempt).stack.close()
-
-
-class Reader(Finisher):
-    """A finisher that gets pictures, with a vision-language model to read them; a Ray actor that builders share.
-
-    Args:
-        spec: what to write, and where to.
-        make_reader: loads the model.
-    """
-
-    def __init__(self, spec: FinishSpec, make_reader: Callable[[], BatchMaker[Any, Sample]]) -> None:
-        super().__init__(spec)
-        self._load = make_reader
-        self._model = threading.Lock()  # one batch at a time, while other shards are written and published
-
-    @cached_property
-    def _reader(self) -> BatchMaker[Any, Sample]:
-        with loading(f"a reader's model cannot be loaded on {socket.gethostname()}", StorageError):
-            return self._load()
-
-    @cached_property
-    def _clock(self) -> DeviceClock:
-        return DeviceClock(self._reader.modules)
-
-    def write(self, attempt: str, results: Sequence[Any]) -> int:
-        """Read pictures and write the samples; returns how many could not be read, or were not sound."""
-        with self._model:
-            torch.set_num_threads(1)  # in whichever thread this is; as in builders
-            crash_point("reading")
-            found = self._opened(attempt)
-            with ending_with_the_device():
-                samples, busy = self._clock.timed(partial(make_sound, self._reader, results))
-            found.busy_seconds += busy
-        failed = sum(isinstance(item, Failure) for item in samples)
-        return failed - sum(isinstance(item, Failure) for item in results) + super().write(attempt, samples)
 
 
 class Remote:

@@ -4,7 +4,6 @@ import os
 import socket
 
 import ray
-import torch
 
 from shards.format.commit import Maker
 
@@ -31,5 +30,7 @@ def device_name() -> str:
     ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
     if not ids:
         return "CPU"
+    import torch  # here, where a device is at hand: without one a builder may have no use for it
+
     kind = torch.cuda.get_device_name() if torch.cuda.is_available() else "declared, no device found"
     return f"GPU {','.join(ids)} ({kind})"

@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from projector.making.generated import PairSettings, PictureReader
-from projector.making.shard_maker import FusedMaker, ShardMaker, StagedMaker
+from projector.making.shard_maker import FusedMaker, StagedMaker
+from projector.making.steps import ShardMaker
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from ray_jobs.building.build_plan import plan_of, prompts_of

@@ -10,7 +10,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from projector.making.shard_maker import ShardMaker
+from projector.making.steps import ShardMaker
 from projector.models.resolve import resolve_models
 from projector.options import TrainOptions
 from projector.training.passes import forward_passes

@@ -1,4 +1,4 @@
-"""The tiny models, made once a session, and one thread where sums are compared."""
+"""The tiny models, made once a run, and one thread where sums are compared."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from projector.options import ModelPaths
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
+def tiny(common_folder):
     """Folder with the tiny models: `image` and `vl`."""
-    return make_tiny_models(tmp_path_factory.mktemp("models") / "tiny")
+    return make_tiny_models(common_folder / "tiny")
 
 
 @pytest.fixture(scope="session")

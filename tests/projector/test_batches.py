@@ -3,7 +3,8 @@
 import pytest
 
 from projector.making import batching as batches
-from projector.making.batching import BatchMaker, DeviceBrokenError
+from projector.making.batching import BatchMaker
+from projector.making.broken_device import DeviceBrokenError
 from shards.format.sample import Failure
 
 

@@ -28,9 +28,9 @@ def test_processes_that_ask_at_once_get_one_whole_folder(tiny, tmp_path):
     code = "import sys, pathlib; from projector.models.tiny import make_tiny_models as m; m(pathlib.Path(sys.argv[1]))"
     asking = [
         subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "models")])
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [process.wait(timeout=120) for process in asking] == [0, 0, 0]
+    assert [process.wait(timeout=120) for process in asking] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
     assert file_hashes(tmp_path / "models") == file_hashes(tiny)
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 CHILD = """
-from projector.making.batching import DeviceBrokenError
+from projector.making.broken_device import DeviceBrokenError
 from ray_jobs.building.shard_output import ending_with_the_device
 with ending_with_the_device():
     print("at work", flush=True)

@@ -18,7 +18,8 @@ from ray_jobs.building.builder import BuilderSpec, ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import Outcome
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
-from ray_jobs.building.shard_output import Finisher, FinishSpec, Reader
+from ray_jobs.building.reader import Reader
+from ray_jobs.building.shard_output import Finisher, FinishSpec
 from ray_jobs.cluster import this_actor
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError

@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import RayTaskError, UserCodeException
 
 from ray_jobs.cluster.connect import plain_error
-from ray_support import RAY, ROOT, build_command, bytes_of, kill, processes_of
+from ray_support import RAY, ROOT, build_command, bytes_of, kill, processes_of, stand_in_command
 from shards.errors import StorageError, UsageError
 from shards.tools.verify import verify
 
@@ -45,19 +45,19 @@ def wait_until(condition, process, seconds=120):
         time.sleep(0.05)
 
 
-def test_two_local_builds_have_a_cluster_each(environment, undisturbed, tmp_path):
+def test_two_local_builds_have_a_cluster_each(environment, undisturbed_stand_in, tmp_path):
     hanging = tmp_path / "hanging"
     hook = {"SHARDS_CRASH_AT": "mid-shard", "SHARDS_CRASH_HOW": "hang", "SHARDS_CRASH_ONCE": str(hanging)}
-    with session(build_command(tmp_path / "first", actors=1), environment | hook) as first:
+    with session(stand_in_command(tmp_path / "first", actors=1), environment | hook) as first:
         wait_until(hanging.exists, first)
-        with session(build_command(tmp_path / "second"), environment) as second:
+        with session(stand_in_command(tmp_path / "second"), environment) as second:
             wait_until(lambda: list((tmp_path / "second").glob("_commit/*.json")), second)
             names = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(first.pid))
             assert "gcs_server" in names
             assert "raylet" in names
             kill(first)
             assert second.wait(timeout=120) == 0
-    assert_same(tmp_path / "second", undisturbed)
+    assert_same(tmp_path / "second", undisturbed_stand_in)
 
 
 # A driver on a head without a GPU; the hook is in the environment of one node alone, so only a builder there hangs

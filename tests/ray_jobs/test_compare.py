@@ -1,8 +1,7 @@
 """`compare` for real on a built dataset; what it refuses before a model loads; how work is spread and stopped."""
 
 import json
-import subprocess
-import sys
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +30,7 @@ from ray_jobs.jobs import compare_outcome
 from ray_jobs.jobs.compare import SETTINGS, claim, identity_of, listed, settings_of
 from ray_jobs.jobs.compare_inputs import cases_to_make, known_of, modes_of, scorer_of
 from ray_jobs.jobs.compare_outcome import comparison, put_grids
-from ray_support import ROOT
+from ray_support import run_here
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.errors import StorageError, UsageError
@@ -63,31 +62,19 @@ def compare_words(checkpoint, **changes):
     return words
 
 
-# Both comparisons in one process with one cluster: between them the state is kept, and one picture is lost.
-TWICE = """
-import json, shutil, sys
-from pathlib import Path
-from ray_jobs.__main__ import main
-from ray_jobs.cluster.connect import connected
-first, second, output = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
-with connected():
-    code = main(first)
-    shutil.copytree(output, output.with_name("before"))
-    next(output.glob("pictures/*/projector.blend.0.5.png")).unlink()
-    sys.exit(code or main(second))
-"""
-
-
 @pytest.fixture(scope="module")
 def compared(head, checkpoint, tmp_path_factory):
     """What a comparison left, what it left after growing, and what both printed."""
     folder = tmp_path_factory.mktemp("compared")
     first = compare_words(checkpoint, output=folder / "after", actors=1)
     second = compare_words(checkpoint, output=folder / "after", actors=1, alphas="0,0.5,1", scorer="none")
-    words = [sys.executable, "-c", TWICE, json.dumps(first), json.dumps(second), str(folder / "after")]
-    done = subprocess.run(words, env=head.environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = run_here(first, head.environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "before", folder / "after", done.stdout
+    shutil.copytree(folder / "after", folder / "before")
+    next(folder.glob("after/pictures/*/projector.blend.0.5.png")).unlink()
+    again = run_here(second, head.environment)
+    assert again.returncode == 0, again.stdout + again.stderr
+    return folder / "before", folder / "after", done.stdout + again.stdout
 
 
 def content_of(folder):

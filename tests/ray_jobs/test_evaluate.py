@@ -1,8 +1,6 @@
 """`evaluate` as users start it: several projectors, the control, workers; what is refused before a model loads."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import ray
@@ -11,7 +9,7 @@ from projector.data.pairs import load_pairs
 from projector.options import TrainOptions
 from projector.training.loop import train
 from ray_jobs.__main__ import main
-from ray_support import ROOT
+from ray_support import run_here
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +30,24 @@ def trained(undisturbed, tmp_path_factory):
     return root
 
 
-def evaluate(environment, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "ray_jobs", "evaluate", *words],
-        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.ray
 def test_workers_and_the_control(head, trained, tmp_path):
     words = [
-        "--evaluate.checkpoint", str(trained / "ridge"),
+        "evaluate", "--evaluate.checkpoint", str(trained / "ridge"),
         "--evaluate.others", json.dumps({"linear": str(trained / "linear")}),
     ]  # fmt: skip
-    alone = evaluate(head.environment, *words, "--evaluate.output", str(tmp_path / "alone"))
+    alone = run_here([*words, "--evaluate.output", str(tmp_path / "alone")], head.environment)
     assert alone.returncode == 0, alone.stderr
-    shared = evaluate(
-        head.environment, *words, "--evaluate.output", str(tmp_path / "shared"),
-        "--evaluate.workers", "2", "--evaluate.models", "tiny",
-    )  # fmt: skip
+    more = [
+        "--evaluate.output",
+        str(tmp_path / "shared"),
+        "--evaluate.workers",
+        "2",
+        "--evaluate.models",
+        "tiny",
+    ]
+    shared = run_here([*words, *more], head.environment)
     assert shared.returncode == 0, shared.stderr
     one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("alone", "shared"))
     assert one["split"] == two["split"] == "test"

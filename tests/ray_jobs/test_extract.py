@@ -16,7 +16,7 @@ from projector.making.generated import as_array
 from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.__main__ import main
-from ray_support import ROOT, with_workers
+from ray_support import ROOT, options_of, run_here, with_workers
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_plan, read_samples
 from shards.format.sample import open_image
@@ -27,23 +27,8 @@ from shards.tools.verify import verify
 pytestmark = pytest.mark.ray
 
 
-def extract_command(data, output, **changes):
-    words = [sys.executable, "-m", "ray_jobs", "extract"]
-    options = {"data": data, "output": output, "layers": "-8,-6", "batch_size": 2} | changes
-    for name, value in options.items():
-        words += [f"--extract.{name}", str(value)]
-    return words
-
-
-def run_extract(environment, data, output, **changes):
-    return subprocess.run(
-        extract_command(data, output, **changes),
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+def extract_words(data, output, **changes):
+    return options_of("extract", data=data, output=output, **{"layers": "-8,-6", "batch_size": 2} | changes)
 
 
 def opened(root):
@@ -76,7 +61,14 @@ def poisoned(head, tmp_path_factory):
 def extracted(undisturbed, vl_alone, poisoned, tmp_path_factory):
     """The undisturbed build's pictures, read again without any image model."""
     output = tmp_path_factory.mktemp("extracted") / "data"
-    done = run_extract(poisoned, undisturbed, output, vl=vl_alone)
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_jobs", *map(str, extract_words(undisturbed, output, vl=vl_alone))],
+        env=poisoned,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0].startswith(f"24 samples of {undisturbed} in ")
     assert "extract: 24/24 samples (100%)" in done.stdout
@@ -129,7 +121,7 @@ def test_a_new_layer_is_that_of_the_encoder_run_by_hand(undisturbed, extracted, 
 
 def test_run_again_it_makes_nothing(undisturbed, extracted, vl_alone, poisoned):
     before = {path: path.stat().st_mtime_ns for path in extracted.glob("*/*")}
-    done = run_extract(poisoned, undisturbed, extracted, vl=vl_alone)
+    done = run_here(extract_words(undisturbed, extracted, vl=vl_alone), poisoned)
     assert done.returncode == 0, done.stderr
     assert "0 to make" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in extracted.glob("*/*")} == before
@@ -145,20 +137,19 @@ def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
     last = read_plan(opened(source)).shards[-1]
     uncommit(opened(source), [last.name])  # as if the build had been stopped before its last shard
     options = {"layers": -12, "text_modes": "none", "vl_tokens": "pooled:2", "actors": 1}
-    first = run_extract(head.environment, source, output, **options)
+    first = run_here(extract_words(source, output, **options), head.environment)
     assert first.returncode == 0, first.stderr
     made = {path: path.read_bytes() for path in output.glob("*/pairs-*")}
     assert verify(str(output)).complete
     assert run_build(source).returncode == 0
-    second = run_extract(head.environment, source, output, **options)
+    second = run_here(extract_words(source, output, **options), head.environment)
     assert second.returncode == 0, second.stderr
     assert "1 to make" in second.stdout
     assert made.items() <= {path: path.read_bytes() for path in output.glob("*/pairs-*")}.items()
     findings = verify(str(output))
     assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
     uncommit(opened(source), [last.name])
-    words = extract_command(source, output, **options)[3:]
-    assert main(words) == 2
+    assert main(extract_words(source, output, **options)) == 2
     assert "was planned for 24; complete the source first" in capsys.readouterr().err
 
 
@@ -169,7 +160,7 @@ def test_a_damaged_source_stops_the_run_and_fails_no_sample(undisturbed, head, t
     data = bytearray(tar.read_bytes())
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
-    done = run_extract(head.environment, source, output, actors=1)
+    done = run_here(extract_words(source, output, actors=1), head.environment)
     assert done.returncode == 1
     assert f"source {source}: " in done.stdout, done.stdout + done.stderr
     assert "has SHA-256" in done.stdout
@@ -189,7 +180,7 @@ def refusal(monkeypatch, environment, capsys):
     )
 
     def refuse(data, output, **changes):
-        assert main(extract_command(data, output, **changes)[3:]) == 2
+        assert main(extract_words(data, output, **changes)) == 2
         captured = capsys.readouterr()
         assert captured.err.startswith("error: ")
         assert captured.err.count("\n") == 1

@@ -17,6 +17,11 @@ PAGE = "docs/guide.md"
 TINY, REAL = (text for language, text in blocks(PAGE) if language == "yaml")
 
 
+@pytest.fixture(scope="module")
+def head(head_with_dashboard):
+    return head_with_dashboard
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """The project as a reader has it in a folder, with the page's first run.yaml in it."""

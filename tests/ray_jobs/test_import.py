@@ -18,8 +18,8 @@ from projector.making.generated import as_array
 from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.text_encoder import TextEncoder
 from ray_jobs.__main__ import main
-from ray_support import ROOT, bytes_of, kill, with_workers
-from s3_support import moto, use
+from ray_support import ROOT, bytes_of, kill, options_of, run_here, with_workers
+from s3_support import use
 from shards.dataset.dataset import Dataset
 from shards.dataset.failed_samples import failures, retryable
 from shards.dataset.read import read_samples
@@ -27,13 +27,11 @@ from shards.stores.local import open_storage
 from shards.tools.gc_and_repair import collect_garbage
 from shards.tools.verify import verify
 
-__all__ = ["moto"]
 pytestmark = pytest.mark.ray
 PICTURES = 24
 
 
-def import_command(output, **changes):
-    words = [sys.executable, "-m", "ray_jobs", "import", "--import.output", str(output)]
+def import_words(output, **changes):
     options = {
         "samples_per_shard": 2,
         "val_fraction": 0.25,
@@ -41,19 +39,22 @@ def import_command(output, **changes):
         "max_side": 44,
         "batch_size": 2,
     } | changes
-    for name, value in options.items():
-        words += [f"--import.{name}", str(value)]
-    return words
+    return options_of("import", output=output, **options)
 
 
-def run_import(environment, output, **changes):
+def import_command(output, **changes):
+    return [sys.executable, "-m", "ray_jobs", *import_words(output, **changes)]
+
+
+def run_alone(environment, output, **changes):
+    """In a process of its own."""
     return subprocess.run(
         import_command(output, **changes),
         env=environment,
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
 
 
@@ -92,7 +93,7 @@ def coco(tmp_path_factory):
 def imported(coco, poisoned, readers_alone, tmp_path_factory):
     """That COCO, imported by one actor without anything disturbing it."""
     output = tmp_path_factory.mktemp("imported") / "data"
-    done = run_import(poisoned, output, actors=1, **coco, **readers_alone)
+    done = run_alone(poisoned, output, actors=1, **coco, **readers_alone)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(
         f"the source holds {PICTURES} samples to take; left out: 48 further caption\n"
@@ -172,7 +173,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(
         kill(process)
     made = {path: path.stat().st_ino for path in output.glob("_commit/*.json")}
     assert 0 < len(made) < len(list(imported.glob("_commit/*.json")))
-    done = run_import(head.environment, output, actors=2, **coco, **readers_alone)
+    done = run_here(import_words(output, actors=2, **coco, **readers_alone), head.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert bytes_of(output) == bytes_of(imported)
     assert {path: path.stat().st_ino for path in made} == made
@@ -180,12 +181,12 @@ def test_killed_in_the_middle_it_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_it_grows_and_leaves_the_first_as_they_were(imported, coco, poisoned, readers_alone, tmp_path):
+def test_it_grows_and_leaves_the_first_as_they_were(imported, coco, head, readers_alone, tmp_path):
     output = tmp_path / "data"
     options = {**coco, **readers_alone, "actors": 1}
-    assert run_import(poisoned, output, samples=10, **options).returncode == 0
+    assert run_here(import_words(output, samples=10, **options), head.environment).returncode == 0
     before = bytes_of(output)
-    grown = run_import(poisoned, output, samples=20, append="true", **options)
+    grown = run_here(import_words(output, samples=20, append="true", **options), head.environment)
     assert grown.returncode == 0, grown.stdout + grown.stderr
     assert before.items() <= bytes_of(output).items()
     ids = {sample.metadata["id"] for sample in read_samples(opened(output), image=False, tensors=())}
@@ -193,15 +194,21 @@ def test_it_grows_and_leaves_the_first_as_they_were(imported, coco, poisoned, re
     assert verify(str(output)).problems == []
 
 
-def test_corrupt_pictures_are_written_down_once(poisoned, readers_alone, tmp_path):
+def test_corrupt_pictures_are_written_down_once(head, readers_alone, tmp_path):
     folder = write_laion(tmp_path / "laion", per_tar=20)
     broken = list(laion_samples(range(40, 44)))
     broken[0] = ("000000040.jpg", encoded(40)[:-200])
     broken[3] = ("000000041.jpg", b"<html>moved</html>")
     broken[6] = ("000000042.jpg", b"")
     (folder / "00002.tar").write_bytes(tar_of(broken))
-    options = {"kind": "webdataset", "source": folder, **readers_alone}
-    done = run_import(poisoned, tmp_path / "data", max_failed_fraction=0.2, **options)
+    options = {
+        "kind": "webdataset",
+        "source": folder,
+        "actors": 1,
+        "max_failed_fraction": 0.2,
+        **readers_alone,
+    }
+    done = run_here(import_words(tmp_path / "data", **options), head.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "complete: 41 samples, 3 failed" in done.stdout
     rows = failures(opened(tmp_path / "data"))
@@ -212,14 +219,13 @@ def test_corrupt_pictures_are_written_down_once(poisoned, readers_alone, tmp_pat
     assert (findings.problems, findings.complete) == ([], True)
 
 
-def test_failures_that_come_again_are_named_and_not_answered_with_run_it_again(
-    poisoned, readers_alone, tmp_path
-):
+def test_failures_that_come_again_are_named_and_not_answered_with_run_it_again(head, readers_alone, tmp_path):
     for number in range(30):
         data = encoded(number) if number % 2 else b"<html>moved</html>"
         (tmp_path / f"{number:02d}.jpg").write_bytes(data)
         (tmp_path / f"{number:02d}.txt").write_text(f"picture {number}\n")
-    done = run_import(poisoned, tmp_path / "data", kind="folder", source=tmp_path, actors=1, **readers_alone)
+    words = import_words(tmp_path / "data", kind="folder", source=tmp_path, actors=1, **readers_alone)
+    done = run_here(words, head.environment)
     assert done.returncode == 1, done.stdout + done.stderr
     first, second, *_, last = done.stdout.splitlines()
     assert first == "the source holds 30 samples to take"
@@ -241,7 +247,7 @@ def test_from_s3_to_s3(moto, environment, readers_alone, tmp_path, monkeypatch):
         moto.client.upload_file(str(path), bucket, f"laion/{path.name}")
     source, output = f"s3://{bucket}/laion/{{00000..00001}}.tar", f"s3://{bucket}/data"
     options = {"kind": "webdataset", "captions": "all", "min_similarity": 0.21, **readers_alone}
-    done = run_import(environment | moto.env, output, source=source, **options)
+    done = run_alone(environment | moto.env, output, source=source, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert moto.secret_key not in done.stdout + done.stderr
     findings = verify(output)
@@ -260,7 +266,7 @@ def refusal(monkeypatch, environment, capsys):
     )
 
     def refuse(output, **changes):
-        assert main(import_command(output, **changes)[3:]) == 2
+        assert main(import_words(output, **changes)) == 2
         captured = capsys.readouterr()
         assert captured.err.startswith("error: ")
         assert captured.err.count("\n") == 1
@@ -311,7 +317,7 @@ def test_an_output_that_holds_something_else(refusal, coco, tmp_path):
 
 
 def test_the_configuration_it_would_run_with(capsys, coco, tmp_path, monkeypatch):
-    words = import_command(tmp_path, **coco, language="en,de")[3:]
+    words = import_words(tmp_path, **coco, language="en,de")
     assert main([*words, "--print-config"]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "run.yaml").write_text(printed)

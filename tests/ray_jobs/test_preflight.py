@@ -32,11 +32,9 @@ from ray_jobs.cluster.node_probe import (
 from ray_jobs.jobs import preflight
 from ray_jobs.jobs.preflight import crowded, placed, preflight_verdict, table
 from ray_support import RAY, ROOT, SMALL
-from s3_support import moto, rclone, strict, use
+from s3_support import use
 from shards.errors import StorageError, UsageError
 from shards.stores import s3 as s3_store
-
-__all__ = ["moto", "rclone", "strict"]
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0+cu130", "code": "c0ffee"}
 SOUND = Answer(

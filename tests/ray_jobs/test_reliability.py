@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fault_proxy import FaultProxy
-from ray_support import ROOT, build_command, bytes_of, processes_of, with_workers
+from ray_support import ROOT, build_command, bytes_of, processes_of, stand_in_command, with_workers
 from s3_support import running_moto, running_rclone, use
 from shards.dataset.dataset import Dataset
 from shards.format.plan import LEAST_HELD_OUT, make_plan
@@ -54,21 +54,21 @@ def a_planned_id():
     return plan.shard("train-000001").samples[2].id
 
 
-def test_a_stuck_builder_is_named_and_restarted(run_build, undisturbed, tmp_path):
+def test_a_stuck_builder_is_named_and_restarted(run_stand_in, undisturbed_stand_in, tmp_path):
     hook = {
         "SHARDS_CRASH_AT": "mid-shard:2",
         "SHARDS_CRASH_ONCE": str(tmp_path / "once"),
         "SHARDS_CRASH_HOW": "hang",
     }
-    done = run_build(tmp_path / "data", extra=hook, stuck_seconds=20)
+    done = run_stand_in(tmp_path / "data", extra=hook, stuck_seconds=20)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(train|val)-\d{6}: \S+:\d+ has finished nothing for .* restarting it", done.stdout)
-    assert_same(tmp_path / "data", undisturbed)
+    assert_same(tmp_path / "data", undisturbed_stand_in)
 
 
-def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_path):
+def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_stand_in, tmp_path):
     deadly = a_planned_id()
-    done = run_build(
+    done = run_stand_in(
         tmp_path / "data", extra={"SHARDS_CRASH_AT": f"sample-{deadly}"}, max_failed_fraction=0.5
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,20 +77,20 @@ def test_a_sample_that_kills_its_worker_is_found_and_given_up(run_build, tmp_pat
     (path,) = (tmp_path / "data" / "failed").glob("*.parquet")
     (row,) = pq.read_table(path).to_pylist()
     assert (row["id"], row["stage"]) == (deadly, "worker")
-    again = run_build(tmp_path / "data")  # nothing kills it now: tried once more, it is made
+    again = run_stand_in(tmp_path / "data")  # nothing kills it now: tried once more, it is made
     assert again.returncode == 0, again.stderr
     facts = info(opened(tmp_path / "data"))
     assert (facts["samples"], facts["failed"], facts["complete"]) == (24, 0, True)
     uncommit(
         opened(tmp_path / "data"), ["train-000001"]
     )  # as repair does: made anew, it must not make it twice
-    assert run_build(tmp_path / "data").returncode == 0
+    assert run_stand_in(tmp_path / "data").returncode == 0
     findings = verify(str(tmp_path / "data"))
     assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
 
 
-def test_two_builds_on_one_root_give_one_dataset(head, undisturbed, tmp_path):
-    command = build_command(tmp_path / "data", actors=1)
+def test_two_builds_on_one_root_give_one_dataset(head, undisturbed_stand_in, tmp_path):
+    command = stand_in_command(tmp_path / "data", actors=1)
     builds = [
         subprocess.Popen(
             command,
@@ -104,7 +104,7 @@ def test_two_builds_on_one_root_give_one_dataset(head, undisturbed, tmp_path):
     ]
     said = [build.communicate(timeout=300)[0] for build in builds]
     assert [build.returncode for build in builds] == [0, 0], said
-    assert_same(tmp_path / "data", undisturbed)
+    assert_same(tmp_path / "data", undisturbed_stand_in)
     commits = opened(tmp_path / "data").commits()
     assert len({commit.attempt for commit in commits}) == len(commits)
 

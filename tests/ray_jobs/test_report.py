@@ -36,11 +36,9 @@ from report_example import (
     write_run,
     write_training,
 )
-from s3_support import moto, use
+from s3_support import use
 from shards.errors import UsageError
 from shards.stores.local import LocalStorage, open_storage
-
-__all__ = ["moto"]
 
 OLD_METHODS = {
     name: {"mse_standardized": error, "per_dim_correlation": 0.5, "mse": 1.0}

@@ -8,11 +8,9 @@ import pytest
 
 from projector import Projector
 from ray_support import ROOT, build_command
-from s3_support import strict, use
+from s3_support import use
 from shards.stores.local import open_storage
 from shards.tools.verify import verify
-
-__all__ = ["strict"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.server]
 

@@ -14,13 +14,16 @@ import pytest
 import yaml
 
 from ray_support import CREDENTIALS, NEEDS_A_CLOUD, RAY, ROOT, blocks, blocks_to_run, build_command
-from s3_support import moto, rclone, use
+from s3_support import use
 from shards.stores.local import open_storage
 from shards.tools.verify import verify
 
-__all__ = ["moto", "rclone"]
-
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def head(head_with_dashboard):
+    return head_with_dashboard
 
 
 def submit(head, *words):

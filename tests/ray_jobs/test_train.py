@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from projector import Projector
-from ray_support import ROOT
+from ray_support import ROOT, options_of
 from shards.dataset.dataset import Dataset
 from shards.stores.local import open_storage
 
@@ -73,11 +73,13 @@ def test_killed_and_started_again_it_ends_where_an_unkilled_one_does(
         "epochs": 40,
         "workers": "1-2",
     }
-    words = [sys.executable, "-m", "ray_jobs", "train", "--train.output", str(tmp_path / "killed")]
-    for name, value in options.items():
-        words += [f"--train.{name}", str(value)]
+    words = options_of("train", output=tmp_path / "killed", **options)
     process = subprocess.Popen(
-        words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "ray_jobs", *words],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "killed" / "metrics.jsonl").exists():

@@ -23,6 +23,11 @@ NAMES = {*GAUGES, *SORTED_GAUGES, EVENTS, SECONDS}
 SAMPLES = 48  # in shards of four and, towards the end, fewer
 
 
+@pytest.fixture(scope="module")
+def head(head_with_dashboard):
+    return head_with_dashboard
+
+
 def test_the_dashboard_draws_every_metric_and_no_other():
     dashboard = json.loads((ROOT / "cluster" / "grafana-dashboard.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]

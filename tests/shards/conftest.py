@@ -5,11 +5,9 @@ import functools
 import botocore.loaders
 import pytest
 
-from s3_support import HASTY, fault_proxy, given, moto, rclone, servers, strict, strict_tls, use
+from s3_support import HASTY, servers, use
 from shards.stores.local import open_storage
 from shards.stores.s3 import S3Storage
-
-__all__ = ["fault_proxy", "given", "moto", "rclone", "s3", "store", "strict", "strict_tls"]
 
 
 @pytest.fixture(scope="session", autouse=True)
