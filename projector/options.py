@@ -109,7 +109,8 @@ class TrainOptions(BaseModel):
     """With objective `response`, share of the pairs that the second half of the steps learns behind a prompt which
     changes some of what their picture shows; those whose caption can be edited. 0: the picture alone throughout."""
     arch: Arch = "linear"
-    """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M)."""
+    """Network: `ridge` (closed form), `linear` (6.6M parameters at width 2560), `mlp` (21M), `attention` (26M); with
+    objective `response`, the ridge that they start at learns on and is 22M more."""
     layer: Annotated[int, Field(lt=0)] = -8
     """Qwen3-VL layer to read, counted from the end; must be one the dataset holds."""
     reader: Reader = "vl"

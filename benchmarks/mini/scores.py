@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from reader import BEFORE, IMAGE_TOKENS
 
+from projector.comparison.scores import SiglipScorer
 from projector.models.image_generator import ImageGenerator
 from projector.models.patches import PatchMaker
 from projector.models.text_encoder import TextEncoder, TextEncoding
@@ -48,6 +49,7 @@ def scores(folder: Path, device: str, *, count: int = SCENES) -> dict[str, Any]:
         if say is varied:
             found[f"decoder, {title}"] = accuracy(reconstructed(images, scenes), scenes)
             found[f"captions, {title}"] = named(written(folder / "vl", scenes, device), scenes)
+            found[f"similarity, {title}"] = chosen_captions(folder / "siglip", scenes, captions, device)
         begun = time.perf_counter()
         made = pictures_of(text, images, captions)
         found[title] = accuracy(made, scenes) | {
@@ -111,6 +113,15 @@ def named(captions: list[str], scenes: list[Scene]) -> float:
         said = attributes_named(caption)
         shares.append(mean(said.get(name) == value for name, value in attributes(scene).items()))
     return round(mean(shares), 4)
+
+
+def chosen_captions(siglip: Path, scenes: list[Scene], captions: list[str], device: str) -> float:
+    """Share of drawings to which, of all these captions, their own is the most similar."""
+    scorer = SiglipScorer.from_pretrained(str(siglip), device=device)
+    pictures = scorer.embed_pictures([Image.fromarray(draw_scene(scene)) for scene in scenes])
+    words = torch.stack([scorer.embed_text(caption) for caption in captions])
+    found = (pictures @ words.T).argmax(1)
+    return round(float((found == torch.arange(len(scenes))).float().mean()), 4)
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 Letters: B batch, S tokens of a caption, E width of embeddings.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scene_data import SceneData, scenes_of
 from stepping import Learner, matrices_of, save
@@ -24,7 +26,7 @@ def make_similarity(tokenizer: Any) -> Any:
     from transformers import SiglipConfig, SiglipModel
 
     tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-    return SiglipModel(
+    model = SiglipModel(
         SiglipConfig(
             text_config={
                 **tower,
@@ -33,10 +35,18 @@ def make_similarity(tokenizer: Any) -> Any:
                 "max_position_embeddings": TOKENS,
                 "projection_size": WIDTH,
                 "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": None,
+                "eos_token_id": tokenizer.eos_token_id,
             },
             vision_config={**tower, "num_hidden_layers": 3, "image_size": SIDE, "patch_size": PATCH},
         )
     )
+    with (
+        torch.no_grad()
+    ):  # where SigLIP's own training begins: Zhai et al., 2023, https://arxiv.org/abs/2303.15343
+        model.logit_scale.fill_(math.log(10.0))
+        model.logit_bias.fill_(-10.0)
+    return model
 
 
 def train_similarity(
@@ -75,8 +85,6 @@ def train_similarity(
 
 def _words(tokenizer: Any, data: SceneData) -> Tensor:
     """(N, WORDINGS, TOKENS) ids, in lower case and padded as the product's scorer does it."""
-    import numpy as np
-
     generator = np.random.default_rng(3)
     captions = [
         caption.lower()

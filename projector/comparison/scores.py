@@ -23,11 +23,19 @@ from torch.nn import functional as F
 from projector.comparison.attributes import attribute_scores
 from projector.comparison.blockiness import blockiness
 from projector.evaluation.intervals import LEVEL, t_quantile
-from projector.models.resolve import ModelSource, cache_folder, check_complete, file_hashes, locate, read_json
+from projector.models.resolve import (
+    ModelSource,
+    cache_folder,
+    check_complete,
+    file_hashes,
+    locate,
+    own_folder,
+    read_json,
+)
 from shards.errors import UsageError
 
 DEFAULT_SCORER = "google/siglip2-base-patch16-224"
-TINY_SCORER = "tiny"
+TINY_SCORER, MINI_SCORER = "tiny", "mini"
 SIGLIP_FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 Scorer = Callable[[Image.Image, str], float]
@@ -37,7 +45,7 @@ def resolve_scorer(name: str) -> ModelSource:
     """Find the SigLIP model and check it before a weight is loaded.
 
     Args:
-        name: `tiny`, a local folder or a hub id (`id@revision`).
+        name: `tiny`, `mini`, a local folder or a hub id (`id@revision`).
 
     Returns:
         the model, pinned and hashed.
@@ -50,6 +58,8 @@ def resolve_scorer(name: str) -> ModelSource:
 
         identity, revision = "tiny/siglip (random: its scores mean nothing)", ""
         folder = make_tiny_siglip(cache_folder() / f"tiny-siglip-{RECIPE}")
+    elif name == MINI_SCORER:
+        identity, revision, folder = "mini/siglip", "", own_folder("mini") / "siglip"
     else:
         try:
             identity, folder, revision = locate("compare.scorer", name)

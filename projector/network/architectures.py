@@ -138,7 +138,7 @@ class Ending(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, E, D) of (B, S, D)."""
         mean = x.mean(1) if mask is None else masked_mean(x, mask)[:, 0]
-        return self.widen(self.bend(self.narrow(mean))).view(len(x), self.count, -1)  # type: ignore[no-any-return]
+        return self.widen(self.bend(self.narrow(mean))).view(x.shape[0], self.count, -1)  # type: ignore[no-any-return]
 
 
 class ProjectorNetwork(nn.Module):

@@ -47,6 +47,6 @@ def spread_over(x: Tensor, mask: Tensor | None, positions: int) -> Tensor:
 
 def spread_back(rows: Tensor, mask: Tensor | None, positions: int) -> Tensor:
     """Rows (B, M, D) resampled by area to the positions that each sequence has, (B, positions, D), zero behind them."""
-    wanted = torch.full((len(rows),), positions, device=rows.device) if mask is None else mask.sum(1)
+    wanted = torch.full((rows.shape[0],), positions, device=rows.device) if mask is None else mask.sum(1)
     have = torch.full_like(wanted, rows.shape[1])
     return area_weights(have, wanted, (positions, rows.shape[1])).to(rows.dtype) @ rows

@@ -4,7 +4,7 @@ from projector.options import TrainOptions
 from projector.training.trajectories import JUDGED_AT
 
 JUDGED_PAIRS = 256  # held-out pairs at most
-STARTS = 2  # judgements before the first step: of ridge, and of the network that starts there
+STARTS = 1  # judgements before the first step: of the network where it starts
 # With gradients for conditionings alone: forward, forward again for what was not kept, and backward without weights.
 WITH_GRADIENTS = 3
 

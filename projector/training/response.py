@@ -18,6 +18,7 @@ from projector.models.resolve import ModelSource, locate
 from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
+from projector.network.whole_map import WholeMap
 from projector.options import ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
 from projector.training.flows import Flows
@@ -119,16 +120,24 @@ class ResponseTrainer(Trainer):
         return Conditioner(self.network)
 
     def _start(self) -> None:
-        """Start from ridge, whose rows with the template's mean end are what there is to beat; or elsewhere."""
-        super()._start()
-        ridge = self.options.start == "ridge"
-        if ridge and self.network.whole is not None:
-            start = solve_start(
-                self.network, self._train_source, self.train_set, self.mine, self._folder, self.world
-            )
-            self.network.whole.set(start.down, start.up, start.bias)
+        """Start at the whole ridge, which is what there is to beat, or elsewhere."""
+        if self.options.start == "ridge":
+            if self.network.whole is None:  # no template's end, so no whole conditionings to learn
+                super()._start()
+            else:
+                self._start_at_whole_ridge(self.network.whole)
+            self.progress.ridge_val_loss = self.progress.best_val_loss
+        elif self.options.start_folder is not None:
             self.progress.best_val_loss = self.validate(self.network)
-        self.progress.ridge_val_loss = self.progress.best_val_loss if ridge else None
+
+    def _start_at_whole_ridge(self, whole: WholeMap) -> None:
+        start = solve_start(
+            self.network, self._train_source, self.train_set, self.mine, self._folder, self.world
+        )
+        whole.set(start.down, start.up, start.bias)
+        if self.averaged is not None:
+            self.averaged.load_state_dict(self.network.state_dict())
+        self.progress.best_val_loss = self.validate(self.network)
 
     def _positions_of_all(self) -> Tensor:
         """(N,) float64: what each training pair counts, on every worker."""

@@ -39,6 +39,8 @@ def solve_start(
     """
     assert pairs.conditionings is not None
     count = min(len(pairs), SOLVED_FROM)
+    if world.rank == 0:
+        print(f"ridge from all tokens of {count} pictures", flush=True)
     chosen = torch.arange(count) * len(pairs) // count
     places = torch.nonzero((chosen >= mine.start) & (chosen < mine.stop))[:, 0]
     own = chosen[places] - mine.start

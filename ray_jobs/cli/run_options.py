@@ -221,7 +221,7 @@ class CompareOptions(Section):
     """How mode `blend` mixes: whole, cut off (`linear`), or first given the text's mean and spread (`adain…`)."""
     scorer: str | None = None
     """SigLIP folder or hub id, or `none`; absent: google/siglip2-base-patch16-224, for `tiny` models a random one, for
-    `mini` none."""
+    `mini` one that has learnt captions of scenes."""
     scorers: Annotated[list[str], AfterValidator(_distinct)] = []
     """Further scorers, `module:attribute` each: a callable of PIL picture and prompt that returns a float."""
     seed: int = Field(0, ge=0)

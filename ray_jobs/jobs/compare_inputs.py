@@ -17,10 +17,10 @@ from projector.comparison.cases import (
     user_pictures,
 )
 from projector.comparison.comparer import UNTRAINED
-from projector.comparison.scores import DEFAULT_SCORER, TINY_SCORER, resolve_scorer
+from projector.comparison.scores import DEFAULT_SCORER, resolve_scorer
 from projector.data.pairs import load_pairs
 from projector.evaluation.baselines import TrainStatistics
-from projector.models.resolve import ModelSource, ModelSources
+from projector.models.resolve import OWN_MODELS, ModelSource, ModelSources
 from projector.network.projector import Projector
 from projector.options import GRAFT
 from projector.steering.modes import WITH_PROMPT, Mode
@@ -49,9 +49,10 @@ def check_fit(projector: Projector, sources: ModelSources) -> None:
 
 def scorer_of(options: CompareOptions) -> ModelSource | None:
     """The SigLIP model to score with; None for none."""
-    if options.scorer == "none" or (options.scorer is None and options.models == "mini"):
+    if options.scorer == "none":
         return None
-    return resolve_scorer(options.scorer or (TINY_SCORER if options.models == "tiny" else DEFAULT_SCORER))
+    own = options.models if options.models in OWN_MODELS else DEFAULT_SCORER
+    return resolve_scorer(options.scorer or str(own))
 
 
 def data_of(options: CompareOptions, projector: Projector) -> str:

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from steering import Judge, World, alone, source_of, template_of, trained, unprojected
 
+from projector.comparison.scores import SiglipScorer, resolve_scorer
 from projector.models.resolve import own_folder
 from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.network.projector import Projector
 from shards.format.sample import KIND_IMAGE
+from shards.scenes.captions import varied
+from shards.scenes.draw import draw_scene
+from shards.scenes.scene import sample_scene
 
 PAIRS, REFERENCES = 160, 24
 CHANCE = 0.35  # what an unrelated picture has of a reference's attributes, and some more
@@ -57,7 +62,7 @@ def test_a_damaged_projector_is_noticed(judged):
     generator = torch.Generator().manual_seed(0)
     try:
         for name, tensor in state.items():
-            if name.startswith("core") and tensor.dim() == 2:
+            if name.startswith(("core", "whole")) and tensor.dim() >= 2:
                 tensor.copy_(tensor[torch.randperm(len(tensor), generator=generator)])
         broken = judge.alone(alone(damaged, template))
     finally:
@@ -75,3 +80,13 @@ def test_the_caption_beside_it_changes_nothing_in_what_is_seen_of_a_picture(worl
     states = [each.states["caption"][-2][each.kind["caption"] == KIND_IMAGE] for each in seen]
     torch.testing.assert_close(states[0], states[1])
     assert not torch.equal(seen[0].states["caption"][-2][-1], seen[1].states["caption"][-2][-1])
+
+
+def test_similarity_tells_a_scenes_own_caption_from_others():
+    scorer = SiglipScorer.from_pretrained(resolve_scorer("mini").path, device="cpu")
+    generator = np.random.default_rng(11)
+    scenes = [sample_scene(generator, 1, "test") for _ in range(32)]
+    pictures = scorer.embed_pictures([Image.fromarray(draw_scene(scene)) for scene in scenes])
+    words = torch.stack([scorer.embed_text(varied(scene, generator)) for scene in scenes])
+    similarity = pictures @ words.T
+    assert (similarity.argmax(1) == torch.arange(32)).float().mean() > 0.6  # by chance 0.03

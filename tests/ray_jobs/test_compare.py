@@ -378,8 +378,8 @@ def test_the_templates_end_comes_from_the_data_where_the_projector_has_none(chec
         known_of(options, projector, ["guidance"])
 
 
-def test_the_miniature_models_are_scored_without_siglip():
-    assert scorer_of(CompareOptions(models="mini")) is None
+def test_the_miniature_models_are_scored_by_their_own_siglip():
+    assert scorer_of(CompareOptions(models="mini")).id == "mini/siglip"
 
 
 class FakeRay:
