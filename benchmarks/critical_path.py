@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import png
 import torch
+from planned import planned_shard
 from random_models import make_models
 from training import hardware
 
@@ -38,10 +39,9 @@ from projector.models.offload import Residence
 from projector.models.text_encoder import TextEncoder
 from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.building.builder import BATCHES_BEHIND
-from shards.format.plan import PlannedShard, make_plan
+from shards.format.plan import PlannedShard
 from shards.format.sample import Expected, Failure
 from shards.format.shard_writer import ShardWriter
-from shards.prompts.builtin import builtin_prompts
 
 WIDTH, LAYERS, MODES, TOGETHER, STEPS = 2560, [-8, -6], ["caption", "none"], 4, 8
 # Four pictures of 1024² on an H200, 4.1 s in all (docs/performance.md); reading is what its warm shard has left.
@@ -208,13 +208,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the pictures, pixels")
     parser.add_argument("--output", type=Path, help="JSON file; default: stdout")
     options = parser.parse_args(words)
-    shard = make_plan(
-        builtin_prompts().prompts,
-        seed=0,
-        val_fraction=0,
-        samples_per_shard=options.samples,
-        segments=(options.samples,),
-    ).shards[0]
+    shard = planned_shard(options.samples)
     torch.set_num_threads(1)  # as in builders
     device = SleepingDevice()
     maker = sleeping_maker(device, options.side)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from planned import planned_shard
 from random_models import Models, make_models
 from timeline import Clock, draw
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,10 +34,9 @@ from projector.making.shard_maker import FusedMaker
 from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
 from projector.models.text_encoder import TextEncoding
-from shards.format.plan import PlannedShard, make_plan
+from shards.format.plan import PlannedShard
 from shards.format.sample import Expected, Failure
 from shards.format.shard_writer import ShardWriter
-from shards.prompts.builtin import builtin_prompts
 
 LAYERS, MODES = [-8, -6, -2], ["caption", "none"]
 TARGETS = {"text": 6.0, "vl_one_layer": 1.5, "vl_three_layers_two_modes": 2.5, "whole": 1.3}
@@ -66,13 +66,7 @@ def main(words: list[str]) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """All turns, and what they come to."""
     models = make_models(options.size, options.device, getattr(torch, options.dtype))
-    shard = make_plan(
-        builtin_prompts().prompts,
-        seed=0,
-        val_fraction=0,
-        samples_per_shard=options.samples,
-        segments=(options.samples,),
-    ).shards[0]
+    shard = planned_shard(options.samples)
     one_layer, all_layers = (
         maker_of(models, options, layers, modes) for layers, modes in (([-8], ["caption"]), (LAYERS, MODES))
     )
@@ -275,7 +269,7 @@ def read_inputs(models: Models, image: Any, text: str) -> dict[str, Any]:
 def flops_by_stage(models: Models, options: argparse.Namespace) -> dict[str, float]:
     """Floating-point operations of one sample of ours (one layer, captions), counted by torch."""
     text, images, vision = models.ours(options.side, options.side, options.steps, [-8], ["caption"])
-    caption = builtin_prompts().prompts[0].caption
+    caption = planned_shard(1).samples[0].caption
     found: dict[str, float] = {}
     with FlopCounterMode(display=False) as counter:
         (encoding,) = text.encode([caption])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from gpu_setting import ONE, Setting
 from PIL import Image
+from planned import planned_shard
 from timeline import Clock
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,7 +39,7 @@ def parity(setting: Setting) -> dict[str, Any]:
     """Our text, reading and picture paths against the libraries' own whole models, same weights and device."""
     models = setting.models
     text, images, vision = models.ours(setting.side, setting.side, setting.steps, LAYERS, ["caption", "none"])
-    captions = [sample.caption for sample in setting.shard(6).samples]
+    captions = [sample.caption for sample in planned_shard(6).samples]
     expected, _ = models.pipeline.encode_prompt(list(captions), do_classifier_free_guidance=False)
     encodings = [item for item in text.encode(captions) if isinstance(item, TextEncoding)]
     found: dict[str, Any] = {
@@ -104,7 +105,7 @@ def throughput(setting: Setting) -> dict[str, Any]:
         stages: dict[str, dict[str, float]] = {}
         for turn in range(turns + 1):
             count = samples if turn else 1
-            words, shard = setting.words(count), setting.shard(count)
+            words, shard = setting.words(count), planned_shard(count)
             for name in ("guide", "ours"):
                 clock = Clock(setting.device)
                 if name == "guide":
@@ -166,7 +167,7 @@ def busy_share(setting: Setting) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
 
     samples = 2 * setting.batch_size
-    words, shard = setting.words(samples), setting.shard(samples)
+    words, shard = setting.words(samples), planned_shard(samples)
     maker = engine.maker_of(setting.models, words, *ONE, setting.images)
     engine.ours(maker, shard, words, *ONE, Unclocked())
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

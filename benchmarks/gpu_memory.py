@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from gpu_setting import ONE, Setting
+from planned import planned_shard
 
 from projector.making.generated import PictureMaker, PictureReader
 from projector.making.shard_maker import FusedMaker
@@ -79,7 +80,7 @@ def _placed(setting: Setting, placement: str) -> FusedMaker:
 
 
 def _one_batch(setting: Setting, maker: FusedMaker) -> dict[str, Any]:
-    shard = setting.shard(setting.batch_size)
+    shard = planned_shard(setting.batch_size)
     maker.pictures.batch_size = maker.reader.batch_size = setting.batch_size
     setting.models.pipeline.vae.disable_tiling()
     setting.forget_peak()

@@ -14,8 +14,6 @@ from random_models import Models, make_models
 
 from projector.models.compile_and_batch import compile_checked
 from projector.models.image_generator import ImageGenerator
-from shards.format.plan import PlannedShard, make_plan
-from shards.prompts.builtin import builtin_prompts
 
 ONE = ([-8], ["caption"])  # layer and text mode, of the plainest build
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}
@@ -78,17 +76,6 @@ class Setting:
         size = PEAK_SIZE[self.device]
         a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
         return 2 * size**3 / (min(self.milliseconds(lambda: a @ b, calls=30)) / 1e3)
-
-    def shard(self, samples: int) -> PlannedShard:
-        """Planned samples of the built-in prompts."""
-        plan = make_plan(
-            builtin_prompts().prompts,
-            seed=0,
-            val_fraction=0,
-            samples_per_shard=samples,
-            segments=(samples,),
-        )
-        return plan.shards[0]
 
     def words(self, samples: int) -> argparse.Namespace:
         """What `engine` takes as its options."""

@@ -55,7 +55,7 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--start",
         type=Path,
-        help="folder of earlier weights that text, transformer and the reader's eyes go on from",
+        help="folder of earlier weights that text, transformer and the reader's vision tower go on from",
     )
     parser.add_argument(
         "--only", choices=("text", "decoder", "transformer", "reader", "similarity", "scores")

@@ -26,17 +26,24 @@ class DeviceClock:
         if event is None and torch.cuda.is_available():
             event = partial(torch.cuda.Event, enable_timing=True)
         self._event = event
-        self._marks: list[Any] = []  # a pass's beginning, its end, the next one's beginning
+        self._begun: Any = None  # of the pass under way; of one that fails, until the next begins
+        self._passes: list[tuple[Any, Any]] = []
         if event is not None:
             for module in modules:
-                module.register_forward_pre_hook(self._mark)
-                module.register_forward_hook(self._mark)
+                module.register_forward_pre_hook(self._begin)
+                module.register_forward_hook(self._end)
 
-    def _mark(self, *_: Any) -> None:
+    def _begin(self, *_: Any) -> None:
+        self._begun = self._mark()
+
+    def _end(self, *_: Any) -> None:
+        self._passes.append((self._begun, self._mark()))
+
+    def _mark(self) -> Any:
         assert self._event is not None
         mark = self._event()
         mark.record()
-        self._marks.append(mark)
+        return mark
 
     def timed(self, work: Callable[[], Found]) -> tuple[Found, float]:
         """Do some work.
@@ -48,11 +55,10 @@ class DeviceClock:
             what it returns, and the seconds in which the device was at it.
         """
         begun = time.monotonic()
-        self._marks.clear()  # what failed may have left a beginning without an end
+        self._passes.clear()
         found = work()
         if self._event is None:
             return found, time.monotonic() - begun
-        if self._marks:
-            self._marks[-1].synchronize()
-        passes = zip(self._marks[::2], self._marks[1::2], strict=True)
-        return found, sum(first.elapsed_time(last) for first, last in passes) / 1e3
+        if self._passes:
+            self._passes[-1][1].synchronize()
+        return found, sum(first.elapsed_time(last) for first, last in self._passes) / 1e3

@@ -1,4 +1,4 @@
-"""What a builder asks of whatever makes its samples: steps, between which a run is told how far it is and may stop.
+"""What a builder asks of whatever makes its samples: steps, between which it reports its progress and may stop.
 
 Loads no torch: a builder has no use for it before its models are there, and a maker without models has none at all.
 """

@@ -68,11 +68,8 @@ def fit_whole(
     scaled = fit @ directions / spread.sqrt()  # (N, r): the targets' own directions are its sums over pairs
     up = _summed(scaled, targets, places, world)
     down = _summed(inverse @ of_targets @ scaled, inputs, places, world)
-    means = [
-        _summed(torch.full((count, 1), 1 / count, dtype=torch.float64), side, places, world, centred=False)[0]
-        for side in (inputs, targets)
-    ]
-    bias = means[1] - torch.einsum("pd,rpd,rqe->qe", means[0], down, up)
+    mean_input, mean_target = (world.add(side.double().sum(0).cpu()) / count for side in (inputs, targets))
+    bias = mean_target - torch.einsum("pd,rpd,rqe->qe", mean_input, down, up)
     return WholeRidge(down.permute(1, 2, 0).float(), up.float(), bias.float(), best)
 
 
@@ -96,11 +93,9 @@ def _error_left_out(values: Tensor, vectors: Tensor, of_targets: Tensor, penalty
     return float((residuals / free.clamp(min=1e-9).square()).sum())
 
 
-def _summed(weights: Tensor, rows: Tensor, places: Tensor, world: World, *, centred: bool = True) -> Tensor:
-    """(r, positions, D) float64: sums of all pairs' rows under (N, r) weights, which are centred first."""
-    if centred:
-        weights = weights - weights.mean(0)
-    mine = weights[places]
+def _summed(weights: Tensor, rows: Tensor, places: Tensor, world: World) -> Tensor:
+    """(r, positions, D) float64: sums of all pairs' centred rows under (N, r) weights."""
+    mine = (weights - weights.mean(0))[places]  # centred weights do what centred rows would
     found = [world.add(mine.T @ column) for column in _columns(rows)]
     return torch.stack(found, 1)
 

@@ -1,5 +1,7 @@
 """Busy seconds come from the device: they fall behind the wall's when it has nothing to do."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
@@ -84,6 +86,24 @@ def test_a_pass_that_failed_is_not_counted(device):
     with pytest.raises(RuntimeError, match="shapes"):
         clock.timed(lambda: model(torch.ones(1, 3)))
     assert clock.timed(lambda: model(torch.ones(1, 2)))[1] == 0.0
+
+
+def test_a_batch_that_fails_and_is_made_one_by_one_counts_what_was_made(device):
+    class Limited(Model):
+        def forward(self, count):
+            super().forward(float(count))
+            if count > 1:
+                raise torch.OutOfMemoryError
+
+    model = Limited(device)
+
+    def work():
+        with suppress(torch.OutOfMemoryError):
+            model(2)
+        device.now += 5.0
+        return [model(1), model(1)]
+
+    assert DeviceClock([model], device.event).timed(work)[1] == pytest.approx(2.0)
 
 
 def test_on_a_cpu_all_work_counts(models, monkeypatch):

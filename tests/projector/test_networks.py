@@ -25,6 +25,14 @@ def test_parameters_at_the_guides_width(arch, expected):
     assert abs(expected / {"linear": 6.5e6, "mlp": 20.9e6, "attention": 26e6}[arch] - 1) < 0.05
 
 
+@pytest.mark.parametrize(("arch", "millions"), [("linear", 32.5), ("mlp", 46.9), ("attention", 48.4)])
+def test_parameters_with_the_whole_ridge(arch, millions):
+    """As README and `train.arch` give them, for the five rows of the real template's end."""
+    with torch.device("meta"):
+        shape = Shape(arch, 2560, 4096, 64, suffix=5, positions=64)
+        assert ProjectorNetwork(shape).parameter_count / 1e6 == pytest.approx(millions, abs=0.1)
+
+
 @pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
 def test_an_untrained_network_predicts_the_targets_mean(arch):
     made = ProjectorNetwork(Shape(arch, 16, 24, 5))
