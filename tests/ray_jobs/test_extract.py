@@ -129,7 +129,7 @@ def test_run_again_it_makes_nothing(undisturbed, extracted, vl_alone, poisoned):
 
 @pytest.mark.slow
 def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
-    run_build, undisturbed, head, tmp_path, capsys, monkeypatch
+    run_build, undisturbed, head, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, head.environment[CACHE_VARIABLE])
     source, output = tmp_path / "source", tmp_path / "new"
@@ -149,8 +149,9 @@ def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
     findings = verify(str(output))
     assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
     uncommit(opened(source), [last.name])
-    assert main(extract_words(source, output, **options)) == 2
-    assert "was planned for 24; complete the source first" in capsys.readouterr().err
+    refused = run_here(extract_words(source, output, **options), head.environment)
+    assert refused.returncode == 2
+    assert "was planned for 24; complete the source first" in refused.stderr
 
 
 def test_a_damaged_source_stops_the_run_and_fails_no_sample(undisturbed, head, tmp_path):
