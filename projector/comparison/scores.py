@@ -1,7 +1,7 @@
 """Automatic scores of pictures: does it show what the prompt says, does it look like the reference, is there a grid.
 
 `adherence` (to the prompt) and `fidelity` (to the reference) are attributes read from pixels where the models are the
-miniature ones (`projector.comparison.attributes`), and else other names of SigLIP's two cosines.
+miniature ones (`projector.evaluation.attributes`), and else other names of SigLIP's two cosines.
 `text_alignment` and `style_similarity` are cosines of SigLIP embeddings, from -1 to 1, to be compared between
 pictures of one reference and not read as percentages; `blockiness` needs no model
 (`projector.comparison.blockiness`). Scorers of users are called by name, one float per picture and prompt.
@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from projector.comparison.attributes import attribute_scores
 from projector.comparison.blockiness import blockiness
+from projector.evaluation.attributes import attribute_scores
 from projector.evaluation.intervals import LEVEL, t_quantile
 from projector.models.resolve import (
     ModelSource,

@@ -9,10 +9,12 @@ from projector.data.align import Alignment
 from projector.data.pairs import PairSource, load_pairs
 from projector.evaluation.caption_swap import caption_swap
 from projector.evaluation.contest import Contest, Measured, put_differences
+from projector.evaluation.drawn_fidelity import drawn_fidelity, put_fidelity
 from projector.evaluation.intervals import resampled
-from projector.evaluation.velocity_error import conditioned_by, velocity_errors
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.resolve import OWN_MODELS, ModelSource, locate
+from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
+from projector.models.frozen_transformer import LATENT_PIXEL, FrozenTransformer
+from projector.models.image_generator import ImageGenerator
+from projector.models.resolve import MINIATURE, OWN_MODELS, ModelSource, locate, own_folder
 from projector.network.projector import Projector
 from projector.options import GRAFT, Align, EvaluateOptions, ModelPaths, Reader, TextMode, Tokens
 from projector.training.response import frozen_model
@@ -21,6 +23,7 @@ from shards.errors import UsageError
 from shards.stores.local import open_storage
 
 VELOCITY = "velocity_error"
+DRAWN = ("identity", "per_dim_norm", "ridge", GRAFT)  # baselines that pictures are made with
 MAIN = "projector"  # what evaluate.checkpoint is called in the result
 # Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
 JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}
@@ -45,6 +48,7 @@ def evaluate(
     grafted: PairSource | None = None,
     measure: Measure = alone,
     image_model: FrozenTransformer | None = None,
+    artist: ImageGenerator | None = None,
 ) -> dict[str, Any]:
     """Measure projectors and baselines.
 
@@ -59,6 +63,7 @@ def evaluate(
         grafted: `pairs` as the graft read them; None where it did not.
         measure: how the pairs are gone through.
         image_model: that made the pictures; with it each method gets its `velocity_error`.
+        artist: the same model as a whole pipeline, where pictures are of scenes; each method gets its `fidelity`.
 
     Returns:
         the content of eval.json.
@@ -71,12 +76,16 @@ def evaluate(
     result = measured.result()
     if image_model is not None and pairs.conditionings is not None and pairs.template is not None:
         conditioned = conditioned_by(contest.methods, projectors, pairs)
-        errors = velocity_errors(conditioned, pairs, image_model, grafted=grafted)
+        wholes = conditionings(conditioned, pairs, grafted=grafted)
+        errors = velocity_errors(wholes, pairs, image_model)
         put_differences(result["methods"], VELOCITY, errors, projectors)
         for name, found in resampled(errors).items():
             result["methods"][name].setdefault("intervals", {})[VELOCITY] = found.interval()
         for name, error in errors.items():
             result["methods"][name][VELOCITY] = error.value
+        if artist is not None:
+            drawn = {name: wholes[name] for name in wholes if name in DRAWN or name in projectors}
+            put_fidelity(result["methods"], drawn_fidelity(drawn, pairs, artist), projectors)
     return {
         "split": options.split,
         "pairs": len(pairs),
@@ -169,7 +178,23 @@ def evaluate_checkpoint(
         swap_pairs=_swap_pairs(options, main),
         grafted=grafted_pairs(options, main),
         measure=measure,
-        image_model=_image_model(options, pairs),
+        image_model=(image_model := _image_model(options, pairs)),
+        artist=None if image_model is None else _artist(image_model, pairs),
+    )
+
+
+def _artist(image_model: FrozenTransformer, pairs: PairSource) -> ImageGenerator | None:
+    """The pipeline that drew scenes, whose attributes can be read from pixels; None where others did."""
+    if pairs.provenance.get("models", {}).get("image", {}).get("id") != MINIATURE:
+        return None
+    height, width = (LATENT_PIXEL * side for side in image_model.shape[1:])
+    return ImageGenerator.from_pretrained(
+        str(own_folder("mini") / "image"),
+        device=str(image_model.device),
+        dtype=image_model.dtype,
+        height=height,
+        width=width,
+        steps=image_model.steps,
     )
 
 

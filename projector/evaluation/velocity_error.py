@@ -48,27 +48,17 @@ def conditioned_by(
 
 
 @torch.no_grad()
-def velocity_errors(
-    conditioned: Mapping[str, Conditioned],
-    pairs: PairSource,
-    model: FrozenTransformer,
-    *,
-    grafted: PairSource | None = None,
-) -> dict[str, GroupSums]:
-    """Squared velocity error and squared velocity of each group, by method, on the first PAIRS pairs.
+def conditionings(
+    conditioned: Mapping[str, Conditioned], pairs: PairSource, *, grafted: PairSource | None = None
+) -> dict[str, list[Tensor]]:
+    """What each method makes of the first PAIRS pairs: by method a whole conditioning (R, D) for each.
 
     Args:
         conditioned: of `conditioned_by`.
-        pairs: held out, with conditionings.
-        model: that made their pictures.
-        grafted: the same pairs as the graft read them.
-
-    Returns:
-        their ratio is 0 where the model answers as to the text, about 1 and more where it answers to nothing of it.
+        pairs: held out.
+        grafted: the same pairs as the graft read them, which makes it a method.
     """
-    assert pairs.conditionings is not None
     count = min(PAIRS, len(pairs))
-    paths = Trajectories(model, pairs.conditionings(0, count), count)
     judged = list(pairs.read(0, count))
     wholes = {
         name: [condition(pair.vl.float()).float() for pair in judged]
@@ -76,11 +66,32 @@ def velocity_errors(
     }
     if grafted is not None:
         wholes[GRAFT] = [_between(pairs, pair.vl) for pair in grafted.read(0, count)]
+    return wholes
+
+
+@torch.no_grad()
+def velocity_errors(
+    wholes: Mapping[str, Sequence[Tensor]], pairs: PairSource, model: FrozenTransformer
+) -> dict[str, GroupSums]:
+    """Squared velocity error and squared velocity of each group, by method, on the first PAIRS pairs.
+
+    Args:
+        wholes: of `conditionings`.
+        pairs: held out, with conditionings.
+        model: that made their pictures.
+
+    Returns:
+        their ratio is 0 where the model answers as to the text, about 1 and more where it answers to nothing of it.
+    """
+    assert pairs.conditionings is not None
+    count = min(PAIRS, len(pairs))
+    paths = Trajectories(model, pairs.conditionings(0, count), count)
+    groups = [pair.group for pair in pairs.read(0, count)]
     found = {}
     for name, of_method in wholes.items():
         by_group: dict[str, Tensor] = {}
-        for pair, sum_of in zip(judged, velocity_sums(of_method, paths, model), strict=True):
-            by_group[pair.group] = by_group.get(pair.group, 0.0) + sum_of
+        for group, sum_of in zip(groups, velocity_sums(of_method, paths, model), strict=True):
+            by_group[group] = by_group.get(group, 0.0) + sum_of
         found[name] = GroupSums.of({group: both.tolist() for group, both in by_group.items()})
     return found
 

@@ -17,6 +17,7 @@ from projector.options import Models
 from shards.errors import UsageError
 
 CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
+MINIATURE = "mini/image"  # id of the model whose pictures are of scenes
 OWN_MODELS = ("tiny", "mini")  # made on the spot at random, and trained weights that come with the package
 PIPELINE_CLASS = "ZImagePipeline"
 VL_CLASS = "Qwen3VLForConditionalGeneration"

@@ -12,7 +12,7 @@ from projector.comparison.cases import Case
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts
 from projector.comparison.scores import load_scorers
 from projector.making.generated import PairSettings
-from projector.models.resolve import ModelSources, resolve_models
+from projector.models.resolve import MINIATURE, ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
 from projector.options import GRAFT
@@ -35,7 +35,6 @@ from shards.stores.store import Storage, json_object, read_json_object
 COMPARISON = "compare.json"
 CASES = "cases.json"
 SETTINGS = "compare-settings.json"
-MINIATURE = "mini/image"  # the model whose pictures are judged by the attributes that they show
 
 
 def compare(options: CompareOptions) -> int:

@@ -31,6 +31,7 @@ from shards.stores.local import open_storage
 
 CONTROL = "vl_caption"  # the control's name among the methods
 PAIRS_AT_A_TIME = 32  # between two looks at the progress
+WITH_THE_IMAGE_MODEL = ("fidelity", "velocity_error")
 COLUMNS = ("mse_standardized", "per_dim_correlation", "recall_at_1", "sliced_wasserstein")
 
 
@@ -76,8 +77,8 @@ def evaluate(options: EvaluateOptions) -> int:
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """What the job prints: a table, best first, how each projector compares to the best baseline, the caption swap."""
-    judged = any("velocity_error" in figures for figures in result["methods"].values())
-    columns = ("velocity_error",) * judged + COLUMNS
+    measured = {figure for figures in result["methods"].values() for figure in figures}
+    columns = [*(name for name in WITH_THE_IMAGE_MODEL if name in measured), *COLUMNS]
     yield f"{'method':>14}" + "".join(f"{name:>22}" for name in columns)
     for name in result["ranking"]:
         figures = result["methods"][name]

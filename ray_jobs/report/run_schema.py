@@ -61,6 +61,7 @@ class Difference(Record):
 class Figures(Record):
     """What was measured of one method; INTERFACE names in eval.json, explained in `projector.evaluation.metrics`."""
 
+    fidelity: Number = None
     velocity_error: Number = None
     mse: Number = None
     mse_standardized: Number = None

@@ -20,6 +20,7 @@ from ray_jobs.report.run_schema import (
 
 SMALLER_IS_BETTER = "mse_standardized"
 COLUMNS = {
+    "fidelity": "fidelity",
     "velocity_error": "velocity error",
     "mse_standardized": "MSE (standardised)",
     "r2": "R²",

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from projector.comparison.attributes import attribute_scores
 from projector.comparison.cases import Case, Column
 from projector.comparison.outcome import by_method, differences, table_of
 from projector.comparison.scores import SiglipScorer, interval, load_scorers, resolve_scorer, score_pictures
+from projector.evaluation.attributes import attribute_scores
 from projector.models.resolve import file_hashes
 from projector.models.tiny_siglip import make_tiny_siglip
 from shards.errors import UsageError

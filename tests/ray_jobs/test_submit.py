@@ -83,6 +83,9 @@ def test_the_demo_as_a_submitted_job_with_everything_on_s3(head, rclone, monkeyp
         for metric in ("mse", "mse_standardized"):
             assert methods["projector"][metric] < methods["identity"][metric]
         assert methods["projector"]["per_dim_correlation"] > methods["identity"]["per_dim_correlation"] + 0.05
+        shown = {name: figures["fidelity"] for name, figures in methods.items() if "fidelity" in figures}
+        assert shown.keys() >= {"projector", "identity", "ridge"}
+        assert all(0 <= share <= 1 for share in shown.values())
     page = storage.get_bytes("report.html")
     assert len(page) > 50_000
     assert rclone.secret_key.encode() not in page + (done.stdout + done.stderr).encode()

@@ -12,7 +12,7 @@ from projector import Projector
 from projector.data.pairs import Conditioning, Pair, PairPicture, in_memory
 from projector.data.template import WholeSample, find_template
 from projector.evaluation.baselines import Method
-from projector.evaluation.velocity_error import conditioned_by, velocity_errors
+from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
 from projector.models.frozen_transformer import FrozenTransformer, padded_length
 from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import resolve_models
@@ -370,7 +370,7 @@ def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothin
     projector, held_out = Projector.from_pretrained(str(tmp_path)), sources[1]
     methods = {"identity": Method(lambda vl: vl), "projector": Method(projector)}
     conditioned = conditioned_by(methods, {"projector": projector}, held_out)
-    errors = velocity_errors(conditioned, held_out, model, grafted=held_out)
+    errors = velocity_errors(conditionings(conditioned, held_out, grafted=held_out), held_out, model)
     assert errors["graft"].value == errors["identity"].value  # where the graft read what the reader did
     assert errors["projector"].value == pytest.approx(summary["best_val_loss"], rel=1e-3)
     assert errors["projector"].value < errors["identity"].value
