@@ -1,4 +1,7 @@
-"""What training through the image model costs: how often its transformer is run."""
+"""What training through the image model costs: how often its transformer is run, and in how much memory."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from projector.options import TrainOptions
 from projector.training.trajectories import JUDGED_AT
@@ -7,6 +10,13 @@ JUDGED_PAIRS = 256  # held-out pairs at most
 STARTS = 1  # judgements before the first step: of the network where it starts
 # With gradients for conditionings alone: forward, forward again for what was not kept, and backward without weights.
 WITH_GRADIENTS = 3
+
+PATCH = 16  # pixels along an edge of what is one token of the transformer
+TEXT_ROWS = 128  # of a conditioning with a prompt and a reference, about
+# Hidden states of a token that one block keeps for its backward pass, in multiples of the width: norms, queries, keys
+# and values, attention, residuals, and three times the feed-forward's 8 / 3 (an estimate, not measured on weights).
+KEPT_IN_A_BLOCK = 20
+BFLOAT16 = 2  # bytes
 
 
 def forward_passes(options: TrainOptions, train: int, val: int, steps: int) -> int:
@@ -29,3 +39,15 @@ def forward_passes(options: TrainOptions, train: int, val: int, steps: int) -> i
     sampling = sampled * (kinds - (options.response == "flow"))
     judging = judged * len(JUDGED_AT) * kinds * (options.epochs + STARTS)
     return sampling + judging + WITH_GRADIENTS * options.epochs * train
+
+
+def picture_bytes(transformer: Mapping[str, Any], height: int, width: int) -> int:
+    """Device memory that one picture takes in a step: what is kept between blocks, and one block computed again.
+
+    Args:
+        transformer: its config.json.
+        height, width: of the picture in pixels.
+    """
+    tokens = height // PATCH * (width // PATCH) + TEXT_ROWS
+    blocks = transformer["n_layers"] + 2 * transformer["n_refiner_layers"]
+    return int(tokens * transformer["dim"] * (blocks + KEPT_IN_A_BLOCK) * BFLOAT16)

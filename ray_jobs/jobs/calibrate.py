@@ -1,9 +1,11 @@
 """What a build would cost: a few samples timed on one device, and the cluster as it is played through with that."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,7 +15,8 @@ from ray.exceptions import RayError
 from projector.making.steps import ShardMaker
 from projector.models.resolve import resolve_models
 from projector.options import TrainOptions
-from projector.training.passes import forward_passes
+from projector.training.passes import forward_passes, picture_bytes
+from ray_jobs.building.model_placement import BYTES, PROCESS_BYTES, weight_bytes
 from ray_jobs.building.shard_schedule import simulate
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.cluster.connect import connected, plain_error
@@ -26,6 +29,9 @@ from shards.format.sample import Failure
 from shards.format.shard_writer import encode_members
 
 SAMPLES = 4
+PROJECTOR_BYTES = (
+    0.8e9  # of the largest at width 2560, 50M parameters: weights, gradients and the optimizer's two
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Calibration:
         bytes: of the whole plan.
         training_hours: of one device that trains on all of the plan through the image model, at most; 0 where the
             training does without it.
+        training_bytes: of that device's memory, at least: what one picture at a time takes; 0 likewise.
         cost: of devices, storage for a month and requests, for those whose prices were given.
     """
 
@@ -55,6 +62,7 @@ class Calibration:
     idle: float
     bytes: int
     training_hours: float
+    training_bytes: int
     cost: dict[str, float]
 
 
@@ -110,6 +118,7 @@ def calibrate(
         idle=forecast.idle,
         bytes=timing.bytes * len(plan),
         training_hours=training_seconds(build, train, estimate, timing.sample) / 3600,
+        training_bytes=training_bytes(build, train, Path(sources.image.path) / "transformer"),
         cost=cost_of(options, wall * gpus / 3600, timing.bytes * len(plan), estimate["put_requests"]),
     )
     return found, cost_lines(found, f"{crew.actors} builders, placement {placement}, on {cluster}")
@@ -152,6 +161,22 @@ def training_seconds(
     return passes * sample / (build.steps * (2 if build.guidance > 1 else 1))
 
 
+def training_bytes(build: BuildOptions, train: TrainOptions, transformer: Path) -> int:
+    """Device memory in which a training through the image model fits, one picture at a time; 0 for one without it.
+
+    Args:
+        build: what would be built.
+        train: what would be trained on it.
+        transformer: folder of the image model's.
+    """
+    if train.objective != "response":
+        return 0
+    config = json.loads((transformer / "config.json").read_bytes())
+    height, width = (train.response_size or side for side in (build.height, build.width))
+    weights = weight_bytes(transformer, BYTES["bfloat16"], BYTES["bfloat16"])
+    return int(weights + picture_bytes(config, height, width) + PROJECTOR_BYTES + PROCESS_BYTES)
+
+
 def cost_of(options: PlanOptions, gpu_hours: float, size: int, put_requests: int) -> dict[str, float]:
     """Money by what it goes to, for the prices that were given."""
     priced = {
@@ -172,9 +197,10 @@ def cost_lines(found: Calibration, where: str) -> str:
         f"with           {where}",
     ]
     if found.training_hours:
-        lines.append(
-            f"training       at most {duration(3600 * found.training_hours)} of one such device, with train.* as given"
-        )
+        lines += [
+            f"training       at most {duration(3600 * found.training_hours)} of one such device, with train.* as given",
+            f"               on a GPU with {found.training_bytes / 1e9:.1f} GB of memory or more",
+        ]
     if found.cost:
         parts = ", ".join(f"{name.replace('_', ' a ')} {amount:,.2f}" for name, amount in found.cost.items())
         lines.append(f"cost           {sum(found.cost.values()):,.2f} ({parts})")

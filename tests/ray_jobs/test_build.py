@@ -269,6 +269,7 @@ def test_a_plan_is_calibrated_on_a_few_samples(head, tmp_path):
         "steps over all train pairs"
     )
     assert "of one such device" in done.stdout
+    assert found["training_bytes"] > 2e9, "a process and a projector, beside a small model"
     assert found["cost"] == {"gpus": 0.0, "storage_month": pytest.approx(found["bytes"] / 1e9 * 0.02)}
     assert "s a sample on one builder" in done.stdout
     assert not list(tmp_path.glob("_commit")), "nothing is built"

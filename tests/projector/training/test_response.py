@@ -21,7 +21,7 @@ from projector.options import TrainOptions
 from projector.training import compose, trajectories
 from projector.training.compose import EditedPairs, draw_edit
 from projector.training.loop import train
-from projector.training.passes import WITH_GRADIENTS, forward_passes
+from projector.training.passes import WITH_GRADIENTS, forward_passes, picture_bytes
 from projector.training.response import ResponseTrainer
 from projector.training.trajectories import Trajectories
 from projector.training.world import World
@@ -357,6 +357,12 @@ def test_the_passes_that_a_training_costs_are_told_before(
     train(given, *(pictured if "response" in changes else scene_sources))
     assert done[False] + WITH_GRADIENTS * done[True] == forward_passes(given, TRAIN, VAL, STEPS)
     assert forward_passes(options(tmp_path, objective="embedding"), TRAIN, VAL, STEPS) == 0
+
+
+def test_a_picture_takes_the_memory_that_the_papers_sizes_give():
+    published = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2}
+    assert picture_bytes(published, 512, 512) == pytest.approx(0.4e9, rel=0.25)  # with checkpointing
+    assert picture_bytes(published, 1024, 1024) == pytest.approx(1.6e9, rel=0.25)
 
 
 def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):
