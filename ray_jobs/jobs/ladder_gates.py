@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from projector.evaluation.drawn_fidelity import FIDELITY
 from projector.evaluation.learning_curve import PowerLaw
 from projector.options import Arch
 from projector.training.summary import WORTH
@@ -54,11 +55,12 @@ def judge(arch: Arch, summary: Mapping[str, Any], evaluation: Mapping[str, Any])
     loss, ridge = summary["best_val_loss"], summary["ridge_val_loss"]
     wide, raw_wide = ours["outlier_dims"], raw["outlier_dims"]
     gain = 1 - loss / ridge
-    if (
-        summary["objective"] == "response"
-    ):  # errors of embeddings say nothing about one that was trained for pictures
+    if summary["objective"] == "response":
+        # Errors of embeddings say nothing about one that was trained for pictures.
         passed = gain >= WORTH or arch == "mlp"
-        found = f"the image model's velocities are off by {loss:.4g}, under ridge by {ridge:.4g}"
+        found = f"the image model's velocities are off by {loss:.4g}, under ridge by {ridge:.4g}" + _shown(
+            ours, raw
+        )
         if gain >= WORTH:
             sentence = f"passed: {found}"
         elif passed:
@@ -107,6 +109,17 @@ def judge(arch: Arch, summary: Mapping[str, Any], evaluation: Mapping[str, Any])
         wide,
         raw_wide,
         summary["train_pairs"],
+    )
+
+
+def _shown(ours: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
+    """What pictures show of their references, where that was measured."""
+    if FIDELITY not in ours:
+        return ""
+    low, high = ours["intervals"].get(FIDELITY, (ours[FIDELITY], ours[FIDELITY]))
+    return (
+        f"; pictures show {ours[FIDELITY]:.2f} of their references ({low:.2f} to {high:.2f}), {raw[FIDELITY]:.2f} "
+        "without a projector"
     )
 
 

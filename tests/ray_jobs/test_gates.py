@@ -70,6 +70,17 @@ def test_a_step_passes_or_says_what_to_change(arch, changes, passed, said):
     assert said in gate.sentence
 
 
+def test_a_step_says_what_its_pictures_show_where_that_is_known():
+    summary = {"best_val_loss": 0.2, "ridge_val_loss": 0.22, "objective": "response", "train_pairs": 900}
+    figures = {"mse_standardized": 0.5, "outlier_dims": 0, "fidelity": 0.853}
+    methods = {
+        "projector": figures | {"intervals": {"fidelity": [0.8, 0.9]}},
+        "identity": figures | {"fidelity": 0.31},
+    }
+    said = judge("linear", summary, {"methods": methods}).sentence
+    assert said.endswith("pictures show 0.85 of their references (0.80 to 0.90), 0.31 without a projector")
+
+
 def curve(exponent=0.4, scale=3.0, noise=(0.0, 0.0, 0.0)):
     losses = {n: [0.2 + scale * n**-exponent + e for e in noise] for n in (125, 250, 500, 1000)}
     return [{"pairs": n} for n in losses], fit_curve(losses)
