@@ -31,8 +31,9 @@ from torch.utils.data import DataLoader
 from training import hardware
 
 from projector.data.align import Alignment
+from projector.data.dataset_pairs import load_pairs
 from projector.data.packed import Held
-from projector.data.pairs import Pair, load_pairs
+from projector.data.pairs import Pair
 from projector.training.schedule import epoch_order
 
 BATCH = 32

@@ -16,9 +16,10 @@ from synthetic_files import write_guide_files, write_shards
 from torch import Tensor, nn
 
 from projector.data.align import Alignment
+from projector.data.dataset_pairs import load_pairs
 from projector.data.packed import Held as HeldPairs
 from projector.data.packed import Ragged, statistics_of
-from projector.data.pairs import Pair, PairSource, load_pairs
+from projector.data.pairs import Pair, PairSource
 from projector.evaluation.baselines import TrainStatistics
 from projector.evaluation.distances import random_directions
 from projector.evaluation.metrics import Metrics, Standard

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.data.pairs import PairSource, bfloat16_tensor
+from projector.data.dataset_pairs import bfloat16_tensor
+from projector.data.pairs import PairSource
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE, decode_tensors
 
 BATCH = 32

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from projector.data.align import Alignment
-from projector.data.pairs import PairSource, load_pairs
+from projector.data.dataset_pairs import load_pairs
+from projector.data.pairs import PairSource
 from projector.evaluation.caption_swap import caption_swap
 from projector.evaluation.contest import Contest, Measured, put_differences
 from projector.evaluation.drawn_fidelity import drawn_fidelity, put_fidelity

@@ -18,7 +18,7 @@ from projector.comparison.cases import (
 )
 from projector.comparison.comparer import UNTRAINED
 from projector.comparison.scores import DEFAULT_SCORER, resolve_scorer
-from projector.data.pairs import load_pairs
+from projector.data.dataset_pairs import load_pairs
 from projector.evaluation.baselines import TrainStatistics
 from projector.models.resolve import OWN_MODELS, ModelSource, ModelSources
 from projector.network.projector import Projector

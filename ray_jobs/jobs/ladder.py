@@ -10,8 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from projector.data.dataset_pairs import training_pairs
 from projector.data.drawn import drawn
-from projector.data.pairs import training_pairs
 from projector.evaluation.learning_curve import PowerLaw, fit_curve
 from projector.network.checkpoint import EVALUATION, SUMMARY, put_json
 from projector.options import Arch, EvaluateOptions, TrainOptions

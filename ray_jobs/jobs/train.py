@@ -23,7 +23,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from projector.data.pairs import training_pairs
+from projector.data.dataset_pairs import training_pairs
 from projector.network.checkpoint import SUMMARY, get_state
 from projector.options import TrainOptions
 from projector.training.loop import FINISHED, run_identity

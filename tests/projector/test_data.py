@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from projector.data.align import Alignment
+from projector.data.dataset_pairs import bfloat16_tensor, load_pairs, picture_size
 from projector.data.drawn import drawn
 from projector.data.packed import Held, Ragged, statistics_of
-from projector.data.pairs import Pair, bfloat16_tensor, in_memory, joined, load_pairs, picture_size
+from projector.data.pairs import Pair, in_memory, joined
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
 from shards.dataset.read import read_shard

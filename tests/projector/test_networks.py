@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from projector.network.architectures import ProjectorNetwork, Shape, relative_positions, safe_std
+from projector.network.architectures import ProjectorNetwork, Shape, safe_std
+from projector.network.attention import relative_positions
 from shards.errors import UsageError
 from shards.format.statistics import RunningStatistics
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from projector.data.pairs import bfloat16_tensor
+from projector.data.dataset_pairs import bfloat16_tensor
 from projector.making import generated as pairs
 from projector.making.batching import make_sound
 from projector.making.generated import PairSettings, Pictured, PictureReader

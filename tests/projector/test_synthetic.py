@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from synthetic import ContentProbe, Synthetic
 from synthetic_files import guide_pool, tensors_of, write_guide_files, write_shards
 
-from projector.data.pairs import load_pairs
+from projector.data.dataset_pairs import load_pairs
 from shards.dataset.dataset import Dataset
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 from shards.stores.local import open_storage

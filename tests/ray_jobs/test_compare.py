@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from projector.comparison.cases import Case, part_of
 from projector.comparison.comparer import CompareSettings, CompareSpec
-from projector.data.pairs import training_pairs
+from projector.data.dataset_pairs import training_pairs
 from projector.models.resolve import CACHE_VARIABLE, ModelSource, ModelSources
 from projector.network.blend import BLENDS
 from projector.network.projector import Projector

@@ -5,7 +5,7 @@ import json
 import pytest
 import ray
 
-from projector.data.pairs import load_pairs
+from projector.data.dataset_pairs import load_pairs
 from projector.options import TrainOptions
 from projector.training.loop import train
 from ray_jobs.__main__ import main
