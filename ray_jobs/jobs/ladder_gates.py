@@ -52,63 +52,70 @@ def judge(arch: Arch, summary: Mapping[str, Any], evaluation: Mapping[str, Any])
         evaluation: eval.json.
     """
     ours, raw = evaluation["methods"]["projector"], evaluation["methods"]["identity"]
-    loss, ridge = summary["best_val_loss"], summary["ridge_val_loss"]
-    wide, raw_wide = ours["outlier_dims"], raw["outlier_dims"]
-    gain = 1 - loss / ridge
-    if summary["objective"] == "response":
-        # Errors of embeddings say nothing about one that was trained for pictures.
-        passed = gain >= WORTH or arch == "mlp"
-        found = f"the image model's velocities are off by {loss:.4g}, under ridge by {ridge:.4g}" + _shown(
-            ours, raw
-        )
-        if gain >= WORTH:
-            sentence = f"passed: {found}"
-        elif passed:
-            sentence = f"no gain over ridge: {found}; {ATTENTION_MAY}"
-        else:
-            sentence = f"no gain over ridge: {found}; try another layer or text mode, more train.epochs, or more pairs"
-    elif wide > OUTLIERS_KEPT * raw_wide:
-        passed = False
-        sentence = (
-            f"outliers are not corrected: {wide} dimensions are more than twice as wide as the target's, {raw_wide} "
-            "before; try another layer (train.layer), train.restore 1, or more pairs at this step"
-        )
-    elif ours["mse_standardized"] >= raw["mse_standardized"]:
-        passed = False
-        sentence = (
-            f"no better than doing nothing: standardised error {ours['mse_standardized']:.4g}, "
-            f"{raw['mse_standardized']:.4g} without a projector; try another layer or text mode, or more pairs"
-        )
-    elif arch == "linear" and gain < -WORTH:
-        passed = False
-        sentence = (
-            f"{-gain:.1%} worse than ridge, where it began; use a lower train.learning_rate, or ridge itself"
-        )
-    elif arch == "mlp" and gain < WORTH:
-        passed = True
-        sentence = f"no gain over ridge (validation loss {loss:.4g}, ridge {ridge:.4g}); {ATTENTION_MAY}"
-    elif arch != "linear" and gain < WORTH:
-        passed = False
-        sentence = (
-            f"no gain over ridge (validation loss {loss:.4g}, ridge {ridge:.4g}); use ridge, which took seconds, or "
-            "try another layer, text mode or train.align before making more pairs"
-        )
-    else:
-        passed = True
-        beside = f"{abs(gain):.1%} {'better' if gain >= 0 else 'worse'} than ridge"
-        sentence = (
-            f"passed: validation loss {loss:.4g}, {beside}; {wide} dimensions too wide, {raw_wide} before"
-        )
+    # Errors of embeddings say nothing about a projector that was trained for pictures.
+    judged = _by_pictures if summary["objective"] == "response" else _by_embeddings
+    passed, sentence = judged(arch, summary["best_val_loss"], summary["ridge_val_loss"], ours, raw)
     return Gate(
         passed,
         sentence,
-        loss,
-        ridge,
+        summary["best_val_loss"],
+        summary["ridge_val_loss"],
         ours["mse_standardized"],
         raw["mse_standardized"],
-        wide,
-        raw_wide,
+        ours["outlier_dims"],
+        raw["outlier_dims"],
         summary["train_pairs"],
+    )
+
+
+def _by_pictures(
+    arch: Arch, loss: float, ridge: float, ours: Mapping[str, Any], raw: Mapping[str, Any]
+) -> tuple[bool, str]:
+    """Whether a projector that was trained through the image model passed, and why."""
+    found = (
+        f"the image model's velocities are off by {loss:.4g}, under ridge by {ridge:.4g}{_shown(ours, raw)}"
+    )
+    if 1 - loss / ridge >= WORTH:
+        return True, f"passed: {found}"
+    if arch == "mlp":
+        return True, f"no gain over ridge: {found}; {ATTENTION_MAY}"
+    return (
+        False,
+        f"no gain over ridge: {found}; try another layer or text mode, more train.epochs, or more pairs",
+    )
+
+
+def _by_embeddings(
+    arch: Arch, loss: float, ridge: float, ours: Mapping[str, Any], raw: Mapping[str, Any]
+) -> tuple[bool, str]:
+    """Whether a projector that was fitted to embeddings passed, and why."""
+    wide, raw_wide, gain = ours["outlier_dims"], raw["outlier_dims"], 1 - loss / ridge
+    if wide > OUTLIERS_KEPT * raw_wide:
+        return False, (
+            f"outliers are not corrected: {wide} dimensions are more than twice as wide as the target's, {raw_wide} "
+            "before; try another layer (train.layer), train.restore 1, or more pairs at this step"
+        )
+    if ours["mse_standardized"] >= raw["mse_standardized"]:
+        return False, (
+            f"no better than doing nothing: standardised error {ours['mse_standardized']:.4g}, "
+            f"{raw['mse_standardized']:.4g} without a projector; try another layer or text mode, or more pairs"
+        )
+    if arch == "linear" and gain < -WORTH:
+        return (
+            False,
+            f"{-gain:.1%} worse than ridge, where it began; use a lower train.learning_rate, or ridge itself",
+        )
+    if arch == "mlp" and gain < WORTH:
+        return True, f"no gain over ridge (validation loss {loss:.4g}, ridge {ridge:.4g}); {ATTENTION_MAY}"
+    if arch == "attention" and gain < WORTH:
+        return False, (
+            f"no gain over ridge (validation loss {loss:.4g}, ridge {ridge:.4g}); use ridge, which took seconds, or "
+            "try another layer, text mode or train.align before making more pairs"
+        )
+    beside = f"{abs(gain):.1%} {'better' if gain >= 0 else 'worse'} than ridge"
+    return (
+        True,
+        f"passed: validation loss {loss:.4g}, {beside}; {wide} dimensions too wide, {raw_wide} before",
     )
 
 
