@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from projector.data.pairs import Conditioning, Pair, PairSource, in_memory
+from projector.data.pairs import Conditioning, Pair, PairPicture, PairSource, in_memory
 from projector.data.template import Template, WholeSample, find_template, token_rms
 from projector.models.image_generator import ImageGenerator
 from projector.models.text_encoder import TextEncoder, TextEncoding
@@ -34,7 +35,7 @@ from projector.network.projector import Projector
 from projector.options import TrainOptions
 from projector.steering.modes import DIALLED, Mode, ReferenceRows, conditionings, projected
 from projector.training.loop import train
-from shards.format.sample import KIND_CAPTION, KIND_IMAGE
+from shards.format.sample import KIND_CAPTION, KIND_IMAGE, as_png
 from shards.scenes.captions import partial, varied
 from shards.scenes.read_back import read_scene
 from shards.scenes.scene import Scene, attributes, sample_scene
@@ -63,6 +64,7 @@ class Made:
     graft: Tensor
     """(V, D) image tokens as the text encoder reads them in Qwen3-VL's place."""
     seed: int
+    picture: Image.Image
 
 
 class World:
@@ -117,7 +119,7 @@ class World:
         for start in range(0, count, TOGETHER):
             part = slice(start, start + TOGETHER)
             read, grafted = (image_tokens(reader, pictures[part]) for reader in (self.reader, self.graft))
-            columns = (scenes[part], captions[part], texts[part], read, grafted, seeds[part])
+            columns = (scenes[part], captions[part], texts[part], read, grafted, seeds[part], pictures[part])
             made += [Made(*row) for row in zip(*columns, strict=True)]
         return made
 
@@ -144,10 +146,12 @@ def source_of(made: Sequence[Made], template: Template, image: Path) -> PairSour
         kinds = torch.full((len(vl),), KIND_IMAGE, dtype=torch.uint8)
         pairs.append(Pair(f"pair-{number}", vl, kinds, text[token_rms(text) <= template.text_limit]))
     made_from = [Conditioning(item.text.embeddings, item.seed, item.caption) for item in made]
+    shown = [PairPicture(as_png(item.picture), None, item.seed) for item in made]
     return replace(
         in_memory(pairs, layer=LAYER, text_mode="none"),
         template=template,
         conditionings=lambda start, stop: iter(made_from[start:stop]),
+        pictures=lambda start, stop: iter(shown[start:stop]),
         provenance={
             "models": {"image": {"id": image.name}},
             "picture": {"height": SIDE, "width": SIDE},
@@ -268,8 +272,8 @@ def trained(
         return Projector.from_pretrained(output)
 
 
-def methods(chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Options of training by a method's name."""
+def methods(chosen: Sequence[str], changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options of training by a method's name, with some of them changed."""
     table: dict[str, dict[str, Any]] = {
         "statistics": {"arch": "linear", "align": "statistics"},
         "ridge": {"arch": "ridge"},
@@ -280,7 +284,91 @@ def methods(chosen: Sequence[str]) -> dict[str, dict[str, Any]]:
         },
         **{f"{arch} compose": {"arch": arch, "length": 16, "objective": "response"} for arch in ARCHS},
     }
-    return {name: table[name] for name in chosen or table}
+    return {name: table[name] | changes for name in chosen or table}
+
+
+class Trial:
+    """Everything that is measured in a run of this file, written down as it is found.
+
+    Args:
+        world: what draws and reads.
+        options: of the command line.
+    """
+
+    def __init__(self, world: World, options: argparse.Namespace) -> None:
+        self.options = options
+        self.made = {
+            split: world.make(count, of, seed)
+            for split, count, of, seed in (
+                ("train", options.pairs, "train", 1),
+                ("val", max(32, options.pairs // 10), "val", 2),
+                ("test", options.references, "test", 3),
+                ("held_out", options.references, "held_out", 4),
+            )
+        }
+        self.template = template_of(self.made["train"])
+        self.judges = {
+            split: Judge(world, self.made[split], options.output.with_suffix(""))
+            for split in ("test", "held_out")
+        }
+        self.found: dict[str, Any] = {
+            **{name: getattr(options, name) for name in ("pairs", "references", "objects", "changes")},
+            "alone": {},
+            "prompts": {},
+        }
+
+    def keep(self) -> None:
+        """Write down what is known so far."""
+        self.options.output.write_text(json.dumps(self.found, indent=1) + "\n")
+
+    def measure_alone(self, name: str, conditions: Callable[[str], Sequence[Condition]]) -> None:
+        """Measure a method without prompts, by split with the conditions that this gives, one for each seed."""
+        self.found["alone"][name] = {
+            split: figure([judge.alone(condition, f"{name} {split}") for condition in conditions(split)])
+            for split, judge in self.judges.items()
+        }
+        print(name, json.dumps(self.found["alone"][name]), flush=True)
+        self.keep()
+
+    def measure_untrained(self) -> None:
+        """What needs no projector, alone and behind prompts."""
+        template = self.template
+        self.measure_alone("own caption", lambda _: [lambda item: (item.text.embeddings, None)])
+        others = {
+            item: split[number - 1] for split in self.made.values() for number, item in enumerate(split)
+        }
+        self.measure_alone("another's caption", lambda _: [lambda item: (others[item].text.embeddings, None)])
+        for reader, name in (("vl", "identity"), ("graft", "graft")):
+            condition = unprojected(template, reader)
+            self.measure_alone(name, lambda _, condition=condition: [condition])
+
+        def grafted(item: Made, prompt: TextEncoding) -> Given:
+            return conditionings(as_rows(item.graft, template), "concat", prompt.embeddings, prompt.kind)
+
+        for test, names in TESTS.items():
+            for name, given in (
+                ("text only", lambda _item, prompt: (prompt.embeddings, None)),
+                ("graft concat", grafted),
+            ):
+                rows = self.judges["test"].with_prompts(names, given, f"{name} {test}")
+                self.found["prompts"][f"{test} {name}"] = in_words(*([row] for row in rows))
+
+    def measure_projectors(self) -> None:
+        """Projectors of every chosen kind, alone and some of them behind prompts."""
+        folder, template = self.options.models, self.template
+        sources = tuple(source_of(self.made[split], template, folder / "image") for split in ("train", "val"))
+        for name, how in methods(self.options.methods, self.options.changes).items():
+            projectors = [trained(how, sources, folder, seed) for seed in range(self.options.seeds)]
+            by_seed = [alone(projector, template) for projector in projectors]
+            self.measure_alone(name, lambda _, by_seed=by_seed: by_seed)
+            if name in self.options.prompts:
+                self.found["prompts"] |= with_prompts(name, projectors, self.judges["test"], template)
+                self.keep()
+
+
+def in_words(asked: Sequence[Sequence[float]], kept: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Adherence and fidelity by seed and reference, as they are written down."""
+    return {"adherence": figure(asked), "fidelity": figure(kept)}
 
 
 def main() -> None:
@@ -295,82 +383,15 @@ def main() -> None:
     parser.add_argument(
         "--prompts", nargs="*", default=["attention response"], help="methods to try with prompts"
     )
+    parser.add_argument("--changes", type=json.loads, default={}, help="options of train as a JSON object")
     options = parser.parse_args()
     begun = time.monotonic()
-    world = World(options.models, options.objects)
-    made = {
-        split: world.make(count, of, seed)
-        for split, count, of, seed in (
-            ("train", options.pairs, "train", 1),
-            ("val", max(32, options.pairs // 10), "val", 2),
-            ("test", options.references, "test", 3),
-            ("held_out", options.references, "held_out", 4),
-        )
-    }
+    trial = Trial(World(options.models, options.objects), options)
     print(f"pairs: {time.monotonic() - begun:.0f} s", flush=True)
-    template = template_of(made["train"])
-    sources = tuple(source_of(made[split], template, options.models / "image") for split in ("train", "val"))
-    judges = {
-        split: Judge(world, made[split], options.output.with_suffix("")) for split in ("test", "held_out")
-    }
-    found: dict[str, Any] = {
-        "pairs": options.pairs,
-        "references": options.references,
-        "objects": options.objects,
-        "alone": {},
-        "prompts": {},
-    }
-
-    def note(name: str, by_split: dict[str, list[list[float]]]) -> None:
-        found["alone"][name] = {split: figure(rows) for split, rows in by_split.items()}
-        print(name, json.dumps(found["alone"][name]), flush=True)
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
-
-    bare: dict[str, Callable[[Sequence[Made]], Condition]] = {
-        "own caption": lambda _: lambda item: (item.text.embeddings, None),
-        "another's caption": lambda items: lambda item: (items[items.index(item) - 1].text.embeddings, None),
-        "identity": lambda _: unprojected(template, "vl"),
-        "graft": lambda _: unprojected(template, "graft"),
-    }
-    for name, condition in bare.items():
-        note(
-            name,
-            {
-                split: [judge.alone(condition(made[split]), f"{name} {split}")]
-                for split, judge in judges.items()
-            },
-        )
-    for test, names in TESTS.items():
-        rows = judges["test"].with_prompts(names, lambda _item, prompt: (prompt.embeddings, None))
-        found["prompts"][f"{test} text only"] = dict(
-            zip(("adherence", "fidelity"), ([figure([r]) for r in rows]), strict=True)
-        )
-        rows = judges["test"].with_prompts(
-            names,
-            lambda item, prompt: conditionings(
-                as_rows(item.graft, template), "concat", prompt.embeddings, prompt.kind
-            ),
-            f"graft {test}",
-        )
-        found["prompts"][f"{test} graft concat"] = dict(
-            zip(("adherence", "fidelity"), ([figure([r]) for r in rows]), strict=True)
-        )
-    for name, how in methods(options.methods).items():
-        projectors = [trained(how, sources, options.models, seed) for seed in range(options.seeds)]
-        note(
-            name,
-            {
-                split: [
-                    judge.alone(alone(projector, template), f"{name} {split}") for projector in projectors
-                ]
-                for split, judge in judges.items()
-            },
-        )
-        if name in options.prompts:
-            found["prompts"] |= with_prompts(name, projectors, judges["test"], template)
-            options.output.write_text(json.dumps(found, indent=1) + "\n")
-    found["seconds"] = round(time.monotonic() - begun)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    trial.measure_untrained()
+    trial.measure_projectors()
+    trial.found["seconds"] = round(time.monotonic() - begun)
+    trial.keep()
 
 
 def with_prompts(
@@ -397,10 +418,7 @@ def with_prompts(
                 )
                 for projector in (projectors[:1] if mode in DIALLED else projectors)
             ]
-            row = {
-                "adherence": figure([pair[0] for pair in pairs]),
-                "fidelity": figure([pair[1] for pair in pairs]),
-            }
+            row = in_words([pair[0] for pair in pairs], [pair[1] for pair in pairs])
             table[f"{test} {name} {called}"] = row
             print(test, name, called, row["adherence"]["mean"], row["fidelity"]["mean"], flush=True)
     return table
