@@ -28,6 +28,7 @@ from ray_jobs.cli.signals import noting_signals
 from ray_jobs.cluster.address import protect_local_ray
 from shards.tools.terminal import exit_code, visible_output
 
+PLACE = "a local folder or s3://bucket/prefix"
 JOBS = {
     job.name: job
     for job in (
@@ -41,6 +42,11 @@ JOBS = {
             "rewrite",
             "Make the short prompts of a file long with a local language model; resumes.",
             {"rewrite": RewriteOptions},
+            needs={
+                "prompts": "a prompt file (.txt .tsv .csv .json .jsonl .parquet)",
+                "model": "the folder or hub id of an instruction-tuned language model",
+                "output": "the .jsonl file to write",
+            },
         ),
         Job(
             "preflight",
@@ -63,12 +69,17 @@ JOBS = {
                 "append",
                 "actors",
             ),
+            needs={"output": f"the dataset's root, {PLACE}"},
         ),
         Job(
             "extract",
             "Read an existing dataset's images again: other layers, text modes or VL model; resumes.",
             {"extract": ExtractOptions},
             first=("data", "output", "vl", "layers", "text_modes", "actors"),
+            needs={
+                "data": "the root of the dataset whose pictures are read again",
+                "output": f"the new dataset's root, {PLACE}",
+            },
         ),
         Job(
             "import",
@@ -77,6 +88,11 @@ JOBS = {
             module="jobs.importing",  # `import` is a keyword
             function="importing",
             first=("source", "kind", "output", "models", "layers", "samples", "images", "actors"),
+            needs={
+                "source": "COCO annotations, or the folder of pictures, tars or parquet files, local or s3://",
+                "kind": "folder, coco, tars or parquet",
+                "output": f"the dataset's root, {PLACE}",
+            },
         ),
         Job(
             "train",
@@ -95,24 +111,28 @@ JOBS = {
                 "max_samples",
                 "also",
             ),
+            needs={"data": f"the dataset's root, {PLACE}", "output": f"where the projector goes, {PLACE}"},
         ),
         Job(
             "evaluate",
             "Measure projectors on test pairs against every baseline.",
             {"evaluate": EvaluateOptions},
             first=("data", "checkpoint", "output", "others", "models", "workers"),
+            needs={"checkpoint": "the folder of a trained projector"},
         ),
         Job(
             "compare",
             "Make pictures with and without the projector and score them; resumes.",
             {"compare": CompareOptions},
             first=("checkpoint", "output", "models", "prompts", "images", "methods", "alphas"),
+            needs={"checkpoint": "the folder of a trained projector"},
         ),
         Job(
             "ladder",
             "Linear on few pairs, MLP on more, attention on most, a learning curve, a verdict; resumes.",
             {"ladder": LadderOptions, "build": BuildOptions, "train": TrainOptions},
             first=("output",),
+            needs={"output": f"the run's root, {PLACE}"},
         ),
         Job(
             "report",
@@ -120,7 +140,15 @@ JOBS = {
             {"report": ReportOptions},
             module="report.page",
         ),
-        Job("export", "Write a folder to publish: weights, config, card.", {"export": ExportOptions}),
+        Job(
+            "export",
+            "Write a folder to publish: weights, config, card.",
+            {"export": ExportOptions},
+            needs={
+                "checkpoint": "the folder of a trained projector",
+                "output": f"the folder to write, {PLACE}",
+            },
+        ),
         Job("demo", "The whole chain on the miniature models.", {"demo": DemoOptions}),
     )
 }
@@ -181,6 +209,7 @@ def _run(argv: Sequence[str]) -> int:
     if invocation.print_config:
         print(as_yaml(invocation.options), end="")
         return 0
+    JOBS[invocation.job].require(invocation.options)
     start_log(next((o.log for o in invocation.options.values() if isinstance(o, WatchedOptions)), "text"))
     protect_local_ray()
     job = JOBS[invocation.job].load()

@@ -8,7 +8,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ class Job:
         module: of the job, in `ray_jobs`; absent: that of the same name in `ray_jobs.jobs`.
         function: in it; absent: the word.
         first: options of its own section that people set first, which `--help` shows.
+        needs: options of its own section without which it cannot run, and what they are.
     """
 
     name: str
@@ -49,6 +50,13 @@ class Job:
     module: str = ""
     function: str = ""
     first: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    def require(self, options: Mapping[str, BaseModel]) -> None:
+        """Raise UsageError where an option that it needs is empty."""
+        for name, what in self.needs.items():
+            if not getattr(options[self.name], name):
+                raise UsageError(f"{self.name}.{name} is needed: {what}")
 
     def load(self) -> Callable[..., int]:
         """The job's function; imported now, since a usage error or --help should not wait for ray and torch."""

@@ -26,7 +26,6 @@ from ray_jobs.cluster.crew import Crew, crew_for, with_readers
 from ray_jobs.cluster.node_probe import recorded_packages
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
-from shards.errors import UsageError
 from shards.format.plan import LEAST_HELD_OUT
 from shards.prompts.prompt import PromptSource
 from shards.stores.local import open_storage
@@ -44,8 +43,6 @@ def build(options: BuildOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    if not options.output:
-        raise UsageError("build.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
     prompts = prompts_of(options)
     plan_of(
         options, prompts, segments=(options.samples,)

@@ -49,8 +49,6 @@ def compare(options: CompareOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    if not options.checkpoint:
-        raise UsageError("compare.checkpoint is needed: the folder of a trained projector")
     projector = Projector.from_pretrained(options.checkpoint)
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
     sources = resolve_models(options.models, "compare.models")

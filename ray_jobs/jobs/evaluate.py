@@ -47,8 +47,6 @@ def evaluate(options: EvaluateOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    if not options.checkpoint:
-        raise UsageError("evaluate.checkpoint is needed: the folder of a trained projector")
     models = None if options.models is None else resolve_models(options.models, "evaluate.models")
     output = open_storage(options.output or options.checkpoint)
     projectors = load_projectors(options)

@@ -51,9 +51,6 @@ def export(options: ExportOptions) -> int:
     Raises:
         UsageError: no projector there, an extra that is missing, or an output that holds something else.
     """
-    for name in ("checkpoint", "output"):
-        if not getattr(options, name):
-            raise UsageError(f"export.{name} is needed: a local folder or s3://bucket/prefix")
     if options.onnx:
         check_onnx()
     projector = Projector.from_pretrained(options.checkpoint)

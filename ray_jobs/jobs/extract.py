@@ -38,12 +38,6 @@ def extract(options: ExtractOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    if not options.data:
-        raise UsageError("extract.data is needed: the root of the dataset whose pictures are read again")
-    if not options.output:
-        raise UsageError(
-            "extract.output is needed: the new dataset's root, a local folder or s3://bucket/prefix"
-        )
     source = Dataset.open(open_storage(options.data))
     require_shards(source)
     storage = open_storage(options.output)

@@ -74,19 +74,8 @@ def importing(options: ImportOptions) -> int:
 
 
 def spec_of(options: ImportOptions) -> SourceSpec:
-    """The source that is named.
-
-    Raises:
-        UsageError: an option that is needed is missing.
-    """
-    if not options.source:
-        raise UsageError(
-            "import.source is needed: COCO annotations, or the folder of pictures, tars or parquet files, local or s3://"
-        )
-    if options.kind is None:
-        raise UsageError("import.kind is needed: folder, coco, tars or parquet")
-    if not options.output:
-        raise UsageError("import.output is needed: the dataset's root, a local folder or s3://bucket/prefix")
+    """The source that is named."""
+    assert options.kind is not None
     # Datasets have on record what tars were called first.
     kind: Kind = "webdataset" if options.kind == "tars" else options.kind
     return SourceSpec(kind, options.source, options.images, options.caption_column, options.image_column)

@@ -51,8 +51,6 @@ def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> 
     Raises:
         UsageError: anything wrong with the input, or an output of other options.
     """
-    if not options.output:
-        raise UsageError("ladder.output is needed: the run's root, a local folder or s3://bucket/prefix")
     for section, given in (("build", build), ("train", train)):
         for name in sorted(given.model_fields_set & set(OWN)):
             raise UsageError(

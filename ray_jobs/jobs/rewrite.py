@@ -16,12 +16,6 @@ from shards.prompts.categories import AXES
 from shards.prompts.files import read_prompts
 from shards.prompts.prompt import Prompt
 
-NEEDED = {
-    "prompts": "a prompt file (.txt .tsv .csv .json .jsonl .parquet)",
-    "model": "the folder or hub id of an instruction-tuned language model",
-    "output": "the .jsonl file to write",
-}
-
 
 def rewrite(options: RewriteOptions) -> int:
     """Write the file; what is in it already is not made again.
@@ -35,9 +29,6 @@ def rewrite(options: RewriteOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    for name, what in NEEDED.items():
-        if not getattr(options, name):
-            raise UsageError(f"rewrite.{name} is needed: {what}")
     if Path(options.output).suffix != ".jsonl":
         raise UsageError(
             f"rewrite.output = {options.output!r}: is written as JSON lines; give a name in .jsonl"

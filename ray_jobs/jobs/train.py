@@ -57,9 +57,6 @@ def train(options: TrainOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before workers start.
     """
-    for name in ("data", "output"):
-        if not getattr(options, name):
-            raise UsageError(f"train.{name} is needed: a local folder or s3://bucket/prefix")
     check_trackers(options)
     # What is wrong with the data or the output is said now: inside workers it would look like their failure.
     train_pairs, val_pairs = (
