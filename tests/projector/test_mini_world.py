@@ -15,7 +15,7 @@ from shards.scenes.captions import varied
 from shards.scenes.draw import draw_scene
 from shards.scenes.scene import sample_scene
 
-PAIRS, REFERENCES = 160, 24
+PAIRS, REFERENCES = 112, 24
 CHANCE = 0.35  # what an unrelated picture has of a reference's attributes, and some more
 
 
@@ -34,7 +34,7 @@ def judged(world, tmp_path_factory):
     template = template_of(made["train"])
     folder = own_folder("mini")
     sources = tuple(source_of(made[split], template, folder / "image") for split in ("train", "val"))
-    options = {"arch": "linear", "length": 16, "objective": "response", "compose": 0.0, "epochs": 24}
+    options = {"arch": "linear", "length": 16, "objective": "response", "compose": 0.0, "epochs": 8}
     projector = trained(options, sources, folder, seed=0)
     judge = Judge(world, world.make(REFERENCES, "test", 3), tmp_path_factory.mktemp("sheets"))
     return projector, judge, template

@@ -317,24 +317,24 @@ from pathlib import Path
 from shards.sources import picture
 
 data = Path(sys.argv[1]).read_bytes()
-picture.AT_ONCE = 4096 * 4096  # as 8192 * 8192 is to a picture of that size, and four times as fast
-picture.kept(Path(sys.argv[2]).read_bytes(), 1024)
+picture.AT_ONCE = 3072 * 3072  # as 8192 * 8192 is to a picture of that size, and seven times as fast
+picture.kept(Path(sys.argv[2]).read_bytes(), 512)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with ThreadPoolExecutor(8) as pool:
-    sizes = {kept.pixels.size for kept in pool.map(lambda _: picture.kept(data, 1024), range(8))}
-assert sizes == {(1024, 1024)}
+    sizes = {kept.pixels.size for kept in pool.map(lambda _: picture.kept(data, 512), range(8))}
+assert sizes == {(512, 512)}
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 def test_eight_fetchers_of_a_huge_picture_take_the_memory_of_one(tmp_path):
-    huge = Image.new("RGBA", (4096, 4096), (200, 30, 40, 90))
-    huge.paste((10, 200, 40, 255), (0, 0, 2000, 1000))
+    huge = Image.new("RGBA", (3072, 3072), (200, 30, 40, 90))
+    huge.paste((10, 200, 40, 255), (0, 0, 1500, 750))
     huge.save(tmp_path / "huge.png")
     huge.resize((64, 64)).save(tmp_path / "small.png")
     paths = [str(tmp_path / name) for name in ("huge.png", "small.png")]
     run = subprocess.run([sys.executable, "-c", SEEN, *paths], capture_output=True, text=True, check=True)
-    layer = 4096 * 4096 * 4 / 2**20
+    layer = 3072 * 3072 * 4 / 2**20
     # One as RGBA, as RGB, what shrinking takes: each alone would be some thirty layers.
     assert float(run.stdout) < 5 * layer
 

@@ -193,11 +193,11 @@ def test_a_parquet_like_diffusion_db(tmp_path):
     assert "near-duplicates" in source.notes[1]
 
 
-def test_a_hundred_thousand_lines(tmp_path):
+def test_many_lines(tmp_path):
     space = builtin_prompts().prompts
-    (tmp_path / "p.txt").write_text("".join(f"{i} {space[i % 500].caption}\n" for i in range(100_000)))
+    (tmp_path / "p.txt").write_text("".join(f"{i} {space[i % 500].caption}\n" for i in range(20_000)))
     source = read_prompts(tmp_path / "p.txt")
-    assert len(source.prompts) == 100_000
+    assert len(source.prompts) == 20_000
     kept = without_near_duplicates(source, 500).prompts
     assert tuple(kept) == source.prompts[:500]
 

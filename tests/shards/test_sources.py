@@ -762,7 +762,7 @@ before = peak()
 left_out, examples = Counter(), {}
 big = SourceSpec("parquet", sys.argv[2])
 items = list(taken(open_source(big).found(()), Rules(val_fraction=0.0, test_fraction=0.0), (), left_out, examples))
-for row in range(0, 300, 20):
+for row in range(0, 60, 20):
     ParquetRows(open_storage(sys.argv[2]), None).read(Place("a.parquet", row=row))
 print(json.dumps([len(items), left_out, examples, peak() - before]))
 """
@@ -773,8 +773,8 @@ print(json.dumps([len(items), left_out, examples, peak() - before]))
     [("caption", "plain"), ("caption", "list"), ("caption", "struct"), ("image", "plain")],
 )
 def test_what_many_rows_share_is_in_memory_once(tmp_path, column, shape):
-    """300 rows of one text or picture of 10 MB are 14 kB on disk, and would be 3 GB if each had its own."""
-    count = 300
+    """60 rows of one text or picture of 10 MB are 14 kB on disk, and would be 600 MB if each had its own."""
+    count = 60
     large = pa.array([b"\x89PNG" + bytes(10_000_000) if column == "image" else "x" * 10_000_000])
     shared = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), large)
     if shape == "list":
