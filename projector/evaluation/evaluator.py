@@ -168,6 +168,7 @@ def evaluate_checkpoint(
     main = projectors[MAIN]
     config = main.config
     pairs = measured_pairs(options, main)
+    image_model = _image_model(options, pairs)
     alignment = Alignment(options.align or JUDGED.get(config["align"], config["align"]), config["length"])
     return evaluate(
         projectors,
@@ -179,7 +180,7 @@ def evaluate_checkpoint(
         swap_pairs=_swap_pairs(options, main),
         grafted=grafted_pairs(options, main),
         measure=measure,
-        image_model=(image_model := _image_model(options, pairs)),
+        image_model=image_model,
         artist=None if image_model is None else _artist(image_model, pairs),
     )
 
