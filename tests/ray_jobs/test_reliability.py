@@ -33,7 +33,9 @@ def assert_same(root, undisturbed):
     """The dataset under a root, local or S3, holds the bytes of the undisturbed one and nothing broken."""
     storage = open_storage(str(root))
     found = {
-        Path(e.key): storage.get_bytes(e.key) for e in storage.list() if e.key.startswith(("train/", "val/"))
+        Path(e.key): storage.get_bytes(e.key)
+        for e in storage.list()
+        if e.key.startswith(("train/", "val/", "test/"))
     }
     assert found == bytes_of(undisturbed)
     findings = verify(str(root))
