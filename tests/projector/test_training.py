@@ -205,7 +205,9 @@ rank, size, meeting, output, arch, align, count, val = sys.argv[1:]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
 world = Synthetic(width=32, image_tokens=12, text_tokens=(3, 9), latent=4)
-options = TrainOptions(output=output, arch=arch, epochs=3, batch_size=8, length=6, align=align)
+options = TrainOptions(
+    output=output, arch=arch, objective="embedding", epochs=3, batch_size=8, length=6, align=align, patience=None
+)
 train(options, world.source(int(count)), world.source(int(val), first=1000))
 distributed.barrier()
 os._exit(0)  # gloo's threads sometimes abort the interpreter's own way out
