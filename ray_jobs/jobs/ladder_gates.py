@@ -123,11 +123,9 @@ def _shown(ours: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
     """What pictures show of their references, where that was measured."""
     if FIDELITY not in ours:
         return ""
-    low, high = ours["intervals"].get(FIDELITY, (ours[FIDELITY], ours[FIDELITY]))
-    return (
-        f"; pictures show {ours[FIDELITY]:.2f} of their references ({low:.2f} to {high:.2f}), {raw[FIDELITY]:.2f} "
-        "without a projector"
-    )
+    interval = ours.get("intervals", {}).get(FIDELITY)  # with few references there is none
+    ends = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+    return f"; pictures show {ours[FIDELITY]:.2f} of their references{ends}, {raw[FIDELITY]:.2f} without a projector"
 
 
 def ladder_verdict(

@@ -79,6 +79,9 @@ def test_a_step_says_what_its_pictures_show_where_that_is_known():
     }
     said = judge("linear", summary, {"methods": methods}).sentence
     assert said.endswith("pictures show 0.85 of their references (0.80 to 0.90), 0.31 without a projector")
+    del methods["projector"]["intervals"]
+    said = judge("linear", summary, {"methods": methods}).sentence
+    assert said.endswith("pictures show 0.85 of their references, 0.31 without a projector")
 
 
 def curve(exponent=0.4, scale=3.0, noise=(0.0, 0.0, 0.0)):
