@@ -49,7 +49,7 @@ class Calibration:
         bytes: of the whole plan.
         training_hours: of one device that trains on all of the plan through the image model, at most; 0 where the
             training does without it.
-        training_bytes: of that device's memory, at least: what one picture at a time takes; 0 likewise.
+        training_bytes: of that device's memory: what a step of one picture takes, without sampling; 0 likewise.
         cost: of devices, storage for a month and requests, for those whose prices were given.
     """
 
@@ -162,7 +162,7 @@ def training_seconds(
 
 
 def training_bytes(build: BuildOptions, train: TrainOptions, transformer: Path) -> int:
-    """Device memory in which a training through the image model fits, one picture at a time; 0 for one without it.
+    """Device memory of a training's step of one picture, not of what comes before it; 0 without the image model.
 
     Args:
         build: what would be built.
@@ -199,7 +199,8 @@ def cost_lines(found: Calibration, where: str) -> str:
     if found.training_hours:
         lines += [
             f"training       at most {duration(3600 * found.training_hours)} of one such device, with train.* as given",
-            f"               on a GPU with {found.training_bytes / 1e9:.1f} GB of memory or more",
+            f"               {found.training_bytes / 1e9:.1f} GB of GPU memory for a step of one picture; sampling the "
+            "trajectories before takes more",
         ]
     if found.cost:
         parts = ", ".join(f"{name.replace('_', ' a ')} {amount:,.2f}" for name, amount in found.cost.items())
