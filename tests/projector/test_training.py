@@ -274,7 +274,7 @@ def test_the_number_of_workers_may_change_on_the_way(tmp_path, monkeypatch):
     """One worker stops in the middle of the second epoch, two go on from its state."""
     monkeypatch.setattr("projector.training.worker.STEPS_BETWEEN_LOOKS", 2)
     looks = iter([False] * 5 + [True])  # four in an epoch of seven steps
-    chosen = {"arch": "mlp", "align": "pool", "patience": 10}
+    chosen = {"arch": "mlp", "align": "pool"}
     stopped = train(options(tmp_path / "mlp-2", **chosen), TRAIN, VAL, should_stop=lambda: next(looks))
     assert (stopped["stopped"], len(curve(tmp_path / "mlp-2"))) == ("asked", 1)
     train(options(tmp_path / "whole", **chosen), TRAIN, VAL)
