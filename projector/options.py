@@ -133,7 +133,8 @@ class TrainOptions(BaseModel):
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Pairs per optimizer step, over all workers together."""
     micro_batch: Annotated[int, Field(gt=0)] | None = None
-    """Pairs per forward pass on a worker; gradients add up. Absent: the worker's whole share of a batch."""
+    """Pairs per forward pass on a worker; gradients add up. Absent: the worker's whole share of a batch, or, through
+    the image model on a GPU, as many as free memory has room for by estimate."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; absent: 6e-5 at width 2560 from ridge, else 1e-3 (linear) or 3e-4; more at smaller widths."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

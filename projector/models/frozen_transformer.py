@@ -3,7 +3,7 @@
 Letters: B batch, C latent channels, h and w latent pixels, K steps of sampling, L rows of a conditioning, D its width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,17 @@ class FrozenTransformer:
         """Of the weights."""
         dtype: torch.dtype = self._transformer.dtype
         return dtype
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The transformer's settings, as its config.json has them."""
+        config: Mapping[str, Any] = self._transformer.config
+        return config
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a picture in pixels."""
+        return LATENT_PIXEL * self._shape[1], LATENT_PIXEL * self._shape[2]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -32,11 +32,12 @@ class EditedPairs:
 
     Args:
         model: the frozen model.
-        encoder: the text encoder that made the pairs' conditionings; not kept.
+        encoder: the text encoder that made the pairs' conditionings; on the model's device while it is at work.
         conditionings: of the pairs, in their order.
         first: place of the first of them among all pairs, so that a pair's edit does not depend on the workers.
         count: how many.
         seed: of the edits.
+        together: see `Trajectories`.
         label: what progress lines call them; "" for none.
         folder: local folder for what does not fit into memory.
     """
@@ -50,6 +51,7 @@ class EditedPairs:
         first: int,
         count: int,
         seed: int,
+        together: int | None = None,
         label: str = "",
         folder: str | None = None,
     ) -> None:
@@ -58,15 +60,22 @@ class EditedPairs:
         self._ends: list[int] = []
         self._places: list[int] = []
         self.paths = Trajectories(
-            model, self._targets(conditionings, first), count, label=label, folder=folder
+            model,
+            self._targets(conditionings, first, model.device),
+            count,
+            together=together,
+            label=label,
+            folder=folder,
         )
         self.places = torch.tensor(self._places, dtype=torch.int64)
         """(N,) of each pair among those with an edit, -1 for those without."""
         self._rows = Ragged.of(self._prompts, self._prompts[0].shape[1] if self._prompts else 0)
         del self._encoder
 
-    def _targets(self, conditionings: Iterator[Conditioning], first: int) -> Iterator[Conditioning]:
-        """What the edited pictures are made from."""
+    def _targets(
+        self, conditionings: Iterator[Conditioning], first: int, device: torch.device
+    ) -> Iterator[Conditioning]:
+        """What the edited pictures are made from; the encoder gives way to their sampling."""
         place = first
         while block := list(islice(conditionings, ENCODED_TOGETHER)):
             edits = [
@@ -74,9 +83,13 @@ class EditedPairs:
                 for number, item in enumerate(block)
             ]
             place += len(block)
-            yield from self._encoded(block, edits)
+            self._encoder.to(str(device))
+            encoded = self._encoded(block, edits)
+            self._encoder.to("cpu")
+            yield from encoded
 
-    def _encoded(self, block: list[Conditioning], edits: list[Edit | None]) -> Iterator[Conditioning]:
+    def _encoded(self, block: list[Conditioning], edits: list[Edit | None]) -> list[Conditioning]:
+        targets = []
         told = [edit for edit in edits if edit is not None]
         prompts = iter(self._encoder.encode([edit.prompt for edit in told]))
         captions = iter(self._encoder.encode([edit.caption for edit in told]))
@@ -88,7 +101,8 @@ class EditedPairs:
             self._places.append(len(self._prompts))
             self._prompts.append(prompt.embeddings.to(item.text))
             self._ends.append(int(torch.nonzero(prompt.kind == KIND_CAPTION)[-1]) + 1)
-            yield Conditioning(caption.embeddings.to(item.text), item.seed)
+            targets.append(Conditioning(caption.embeddings.to(item.text), item.seed))
+        return targets
 
     def behind_prompts(
         self, places: Tensor, rows: Tensor, exists: Tensor, *, prefix: int, suffix: int

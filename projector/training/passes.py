@@ -17,6 +17,7 @@ TEXT_ROWS = 128  # of a conditioning with a prompt and a reference, about
 # and values, attention, residuals, and three times the feed-forward's 8 / 3 (an estimate, not measured on weights).
 KEPT_IN_A_BLOCK = 20
 BFLOAT16 = 2  # bytes
+USED = 0.8  # of free memory: the rest is for the projector's optimizer and for what the estimate leaves out
 
 
 def forward_passes(options: TrainOptions, train: int, val: int, steps: int) -> int:
@@ -51,3 +52,14 @@ def picture_bytes(transformer: Mapping[str, Any], height: int, width: int) -> in
     tokens = height // PATCH * (width // PATCH) + TEXT_ROWS
     blocks = transformer["n_layers"] + 2 * transformer["n_refiner_layers"]
     return int(tokens * transformer["dim"] * (blocks + KEPT_IN_A_BLOCK) * BFLOAT16)
+
+
+def pictures_in(free: int, transformer: Mapping[str, Any], height: int, width: int) -> int:
+    """Pictures of a step that some device memory has room for, one at least.
+
+    Args:
+        free: bytes.
+        transformer: its config.json.
+        height, width: of the pictures in pixels.
+    """
+    return max(1, int(USED * free / picture_bytes(transformer, height, width)))

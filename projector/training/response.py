@@ -22,7 +22,7 @@ from projector.network.whole_map import WholeMap
 from projector.options import ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
 from projector.training.flows import Flows
-from projector.training.passes import JUDGED_PAIRS
+from projector.training.passes import JUDGED_PAIRS, pictures_in
 from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.whole_start import solve_start
@@ -48,6 +48,8 @@ class Conditioner(nn.Module):
 class ResponseTrainer(Trainer):
     """A trainer whose error is that of the image model's velocities."""
 
+    most_judged = JUDGED_PAIRS
+
     def __init__(
         self,
         options: TrainOptions,
@@ -68,19 +70,19 @@ class ResponseTrainer(Trainer):
         super().__init__(options, world, train_pairs, val_pairs, state)
 
     def _prepare(self) -> None:
-        """Sample this worker's pictures."""
+        """Sample this worker's pictures, as many at a time as the device has room for."""
+        if self.micro_batch is None and self.world.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.world.device)
+            self.micro_batch = pictures_in(free, self.model.config, *self.model.size)
         of_train, of_val = self._train_source.conditionings, self._val_source.conditionings
         assert of_train is not None
         assert of_val is not None
-        judged = self._judged_part()
         label = "image model" if self.world.rank == 0 else ""
         self._train_paths = self._paths(self._train_source, self.mine, label)
-        self._val_paths = self._paths(self._val_source, judged, "")
+        self._val_paths = self._paths(self._val_source, self.mine_judged, "")
         self._train_edits = self._val_edits = None
         if self.options.compose > 0:
-            encoder = TextEncoder.from_pretrained(
-                self._folder, device=str(self.world.device), dtype=self.model.dtype
-            )
+            encoder = TextEncoder.from_pretrained(self._folder, device="cpu", dtype=self.model.dtype)
             self._train_edits, self._val_edits = (
                 EditedPairs(
                     self.model,
@@ -89,12 +91,13 @@ class ResponseTrainer(Trainer):
                     first=part.start,
                     count=len(part),
                     seed=seed,
+                    together=self.micro_batch,
                     label=told,
                     folder=self.options.cache,
                 )
                 for source, part, seed, told in (
                     (of_train, self.mine, self.options.seed, label and "image model, edits"),
-                    (of_val, judged, 0, ""),
+                    (of_val, self.mine_judged, 0, ""),
                 )
             )
         self._judged_steps = judged_steps(self.model.sigmas)
@@ -108,13 +111,9 @@ class ResponseTrainer(Trainer):
             return Flows(self.model, self._folder, pictures, len(part), label=label, cache=cache)
         assert source.conditionings is not None
         conditionings = source.conditionings(part.start, part.stop)
-        return Trajectories(self.model, conditionings, len(part), label=label, folder=cache)
-
-    def _judged_part(self) -> range:
-        """The first of this worker's held-out pairs, its share of JUDGED_PAIRS."""
-        part = self.world.share(self.val_count)
-        most = -(-JUDGED_PAIRS // self.world.size)
-        return range(part.start, min(part.stop, part.start + most))
+        return Trajectories(
+            self.model, conditionings, len(part), together=self.micro_batch, label=label, folder=cache
+        )
 
     def _exchanged(self) -> nn.Module:
         return Conditioner(self.network)
@@ -198,9 +197,7 @@ class ResponseTrainer(Trainer):
         network.eval()
         total = torch.zeros(2, dtype=torch.float64)
         places = torch.arange(len(self._val_paths.seeds))
-        parts = (
-            torch.split(places, self.options.micro_batch or self.options.batch_size) if len(places) else ()
-        )
+        parts = torch.split(places, self.micro_batch or self.options.batch_size) if len(places) else ()
         for part, batch in zip(parts, self.val_set.batches(parts), strict=True):
             moved = batch.to(self.world.device)
             rows, exists = network.conditioning(moved.inputs, moved.input_mask)

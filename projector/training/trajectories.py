@@ -13,7 +13,7 @@ from projector.data.pairs import Conditioning
 from projector.models.frozen_transformer import FrozenTransformer, padded_length
 from projector.training.keeper import Keeper
 
-SAMPLED_TOGETHER = 32  # pictures
+SAMPLED_TOGETHER = 32  # pictures; more keep no device busier
 SORTED_TOGETHER = 512  # pairs looked at to find some of one length
 JUDGED_AT = (0.9, 0.6)  # noise levels whose velocity error ranks projectors as their pictures do
 
@@ -25,6 +25,7 @@ class Trajectories:
         model: the frozen model.
         conditionings: of the pairs, in their order.
         count: how many.
+        together: pictures to sample at once, at most; None: as many as gain anything.
         label: what progress lines call them; "" for none.
         folder: local folder for what does not fit into memory.
     """
@@ -35,10 +36,12 @@ class Trajectories:
         conditionings: Iterator[Conditioning],
         count: int,
         *,
+        together: int | None = None,
         label: str = "",
         folder: str | None = None,
     ) -> None:
         self._model = model
+        self._together = min(SAMPLED_TOGETHER, together or SAMPLED_TOGETHER)
         dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
         self._kept = Keeper(count, model.steps, model.numbers, dtype, folder, label)
         self.seeds: list[int] = []
@@ -69,8 +72,8 @@ class Trajectories:
         """(K, C * h * w) each; pictures of one padded length are sampled together."""
         found: dict[int, Tensor] = {}
         order = sorted(range(len(block)), key=lambda place: padded_length(len(block[place].text)))
-        for start in range(0, len(order), SAMPLED_TOGETHER):
-            part = order[start : start + SAMPLED_TOGETHER]
+        for start in range(0, len(order), self._together):
+            part = order[start : start + self._together]
             velocities = self._model.trajectory(
                 [block[place].text for place in part], [block[place].seed for place in part]
             )

@@ -17,6 +17,7 @@ from torch import Tensor
 from projector.training.world import World
 
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-3, 2, 21))  # of the mean eigenvalue
+STILL = 1e-10  # mean square of standardised numbers about their mean: smaller ones are rounding
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ def fit_whole(
         world: all workers; each calls this.
 
     Returns:
-        the same map on every worker, on the CPU.
+        the same map on every worker, on the CPU; the mean of the targets where all inputs or all targets are alike,
+        as those of one pair are.
     """
     of_inputs, of_targets = (_gram(side, places, count, world) for side in (inputs, targets))
+    mean_input, mean_target = (world.add(side.double().sum(0).cpu()) / count for side in (inputs, targets))
+    if _still(of_inputs, inputs) or _still(of_targets, targets):
+        down, up = torch.zeros(*mean_input.shape, 1), torch.zeros(1, *mean_target.shape)
+        return WholeRidge(down, up, mean_target.float(), PENALTIES[-1])
     values, vectors = torch.linalg.eigh(of_inputs)
     values = values.clamp(min=0)
     errors = [
@@ -68,7 +74,6 @@ def fit_whole(
     scaled = fit @ directions / spread.sqrt()  # (N, r): the targets' own directions are its sums over pairs
     up = _summed(scaled, targets, places, world)
     down = _summed(inverse @ of_targets @ scaled, inputs, places, world)
-    mean_input, mean_target = (world.add(side.double().sum(0).cpu()) / count for side in (inputs, targets))
     bias = mean_target - torch.einsum("pd,rpd,rqe->qe", mean_input, down, up)
     return WholeRidge(down.permute(1, 2, 0).float(), up.float(), bias.float(), best)
 
@@ -83,6 +88,11 @@ def _gram(rows: Tensor, places: Tensor, count: int, world: World) -> Tensor:
         everyone -= everyone.mean(0)
         total += everyone @ everyone.T
     return total
+
+
+def _still(gram: Tensor, rows: Tensor) -> bool:
+    """Whether rows (n, positions, D) with these products do not differ from pair to pair."""
+    return float(gram.trace()) <= STILL * len(gram) * rows.shape[1] * rows.shape[2]
 
 
 def _error_left_out(values: Tensor, vectors: Tensor, of_targets: Tensor, penalty: float) -> float:

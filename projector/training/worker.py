@@ -60,6 +60,9 @@ class Tick:
 class Trainer:
     """One worker's network, data and optimizer, and how far they have come."""
 
+    most_judged: int | None = None
+    """Held-out pairs that are judged at most, the first ones; None: all."""
+
     def __init__(
         self,
         options: TrainOptions,
@@ -81,7 +84,9 @@ class Trainer:
             )
         self.alignment = Alignment(options.align, options.length)
         self.network = seeded_network(options, train_pairs)
+        self.micro_batch = options.micro_batch
         self.mine = held(self.train_count, options.batch_size, world.rank, world.size)
+        self.mine_judged = world.share(min(self.val_count, self.most_judged or self.val_count))
         self.train_set, self.val_set = (
             placed(
                 load_part(
@@ -89,7 +94,7 @@ class Trainer:
                 ),
                 world,
             )
-            for pairs, part in ((train_pairs, self.mine), (val_pairs, world.share(self.val_count)))
+            for pairs, part in ((train_pairs, self.mine), (val_pairs, self.mine_judged))
         )
         self.progress = TrainingProgress()
         self.network.to(world.device)
@@ -224,7 +229,7 @@ class Trainer:
         local = pairs[(pairs >= self.mine.start) & (pairs < self.mine.stop)] - self.mine.start
         if not len(local):
             return [torch.zeros(1, dtype=torch.int64)]
-        return list(torch.split(local, self.options.micro_batch or len(local)))
+        return list(torch.split(local, self.micro_batch or len(local)))
 
     def _step(self, pairs: Tensor, parts: Sequence[Tensor], batches: Iterator[Batch], step: int) -> Tensor:
         """One optimizer step; returns this worker's sum of errors, divided by the whole batch's positions."""
@@ -296,9 +301,7 @@ class Trainer:
         """Mean loss over the held-out pairs of all workers, of plain outputs or of restored ones."""
         network.eval()
         total = torch.zeros(2, dtype=torch.float64)
-        parts = torch.split(
-            torch.arange(len(self.val_set.keys)), self.options.micro_batch or self.options.batch_size
-        )
+        parts = torch.split(torch.arange(len(self.val_set.keys)), self.micro_batch or self.options.batch_size)
         for batch in self.val_set.batches(parts if self.val_set.keys else ()):
             moved = batch.to(self.world.device)
             outputs, targets = self._sides(network, moved)

@@ -49,7 +49,7 @@ class Calibration:
         bytes: of the whole plan.
         training_hours: of one device that trains on all of the plan through the image model, at most; 0 where the
             training does without it.
-        training_bytes: of that device's memory: what a step of one picture takes, without sampling; 0 likewise.
+        training_bytes: of that device's memory, at least, with one picture at a time; 0 likewise.
         cost: of devices, storage for a month and requests, for those whose prices were given.
     """
 
@@ -118,7 +118,7 @@ def calibrate(
         idle=forecast.idle,
         bytes=timing.bytes * len(plan),
         training_hours=training_seconds(build, train, estimate, timing.sample) / 3600,
-        training_bytes=training_bytes(build, train, Path(sources.image.path) / "transformer"),
+        training_bytes=training_bytes(build, train, Path(sources.image.path)),
         cost=cost_of(options, wall * gpus / 3600, timing.bytes * len(plan), estimate["put_requests"]),
     )
     return found, cost_lines(found, f"{crew.actors} builders, placement {placement}, on {cluster}")
@@ -161,20 +161,25 @@ def training_seconds(
     return passes * sample / (build.steps * (2 if build.guidance > 1 else 1))
 
 
-def training_bytes(build: BuildOptions, train: TrainOptions, transformer: Path) -> int:
-    """Device memory of a training's step of one picture, not of what comes before it; 0 without the image model.
+def training_bytes(build: BuildOptions, train: TrainOptions, image: Path) -> int:
+    """Device memory that a training takes with one picture at a time; 0 without the image model.
 
     Args:
         build: what would be built.
         train: what would be trained on it.
-        transformer: folder of the image model's.
+        image: folder of the image model.
     """
     if train.objective != "response":
         return 0
-    config = json.loads((transformer / "config.json").read_bytes())
+    config = json.loads((image / "transformer" / "config.json").read_bytes())
     height, width = (train.response_size or side for side in (build.height, build.width))
-    weights = weight_bytes(transformer, BYTES["bfloat16"], BYTES["bfloat16"])
-    return int(weights + picture_bytes(config, height, width) + PROJECTOR_BYTES + PROCESS_BYTES)
+    weights, encoder = (
+        weight_bytes(image / part, BYTES["bfloat16"], BYTES["bfloat16"])
+        for part in ("transformer", "text_encoder")
+    )
+    step = picture_bytes(config, height, width) + PROJECTOR_BYTES
+    # Captions are encoded before the first step, while no picture is made.
+    return int(weights + max(step, encoder if train.compose else 0) + PROCESS_BYTES)
 
 
 def cost_of(options: PlanOptions, gpu_hours: float, size: int, put_requests: int) -> dict[str, float]:
@@ -199,8 +204,8 @@ def cost_lines(found: Calibration, where: str) -> str:
     if found.training_hours:
         lines += [
             f"training       at most {duration(3600 * found.training_hours)} of one such device, with train.* as given",
-            f"               {found.training_bytes / 1e9:.1f} GB of GPU memory for a step of one picture; sampling the "
-            "trajectories before takes more",
+            f"               {found.training_bytes / 1e9:.1f} GB of GPU memory at least; with more, pictures go "
+            "through the model together",
         ]
     if found.cost:
         parts = ", ".join(f"{name.replace('_', ' a ')} {amount:,.2f}" for name, amount in found.cost.items())

@@ -1,7 +1,9 @@
 """Training through the frozen image model, on the tiny one."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from projector.options import TrainOptions
 from projector.training import compose, trajectories
 from projector.training.compose import EditedPairs, draw_edit
 from projector.training.loop import train
-from projector.training.passes import WITH_GRADIENTS, forward_passes, picture_bytes
+from projector.training.passes import WITH_GRADIENTS, forward_passes, picture_bytes, pictures_in
 from projector.training.response import ResponseTrainer
 from projector.training.trajectories import Trajectories
 from projector.training.world import World
@@ -52,6 +54,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def encodings():
+    return encoded()
+
+
+def encoded():
     encoder = TextEncoder.from_pretrained(
         resolve_models("tiny").image.path, device="cpu", dtype=torch.float32
     )
@@ -61,6 +67,10 @@ def encodings():
 
 @pytest.fixture(scope="module")
 def sources(encodings):
+    return turned(encodings)
+
+
+def turned(encodings):
     """Pairs whose VL side is the caption's rows turned by a fixed rotation: a linear map can undo it."""
     generator = torch.Generator().manual_seed(0)
     width = encodings[0].embeddings.shape[1]
@@ -197,6 +207,26 @@ def test_micro_batches_change_nothing(tmp_path, sources):
         train(options(tmp_path / str(size), micro_batch=size), *sources)
     for one, other in zip(curve(tmp_path / "8"), curve(tmp_path / "3"), strict=True):
         assert other == pytest.approx(one, rel=1e-3)
+
+
+def train_in_a_world(job):
+    rank, size, meeting, output = job
+    torch.set_num_threads(1)
+    ResponseTrainer.most_judged = 5
+    if size > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
+        )
+    train(options(output, epochs=2), *turned(encoded()))
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_workers_judge_and_learn_what_one_does(tmp_path):
+    jobs = [(0, 1, "", tmp_path / "1"), *((rank, 2, tmp_path / "meeting", tmp_path / "2") for rank in (0, 1))]
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as workers:
+        list(workers.map(train_in_a_world, jobs))
+    np.testing.assert_allclose(curve(tmp_path / "2"), curve(tmp_path / "1"), rtol=1e-4)
 
 
 def test_a_whole_conditioning_is_prefix_rows_and_end(tmp_path, sources, encodings):
@@ -399,3 +429,23 @@ def test_no_pair_is_lost_between_blocks(model, scene_sources, monkeypatch):
     encoder = TextEncoder.from_pretrained(path, device="cpu", dtype=torch.float32)
     edits = EditedPairs(model, encoder, iter(made_from), first=0, count=5, seed=3)
     assert len(edits.places) == 5
+
+
+def test_as_many_pictures_go_through_the_model_as_memory_has_room_for(model, sources, tmp_path, monkeypatch):
+    one = picture_bytes(model.config, SIDE, SIDE)
+    assert model.size == (SIDE, SIDE)
+    assert [pictures_in(int(n * one), model.config, SIDE, SIDE) for n in (0.1, 2.4, 2.6, 10.1)] == [
+        1,
+        1,
+        2,
+        8,
+    ]
+    sizes = []
+    sample = FrozenTransformer.trajectory
+    monkeypatch.setattr(
+        FrozenTransformer,
+        "trajectory",
+        lambda self, rows, seeds: sizes.append(len(rows)) or sample(self, rows, seeds),
+    )
+    ResponseTrainer(options(tmp_path, micro_batch=5), World.join("cpu"), *sources, None)
+    assert sizes == [5, 5, 5, 5, 4, 5, 3]

@@ -78,6 +78,17 @@ def test_the_map_is_ridge_cut_to_its_best_rank(world, rank):
     assert found.down.shape == (POSITIONS, WIDTH, rank)
 
 
+@pytest.mark.parametrize("alike", ["inputs", "targets", "one pair"])
+def test_what_does_not_vary_is_mapped_to_the_mean(world, alike):
+    inputs, targets = world
+    inputs = inputs[:1].expand_as(inputs) if alike == "inputs" else inputs
+    targets = targets[:1].expand_as(targets) if alike == "targets" else targets
+    count = 1 if alike == "one pair" else PAIRS
+    found = fit_whole(inputs[:count], targets[:count], torch.arange(count), count, 6, ALONE)
+    expected = targets[:count].mean(0).expand_as(targets)
+    torch.testing.assert_close(applied(found, world[0]), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_network_starts_at_the_map(world):
     inputs, targets = world
     found = fit_whole(inputs, targets, torch.arange(PAIRS), PAIRS, 6, ALONE)
