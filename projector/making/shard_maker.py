@@ -11,7 +11,13 @@ from torch import nn
 
 from projector.making.batching import BatchMaker, make_sound, raise_if_device_is_broken
 from projector.making.device_clock import DeviceClock
-from projector.making.generated import PairSettings, PictureMaker, PictureReader, PictureSource
+from projector.making.generated import (
+    READ_TOGETHER,
+    PairSettings,
+    PictureMaker,
+    PictureReader,
+    PictureSource,
+)
 from projector.making.steps import STRETCH, ShardMaker, Step
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources, read_ahead
@@ -58,20 +64,20 @@ class InOneStage(ModelMaker):
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
         """A step per batch."""
-        for batch in batches(self.maker, planned, {*apart, *given_up}):
+        for batch in batches(lambda: self.maker.batch_size, planned, {*apart, *given_up}):
             yield Step(wanted(batch, given_up), partial(make_wanted, self.maker, batch, given_up))
 
 
 def batches(
-    maker: BatchMaker[Any, Any],
+    size: Callable[[], int],
     planned: Sequence[PlannedSample],
     apart: Collection[str],
     places: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Sequence[PlannedSample]]:
-    """Cut a shard into batches of the size that the maker has by then.
+    """Cut a shard into batches of the size that its maker has by then.
 
     Args:
-        maker: whose size counts.
+        size: of a batch, asked before each.
         planned: the shard's samples.
         apart: ids of samples that stand alone; their batch mates then do too, so that the others stay as they were.
         places: of the samples in each batch, which is cut further where the size has shrunk; None: in plan order.
@@ -79,7 +85,7 @@ def batches(
     for part in places if places is not None else [range(len(planned))]:
         start = 0
         while start < len(part):
-            batch = [planned[place] for place in part[start : start + maker.batch_size]]
+            batch = [planned[place] for place in part[start : start + size()]]
             start += len(batch)
             if any(sample.id in apart for sample in batch):
                 yield from ([sample] for sample in batch)
@@ -130,7 +136,7 @@ def drawn_together(
         stretch = planned[start : start + size * (STRETCH if pictures.has_lengths else 1)]
         start += len(stretch)
         places = by_length([pictures.length(sample) for sample in stretch], size)
-        yield stretch, batches(pictures, stretch, apart, places)
+        yield stretch, batches(lambda: pictures.batch_size, stretch, apart, places)
 
 
 def wanted(batch: Sequence[PlannedSample], given_up: Mapping[str, Failure]) -> Sequence[PlannedSample]:
@@ -182,7 +188,7 @@ class FusedMaker(ModelMaker):
         pictured: dict[str, Any] = {}
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
             for batch in drawn:
-                yield Step(wanted(batch, given_up), partial(self._draw, pictured, batch, given_up))
+                yield Step(wanted(batch, given_up), partial(draw, self.pictures, pictured, batch, given_up))
             if not self._in_turn:
                 yield from self._read(pictured, stretch, alone, given_up)
         if self._in_turn:
@@ -194,13 +200,6 @@ class FusedMaker(ModelMaker):
         """Samples of a batch, or why there are none (`BatchMaker.make`)."""
         pictured = make_wanted(self.pictures, batch, given_up or {})
         return make_sound(self.reader, pictured)
-
-    def _draw(
-        self, pictured: dict[str, Any], batch: Sequence[PlannedSample], given_up: Mapping[str, Failure]
-    ) -> list[Sample]:
-        made = make_wanted(self.pictures, batch, given_up)
-        pictured |= {sample.id: result for sample, result in zip(batch, made, strict=True)}
-        return []
 
     def _read(
         self,
@@ -214,7 +213,7 @@ class FusedMaker(ModelMaker):
         def read(batch: Sequence[PlannedSample]) -> list[Sample | Failure]:
             return make_sound(self.reader, [pictured.pop(sample.id) for sample in batch])
 
-        for batch in batches(self.reader, planned, alone):
+        for batch in batches(lambda: self.reader.batch_size, planned, alone):
             yield Step(wanted(batch, given_up), partial(read, batch))
 
 
@@ -223,37 +222,52 @@ class StagedMaker(ModelMaker):
 
     Args:
         pictures: that half.
+        read_together: pictures that are handed on together, and read together there.
     """
 
-    def __init__(self, pictures: PictureMaker) -> None:
+    def __init__(self, pictures: PictureMaker, read_together: int) -> None:
         super().__init__(pictures.modules, pictures.notes)
-        self.pictures = pictures
+        self.pictures, self._read_together = pictures, read_together
 
     @classmethod
     def load(cls, source: ModelSource, settings: PairSettings) -> "StagedMaker":
         """Load a Z-Image pipeline for a run's settings."""
         read_ahead(source.here())
-        return cls(PictureMaker.load(source, settings, Residence()))
+        return cls(PictureMaker.load(source, settings, Residence()), settings.batch_size or READ_TOGETHER)
 
     def steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
-        """Captions first, then pictures batch by batch; they are handed on in plan order."""
+        """Captions first, then pictures batch by batch; they are handed on in the batches that `FusedMaker` reads.
+
+        Sums of other batches are rounded in other ways, and a placement decides no byte.
+        """
         yield from text_steps(self.pictures, planned, apart)
+        alone = {*apart, *given_up}
         pictured: dict[str, Any] = {}
-        waiting = deque(planned)
 
-        def draw(batch: Sequence[PlannedSample]) -> list[Any]:
-            made = make_wanted(self.pictures, batch, given_up)
-            pictured.update((sample.id, result) for sample, result in zip(batch, made, strict=True))
-            ready = []
-            while waiting and waiting[0].id in pictured:
-                ready.append(pictured.pop(waiting.popleft().id))
-            return ready
+        def hand_on(batch: Sequence[PlannedSample]) -> list[Any]:
+            return [pictured.pop(sample.id) for sample in batch]
 
-        for _, drawn in drawn_together(self.pictures, planned, {*apart, *given_up}):
+        for stretch, drawn in drawn_together(self.pictures, planned, alone):
+            waiting = deque(batches(lambda: self._read_together, stretch, alone))
             for batch in drawn:
-                yield Step(wanted(batch, given_up), partial(draw, batch))
+                yield Step(wanted(batch, given_up), partial(draw, self.pictures, pictured, batch, given_up))
+                while waiting and all(sample.id in pictured for sample in waiting[0]):
+                    ready = waiting.popleft()
+                    yield Step(wanted(ready, given_up), partial(hand_on, ready))
+
+
+def draw(
+    pictures: PictureSource,
+    pictured: dict[str, Any],
+    batch: Sequence[PlannedSample],
+    given_up: Mapping[str, Failure],
+) -> list[Sample]:
+    """Make a batch's pictures and keep them by the samples' ids; no sample is finished by that."""
+    made = make_wanted(pictures, batch, given_up)
+    pictured |= {sample.id: result for sample, result in zip(batch, made, strict=True)}
+    return []
 
 
 def text_steps(

@@ -97,15 +97,21 @@ def test_mates_stay_the_same_where_a_suspect_is_made_alone(maker, planned, monke
     assert [sample.key for sample in made] == [sample.key for sample in planned]
 
 
-def test_pictures_that_are_read_elsewhere_come_in_plan_order(maker, planned, tiny_sources):
+@pytest.mark.parametrize(("suspect", "read"), [(None, [2, 2, 1]), (3, [2, 1, 1, 1])])
+def test_pictures_are_read_in_the_same_batches_elsewhere(maker, planned, tiny_sources, suspect, read):
+    apart = set() if suspect is None else {planned[suspect].id}
     staged = StagedMaker.load(tiny_sources.image, SETTINGS)
     reader = PictureReader.load(tiny_sources, SETTINGS, Residence())
-    together = [step.run() for step in staged.steps(planned, (), {})]
-    assert [len(part) for part in together] == [0, 1, 3, 1]
-    made = make_sound(reader, [item for part in together for item in part])
-    whole = results_of(maker, planned)
+    together = [step.run() for step in staged.steps(planned, apart, {})]
+    made = [sample for part in together for sample in make_sound(reader, part)]
+    assert [len(part) for part in together if part] == read
+    whole = results_of(maker, planned, apart)
     assert [sample.key for sample in made] == [sample.key for sample in whole]
-    assert [sample.image for sample in made] == [sample.image for sample in whole]
+    for sample, other in zip(made, whole, strict=True):
+        assert sample.image == other.image
+        assert sample.tensors.keys() == other.tensors.keys()
+        for name, tensor in sample.tensors.items():
+            assert tensor.tobytes() == other.tensors[name].tobytes(), name
 
 
 def test_few_pictures_wait(maker, planned, monkeypatch):
