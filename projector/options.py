@@ -3,7 +3,15 @@
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    field_validator,
+    model_validator,
+)
 
 Arch = Literal["ridge", "linear", "mlp", "attention"]
 Reader = Literal["vl", "graft"]
@@ -62,6 +70,15 @@ class ModelPaths(BaseModel):
 STARTS = ("ridge", "mean", "random")
 # Through the image model: the schedule that steers best in the miniature world (docs/steering.md).
 RESPONSE: dict[str, Any] = {"epochs": 24, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
+# Left as they are where the image model is the judge: only embeddings have their like.
+WITH_RESPONSE = {
+    "recipe": "default",
+    "align": "soft",
+    "loss": "mse",
+    "std_weight": 0.0,
+    "dim_weights": None,
+    "restore": 0.0,
+}
 RESPONSE_RATE = 1e-4  # at the reference width
 
 
@@ -96,8 +113,8 @@ class TrainOptions(BaseModel):
     """`guide`: the training section of the guide to the letter, as a baseline; what is given beside it still wins."""
     objective: Objective = "response"
     """What is learnt from: `response`, what the frozen image model answers to the text, with that model in memory, or
-    `embedding`, the text itself, which does not steer pictures; absent: `embedding` where nothing else can be, that is
-    for arch ridge, recipe guide and align other than soft."""
+    `embedding`, the text itself, which does not steer pictures; absent: `embedding` where something is given that only
+    it has, that is arch ridge, recipe guide, an align, loss, std_weight, dim_weights or restore."""
     models: Models | None = None
     """With objective `response`, the models that made the dataset; absent: those it names, where they can be found."""
     response: Literal["teacher", "flow"] = "teacher"
@@ -157,7 +174,8 @@ class TrainOptions(BaseModel):
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; absent (null): no clipping."""
     precision: Precision = "auto"
-    """Matrix arithmetic: `auto` is bfloat16 on GPUs, float32 on CPUs; losses are float32 always."""
+    """Matrix arithmetic, of the image model where learning goes through it: `auto` is bfloat16 on GPUs, float32 on
+    CPUs; losses are float32 always."""
     workers: Annotated[int | str, BeforeValidator(_number_or_range)] = 1
     """Data-parallel workers, one GPU each where there are any, or a range such as 2-8: as many as the cluster has.
     The result does not depend on them."""
@@ -174,16 +192,16 @@ class TrainOptions(BaseModel):
     log: list[Tracker] = ["tensorboard"]
     """Where each epoch's figures go: `tensorboard` (a folder in output), `mlflow`, `wandb`; the last two are extras."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults_belong_together(cls, given: Any) -> Any:
+    def _defaults_belong_together(cls, given: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(given, dict):
-            return given
+            return read(given)
         if given.get("recipe") == "guide":
-            return {"objective": "embedding", **GUIDE, **given}
-        through_the_model = given.get("arch") != "ridge" and given.get("align", "soft") == "soft"
-        objective = given.get("objective", "response" if through_the_model else "embedding")
-        return {"objective": objective, **(RESPONSE if objective == "response" else {}), **given}
+            return read({"objective": "embedding", **GUIDE, **given})
+        plain = read({"objective": "embedding", **given})
+        asked = plain.objective == "response" if "objective" in given else not plain._of_embeddings
+        return read({"objective": "response", **RESPONSE, **given}) if asked else plain
 
     @model_validator(mode="after")
     def _statistics_train_nothing(self) -> Self:
@@ -195,14 +213,21 @@ class TrainOptions(BaseModel):
 
     @model_validator(mode="after")
     def _response_trains_a_network(self) -> Self:
-        if self.objective == "response" and (
-            self.arch == "ridge" or self.recipe == "guide" or self.align != "soft"
-        ):
+        if self.objective == "response" and self._of_embeddings:
+            said = ", ".join(f"{name} {value}" for name, value in self._of_embeddings.items())
             raise ValueError(
-                f"objective response with arch {self.arch}, recipe {self.recipe}, align {self.align}; "
-                "use arch linear, mlp or attention, recipe default, align soft"
+                f"objective response with {said}, which objective embedding alone has; leave it out, or give "
+                "objective embedding"
             )
         return self
+
+    @property
+    def _of_embeddings(self) -> dict[str, Any]:
+        """What is set that means nothing through the image model."""
+        found = {
+            name: getattr(self, name) for name, plain in WITH_RESPONSE.items() if getattr(self, name) != plain
+        }
+        return ({"arch": "ridge"} if self.arch == "ridge" else {}) | found
 
     @field_validator("also")
     @classmethod

@@ -35,12 +35,19 @@ class FrozenTransformer:
 
     @classmethod
     def from_pretrained(
-        cls, path: str, *, device: torch.device, height: int, width: int, steps: int
+        cls,
+        path: str,
+        *,
+        device: torch.device,
+        height: int,
+        width: int,
+        steps: int,
+        dtype: torch.dtype | None = None,
     ) -> "FrozenTransformer":
-        """Load from a pipeline folder: bfloat16 on GPUs, float32 on CPUs; nothing but transformer and scheduler."""
+        """Load transformer and scheduler from a pipeline folder; without a dtype bfloat16 on GPUs, float32 on CPUs."""
         from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         transformer = ZImageTransformer2DModel.from_pretrained(
             path, subfolder="transformer", torch_dtype=dtype, use_safetensors=True
         )

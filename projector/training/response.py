@@ -26,7 +26,7 @@ from projector.training.passes import JUDGED_PAIRS, pictures_in
 from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.whole_start import solve_start
-from projector.training.worker import Trainer
+from projector.training.worker import Trainer, precision
 from projector.training.world import World
 from shards.errors import UsageError
 
@@ -65,7 +65,13 @@ class ResponseTrainer(Trainer):
         if options.response == "flow" and (train_pairs.pictures is None or val_pairs.pictures is None):
             raise UsageError("train.response = flow: these pairs come without their pictures; use teacher")
         self._folder = image_model(options, train_pairs)
-        self.model = frozen_model(self._folder, train_pairs, world.device, side=options.response_size)
+        self.model = frozen_model(
+            self._folder,
+            train_pairs,
+            world.device,
+            side=options.response_size,
+            dtype=getattr(torch, precision(options, world.device)),
+        )
         self._train_source, self._val_source = train_pairs, val_pairs
         super().__init__(options, world, train_pairs, val_pairs, state)
 
@@ -218,7 +224,12 @@ class ResponseTrainer(Trainer):
 
 
 def frozen_model(
-    folder: str, pairs: PairSource, device: torch.device, *, side: int | None = None
+    folder: str,
+    pairs: PairSource,
+    device: torch.device,
+    *,
+    side: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> FrozenTransformer:
     """Load the image model of some pairs, to make pictures as theirs were made.
 
@@ -227,6 +238,7 @@ def frozen_model(
         pairs: whose provenance says size and steps.
         device: to load to.
         side: of pictures in pixels, instead of the pairs' own.
+        dtype: of its weights; None: bfloat16 on GPUs, float32 on CPUs.
     """
     picture = pairs.provenance.get("picture", {})
     return FrozenTransformer.from_pretrained(
@@ -235,6 +247,7 @@ def frozen_model(
         height=side or picture.get("height") or IMPORTED_SIDE,
         width=side or picture.get("width") or IMPORTED_SIDE,
         steps=pairs.provenance.get("steps") or IMPORTED_STEPS,
+        dtype=dtype,
     )
 
 

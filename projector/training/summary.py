@@ -62,7 +62,7 @@ def summarise(run: Trainer, stopped: str) -> dict[str, Any]:
         "pairs_per_second": round(run.train_count * progress.epoch / seconds, 1),
         "world_size": run.world.size,
         "device": str(run.world.device),
-        "precision": precision(options, run.world),
+        "precision": precision(options, run.world.device),
         "stopped": stopped,
     }
 
@@ -77,10 +77,19 @@ def recommendation(run: Trainer) -> str:
         return f"the closed form: validation loss {best:.4g}, which networks have to beat"
     if ridge is None:
         return f"validation loss {best:.4g}; not compared with ridge, which was not fitted on these pairs"
+    through_the_model = (
+        run.options.objective == "response"
+    )  # then ridge is the start, and no projector of its own
     if best < ridge * (1 - WORTH):
         return (
-            f"{arch} has {1 - best / ridge:.1%} less validation loss than ridge ({best:.4g} against {ridge:.4g}); "
-            "whether that is more than luck, evaluate says on test pairs"
+            f"{arch} has {1 - best / ridge:.1%} less validation loss than {'the ' * through_the_model}ridge"
+            f"{' it started at' * through_the_model} ({best:.4g} against {ridge:.4g}); whether that is more than luck, "
+            "evaluate says on test pairs"
+        )
+    if through_the_model:
+        return (
+            f"{arch} gains nothing over the ridge it started at on validation ({best:.4g} against {ridge:.4g}); "
+            "give it more pairs or more epochs"
         )
     return (
         f"ridge is recommended: {arch} gains nothing over it on validation ({best:.4g} against {ridge:.4g}); "

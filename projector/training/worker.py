@@ -277,7 +277,7 @@ class Trainer:
 
     def _sides(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Outputs and targets of a batch, standardised float32, computed at the precision asked for."""
-        reduced = precision(self.options, self.world) == "bfloat16"
+        reduced = precision(self.options, self.world.device) == "bfloat16"
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=reduced):
             outputs: Tensor = network(batch.inputs, batch.input_mask)
         return outputs, self.network.standardise_target(batch.targets)
@@ -410,8 +410,8 @@ def _network_of(folder: str, wanted: Shape) -> ProjectorNetwork:
     return network
 
 
-def precision(options: TrainOptions, world: World) -> str:
+def precision(options: TrainOptions, device: torch.device) -> str:
     """`float32` or `bfloat16`: the option, or what suits the device."""
     if options.precision != "auto":
         return options.precision
-    return "bfloat16" if world.device.type == "cuda" else "float32"
+    return "bfloat16" if device.type == "cuda" else "float32"

@@ -267,11 +267,38 @@ def test_lengths_that_round_up_alike_are_sampled_together():
         ({"arch": "ridge"}, "arch ridge"),
         ({"align": "pool"}, "align pool"),
         ({"recipe": "guide"}, "recipe guide"),
+        ({"loss": "huber", "restore": 0.5}, "loss huber, restore 0.5"),
+        ({"std_weight": 0.1}, "std_weight 0.1"),
+        ({"dim_weights": {3: 2.0}}, "dim_weights"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         options(tmp_path, **changes)
+
+
+def test_what_only_embeddings_have_chooses_them():
+    chosen = [{}, {"loss": "mse", "restore": "0.0"}, {"loss": "huber"}, {"restore": "0.5"}, {"align": "mean"}]
+    found = [TrainOptions(**given) for given in chosen]
+    assert [o.objective for o in found] == ["response", "response", "embedding", "embedding", "embedding"]
+    assert [o.epochs for o in found] == [24, 24, 50, 50, 50]
+    assert TrainOptions(objective="embedding").epochs == 50
+    with pytest.raises(ValueError, match="restore"):
+        TrainOptions(restore="much")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_image_model_has_the_precision_asked_for(tmp_path, sources, precision):
+    summary = train(options(tmp_path, epochs=1, precision=precision), *sources)
+    judge = ResponseTrainer(
+        options(tmp_path / "judge", precision=precision), World.join("cpu"), *sources, None
+    )
+    assert (summary["precision"], judge.model.dtype) == (precision, getattr(torch, precision))
+
+
+def test_what_gains_nothing_over_its_start_is_not_told_to_be_ridge(tmp_path, sources):
+    summary = train(options(tmp_path, epochs=1, learning_rate=1e-12), *sources)
+    assert summary["recommendation"].startswith("linear gains nothing over the ridge it started at")
 
 
 def test_an_image_model_that_is_nowhere_is_named(tmp_path, sources):
