@@ -20,31 +20,37 @@ TOGETHER = 8
 def drawn_fidelity(
     wholes: Mapping[str, Sequence[Tensor]], pairs: PairSource, artist: ImageGenerator
 ) -> dict[str, GroupSums]:
-    """Draw the first PICTURES pairs under what each method makes of them, from their own noise, and read what is shown.
+    """Draw PICTURES pairs under what each method makes of them, from their own noise, and read what is shown.
 
     Args:
-        wholes: by method a conditioning (R, D) for each pair; those of pairs after the first PICTURES are left out.
-        pairs: of scenes, with pictures.
+        wholes: by method a conditioning (R, D) for each pair, of as many as may be drawn; the first of them whose
+            captions are of scenes are.
+        pairs: with pictures.
         artist: the model that made their pictures.
 
     Returns:
-        by method and over groups, fidelity (`compare`'s) over pictures: 1 where each shows all of its reference.
+        by method and over groups, fidelity (`compare`'s) over pictures: 1 where each shows all of its reference. Empty
+        where no caption is of a scene.
     """
     assert pairs.pictures is not None
     assert pairs.conditionings is not None
-    count = min(PICTURES, len(pairs))
+    count = min(len(pairs), *map(len, wholes.values()))
+    things = {
+        place: len(scene.things)
+        for place, item in enumerate(pairs.conditionings(0, count))
+        if (scene := scene_named(item.caption)) is not None
+    }
+    places = list(things)[:PICTURES]
+    if not places:
+        return {}
     groups = [pair.group for pair in pairs.read(0, count)]
-    things = [
-        len(scene.things) if (scene := scene_named(item.caption)) else 1
-        for item in pairs.conditionings(0, count)
-    ]
     shown = list(pairs.pictures(0, count))
-    references = [open_picture(item.data) for item in shown]
+    references = {place: open_picture(shown[place].data) for place in places}
     found = {}
     for name, of_method in wholes.items():
         by_group: dict[str, list[float]] = {}
-        for start in range(0, count, TOGETHER):
-            part = range(start, min(start + TOGETHER, count))
+        for start in range(0, len(places), TOGETHER):
+            part = places[start : start + TOGETHER]
             pictures = artist.generate(
                 [of_method[place] for place in part], [shown[place].seed for place in part]
             )
@@ -69,9 +75,9 @@ def put_fidelity(
     wrong = {name: GroupSums(shown.under - shown.over, shown.under) for name, shown in fidelity.items()}
     for name, difference in against_best(wrong, projectors).items():
         # Less of it wrong is more of it shown.
-        difference["difference"] *= -1
+        difference["difference"] = 0.0 - difference["difference"]  # and not -0.0
         if "interval" in difference:
-            difference["interval"] = [-end for end in reversed(difference["interval"])]
+            difference["interval"] = [0.0 - end for end in reversed(difference["interval"])]
         methods[name].setdefault("against", {})[FIDELITY] = difference
     for name, found in resampled(fidelity).items():
         methods[name].setdefault("intervals", {})[FIDELITY] = found.interval()

@@ -10,9 +10,9 @@ from projector.data.dataset_pairs import load_pairs
 from projector.data.pairs import PairSource
 from projector.evaluation.caption_swap import caption_swap
 from projector.evaluation.contest import Contest, Measured, put_differences
-from projector.evaluation.drawn_fidelity import drawn_fidelity, put_fidelity
+from projector.evaluation.drawn_fidelity import FIDELITY, drawn_fidelity, put_fidelity
 from projector.evaluation.intervals import resampled
-from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
+from projector.evaluation.velocity_error import PAIRS, conditioned_by, conditionings, velocity_errors
 from projector.models.frozen_transformer import LATENT_PIXEL, FrozenTransformer
 from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import MINIATURE, OWN_MODELS, ModelSource, locate, own_folder
@@ -75,10 +75,12 @@ def evaluate(
     contest = Contest.between(projectors, train_pairs, val_pairs, options, alignment=alignment)
     measured = measure(contest, pairs, grafted)
     result = measured.result()
+    judged = {}
     if image_model is not None and pairs.conditionings is not None and pairs.template is not None:
         conditioned = conditioned_by(contest.methods, projectors, pairs)
         wholes = conditionings(conditioned, pairs, grafted=grafted)
         errors = velocity_errors(wholes, pairs, image_model)
+        judged[VELOCITY] = min(PAIRS, len(pairs))
         put_differences(result["methods"], VELOCITY, errors, projectors)
         for name, found in resampled(errors).items():
             result["methods"][name].setdefault("intervals", {})[VELOCITY] = found.interval()
@@ -86,11 +88,14 @@ def evaluate(
             result["methods"][name][VELOCITY] = error.value
         if artist is not None:
             drawn = {name: wholes[name] for name in wholes if name in DRAWN or name in projectors}
-            put_fidelity(result["methods"], drawn_fidelity(drawn, pairs, artist), projectors)
+            if fidelity := drawn_fidelity(drawn, pairs, artist):
+                put_fidelity(result["methods"], fidelity, projectors)
+                judged[FIDELITY] = int(next(iter(fidelity.values())).under.sum())
     return {
         "split": options.split,
         "pairs": len(pairs),
         "groups": measured.groups,
+        "judged": judged,
         "tokens": next(iter(measured.whole.values())).rows,
         "layer": pairs.layer,
         "text_mode": pairs.text_mode,

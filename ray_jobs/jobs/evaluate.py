@@ -82,7 +82,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         figures = result["methods"][name]
         yield f"{name:>14}" + "".join(f"{figures.get(column, float('nan')):>22.4f}" for column in columns)
     groups = f" in {result['groups']} groups" if result["groups"] < result["pairs"] else ""
-    yield f"on {result['pairs']} {result['split']} pairs{groups}:"
+    fewer = [f"{name} on {count}" for name, count in result["judged"].items() if count < result["pairs"]]
+    yield f"on {result['pairs']} {result['split']} pairs{groups}{', ' * bool(fewer)}{', '.join(fewer)}:"
     for name in result["caption_swap"] or (MAIN,):
         yield from (
             compared(name, figure, found)

@@ -11,8 +11,13 @@ from ray_jobs.report.run_schema import Difference, Evaluation, Figures, Number
 from ray_jobs.report.tables import Cell, Table, number, ranked
 
 PROJECTOR = "projector"
-# What decides: what pictures follow where it was measured, else the error of embeddings. Smaller is better.
-ERRORS = {"velocity_error": "velocity error", "mse_standardized": "standardised MSE"}
+# What decides: the pictures where their content can be read, else what they follow, else the error of embeddings.
+DECIDING = {
+    "fidelity": "fidelity of the picture",
+    "velocity_error": "velocity error",
+    "mse_standardized": "standardised MSE",
+}
+MORE_IS_BETTER = {"fidelity"}  # of the others less is
 KEPT = {
     "ridge": "ridge",
     "identity": "doing nothing",
@@ -20,7 +25,7 @@ KEPT = {
     "vl_caption": "a written caption",
 }
 LEVEL = 0.05
-MOST = 1.0  # of the baseline's error: bars end there
+MOST = 1.0  # of the baseline's figure: bars end there
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Contestant:
         figures: what was measured.
         ours: whether it is a trained projector.
         evaluation: that it is part of.
-        error: name of the figure that decides.
+        figure: name of the one that decides.
         better: whether it is shown to be better than the best baseline, all projectors of the page counted.
     """
 
@@ -44,29 +49,29 @@ class Contestant:
     figures: Figures
     ours: bool
     evaluation: Evaluation
-    error: str
+    figure: str
     better: bool = False
 
     @property
     def value(self) -> Number:
-        """The error that decides."""
-        value: Number = getattr(self.figures, self.error)
+        """Of the figure that decides."""
+        value: Number = getattr(self.figures, self.figure)
         return value
 
     @property
     def against(self) -> Difference | None:
         """Its difference to the best baseline; None for that baseline itself, and in files of earlier versions."""
-        return self.figures.against.get(self.error)
+        return self.figures.against.get(self.figure)
 
     @property
     def relative(self) -> tuple[float, float, float] | None:
-        """Difference to the best baseline and its ends, as shares of that baseline's error; None where unknown."""
+        """Difference to the best baseline and its ends, as shares of that baseline's figure; None where unknown."""
         found = self.against
         if found is None or found.difference is None or found.interval is None:
             return None
         low, high = found.interval
         baseline = self.evaluation.methods.get(found.baseline)
-        whole = getattr(baseline, self.error) if baseline else None
+        whole = getattr(baseline, self.figure) if baseline else None
         if low is None or high is None or not whole:
             return None
         return found.difference / whole, low / whole, high / whole
@@ -78,19 +83,20 @@ def projectors(evaluation: Evaluation) -> list[str]:
 
 
 def deciding(evaluations: Mapping[str, Evaluation]) -> str:
-    """The error that decides on this page."""
-    measured = [e.methods[name].velocity_error for e in evaluations.values() for name in projectors(e)]
-    return "velocity_error" if any(value is not None for value in measured) else "mse_standardized"
+    """The figure that decides on this page: the first that is known of any projector."""
+    measured = [e.methods[name] for e in evaluations.values() for name in projectors(e)]
+    known = [name for name in DECIDING if any(getattr(figures, name) is not None for figures in measured)]
+    return known[0] if known else "mse_standardized"
 
 
 def contestants(evaluations: Mapping[str, Evaluation]) -> list[Contestant]:
-    """Every trained projector of all evaluations, the smallest error first, those without one last."""
-    error = deciding(evaluations)
+    """Every trained projector of all evaluations, the best first, those without the figure last."""
+    figure = deciding(evaluations)
     named = [(place, name) for place, evaluation in evaluations.items() for name in projectors(evaluation)]
     found = []
     for place, name in named:
         evaluation = evaluations[place]
-        against = evaluation.methods[name].against.get(error)
+        against = evaluation.methods[name].against.get(figure)
         alone = len(projectors(evaluation)) == len(named)  # then its interval counts all projectors
         better = bool(
             against
@@ -99,7 +105,7 @@ def contestants(evaluations: Mapping[str, Evaluation]) -> list[Contestant]:
         )
         called = place if name == PROJECTOR else f"{place}/{name}"
         found.append(
-            Contestant(called, place, name, evaluation.methods[name], True, evaluation, error, better=better)
+            Contestant(called, place, name, evaluation.methods[name], True, evaluation, figure, better=better)
         )
     return sorted(found, key=_order)
 
@@ -109,7 +115,7 @@ def baselines(best: Contestant) -> list[Contestant]:
     evaluation, ours = best.evaluation, projectors(best.evaluation)
     against = best.against
     found = [
-        Contestant(KEPT.get(name, name), best.place, name, figures, False, evaluation, best.error)
+        Contestant(KEPT.get(name, name), best.place, name, figures, False, evaluation, best.figure)
         for name, figures in evaluation.methods.items()
         if name not in ours and (name in KEPT or (against and name == against.baseline))
     ]
@@ -124,27 +130,19 @@ def better_table(evaluations: Mapping[str, Evaluation], trainings: Mapping[str, 
     entries = sorted([*ours, *baselines(ours[0])], key=_order)
     ends = [abs(end) for entry in ours if (shares := entry.relative) for end in shares]
     scale = min(MOST, 1.2 * max(ends, default=MOST)) or MOST
-    error = ours[0].error
-    other = next(key for key in ERRORS if key != error)
-    has_other = any(getattr(entry.figures, other) is not None for entry in entries)
+    figure = ours[0].figure
+    known = [key for key in DECIDING if any(getattr(entry.figures, key) is not None for entry in entries)]
+    shown = [figure, *(key for key in known if key != figure)]
     rows = []
     for entry in entries:
         figures = entry.figures
-        columns = [number(entry.value, figures.intervals.get(error))]
-        columns += [number(getattr(figures, other), figures.intervals.get(other))] if has_other else []
+        columns = [number(getattr(figures, key), figures.intervals.get(key)) for key in shown]
         columns += [number(figures.per_dim_correlation), number(figures.recall_at_1)]
         rows.append([_named(entry, trainings), _difference(entry, entries, scale), *columns])
     best = next((entry.against.baseline for entry in ours if entry.against), "")
     said = f"difference to {KEPT.get(best, best) or 'the best baseline'}"
-    heads = [
-        "method",
-        said,
-        ERRORS[error],
-        *([ERRORS[other]] if has_other else []),
-        "correlation",
-        "recall@1",
-    ]
-    return Table("Projectors and baselines, smallest error first", heads, rows, marked=entries.index(ours[0]))
+    heads = ["method", said, *(DECIDING[key] for key in shown), "correlation", "recall@1"]
+    return Table("Projectors and baselines, best first", heads, rows, marked=entries.index(ours[0]))
 
 
 def _named(entry: Contestant, trainings: Mapping[str, Training]) -> Cell:
@@ -180,4 +178,5 @@ def percent(share: float) -> str:
 
 
 def _order(entry: Contestant) -> tuple[bool, float, str]:
-    return entry.value is None, entry.value or 0.0, entry.called
+    value = entry.value or 0.0
+    return entry.value is None, -value if entry.figure in MORE_IS_BETTER else value, entry.called

@@ -72,6 +72,7 @@ def render(run: Run) -> str:
         cases=CASES_SEEN,
         verdict=verdict(run),
         comparisons=sections.comparisons(run, notes),
+        drawn=sections.drawn(run),
         better=sections.better(run),
         evaluations=[sections.evaluation(*found) for found in run.evaluations.items()],
         built=built(run.datasets, notes),

@@ -41,11 +41,11 @@ class Dimension(Record):
 
 
 class Difference(Record):
-    """A method's error less that of the best baseline, on the same pairs.
+    """A method's figure less that of the best baseline, on the same pairs.
 
     Attributes:
         baseline: the best one.
-        difference: below 0, the method's error is smaller.
+        difference: of an error, below 0 is better; of fidelity, above 0.
         interval: 95% for all projectors of the evaluation together.
         p: how likely such a difference is by luck, not corrected for several projectors.
         better: whether the evaluation calls the method better.
@@ -80,7 +80,7 @@ class Figures(Record):
     dimensions: Mapping[str, Dimension] = Field(default_factory=dict)
     worst_dimensions: tuple[Dimension, ...] = ()
     against: Mapping[str, Difference] = Field(default_factory=dict)
-    """By error, see `Difference`."""
+    """By figure, see `Difference`."""
     by_kind: Mapping[str, "Figures"] = Field(default_factory=dict)
 
 
@@ -119,6 +119,8 @@ class Evaluation(Record):
     pairs: Count = 0
     groups: Count = 0
     """Of pairs that have a picture or a caption in common; 0 in files of earlier versions."""
+    judged: Mapping[str, Count] = Field(default_factory=dict)
+    """Pairs by figure, of what is measured on fewer than all."""
     tokens: Count = 0
     layer: int | None = None
     text_mode: str = ""
@@ -128,9 +130,10 @@ class Evaluation(Record):
     profile: Profiles = Profiles()
     caption_swap: Mapping[str, CaptionSwap] = Field(default_factory=dict)
 
-    @property
-    def counted(self) -> str:
-        """What was measured on, in words."""
+    def counted(self, figure: str = "") -> str:
+        """What all figures or one of them were measured on, in words."""
+        if (some := self.judged.get(figure) or self.pairs) < self.pairs:
+            return f"{some:,} of {self.pairs:,} {self.split} pairs"
         groups = f" in {self.groups:,} groups" if 0 < self.groups < self.pairs else ""
         return f"{self.pairs:,} {self.split} pairs{groups}"
 

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from projector.comparison.cases import TEXT
 from projector.comparison.outcome import JUDGED
-from ray_jobs.report.better import PROJECTOR, better_table, projectors
+from ray_jobs.report.better import MORE_IS_BETTER, PROJECTOR, better_table, contestants, deciding, projectors
 from ray_jobs.report.charts import frontier_chart, histogram, interval_chart, line_chart, ratio_chart
 from ray_jobs.report.pictures import CASES, Grid, grids
 from ray_jobs.report.run_files import Run, Training
@@ -98,14 +98,29 @@ def _frontier(name: str, comparison: Comparison) -> list[Markup]:
     ]
 
 
+def drawn(run: Run) -> str:
+    """What pictures show that were drawn and read by `evaluate`, and not kept; empty where none were."""
+    ours = contestants(run.evaluations)
+    if not ours or ours[0].figure != "fidelity" or ours[0].value is None:
+        return ""
+    best = ours[0]
+    return (
+        f"By figures alone: pictures drawn under {best.called} show {short(best.value, 2)} of what their references "
+        f"show, on {best.evaluation.counted(best.figure)}."
+    )
+
+
 def better(run: Run) -> PageSection:
     """Projectors and baselines in one table, and whether a projector copies its caption."""
-    table = better_table(run.evaluations, run.trainings)
+    table, figure = better_table(run.evaluations, run.trainings), deciding(run.evaluations)
+    counted = dict.fromkeys(
+        f"{place}: {evaluation.counted(figure)}" for place, evaluation in run.evaluations.items()
+    )
+    side = "right" if figure in MORE_IS_BETTER else "left"
     return PageSection(
         "Methods",
-        lead="; ".join(
-            dict.fromkeys(f"{place}: {evaluation.counted}" for place, evaluation in run.evaluations.items())
-        ),
+        lead=f"{'; '.join(counted)}. Bars: difference to the best baseline on the same pairs with its 95% interval, "
+        f"{side} of the mark is better.",
         sentences=[
             f"{place}: {swap.sentence}."
             for place, evaluation in run.evaluations.items()
@@ -132,7 +147,7 @@ def evaluation(name: str, found: Evaluation) -> PageSection:
         tables += filter(None, (worst_dimensions_table(name, found, ours),))
     return PageSection(
         f"All figures of {name}",
-        lead=f"{found.counted}, {found.tokens:,} tokens, "
+        lead=f"{found.counted()}, {found.tokens:,} tokens, "
         + ", ".join(part for part, value in zip(parts, known, strict=True) if value)
         + "; in small type the 95% interval over groups of pairs, where one was measured.",
         charts=_profiles(name, found),

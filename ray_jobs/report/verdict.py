@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from projector.comparison.outcome import JUDGED
-from ray_jobs.report.better import ERRORS, KEPT, PROJECTOR, Contestant, contestants, percent
+from ray_jobs.report.better import DECIDING, KEPT, PROJECTOR, Contestant, contestants, percent
 from ray_jobs.report.pictures import way_of
 from ray_jobs.report.run_files import Run
 from ray_jobs.report.run_schema import Comparison, Lead
@@ -112,8 +112,8 @@ def _standing(ours: list[Contestant], measured: bool) -> Line:
     if not ours or ours[0].value is None:
         return Line("No projector was evaluated in this run.", warns=measured)
     best = next((entry for entry in ours if entry.better), ours[0])
-    on = f"on {best.evaluation.counted}"
-    has = f"{ERRORS[best.error]} {short(best.value)}"
+    on = f"on {best.evaluation.counted(best.figure)}"
+    has = f"{DECIDING[best.figure]} {short(best.value)}"
     if (against := best.against) is None:
         return Line(
             f"{best.called} has {has} {on}; it was not compared with a baseline pair by pair.", warns=True

@@ -12,7 +12,7 @@ from projector.data.pairs import Conditioning, Pair, PairPicture, in_memory
 from projector.evaluation.drawn_fidelity import FIDELITY, drawn_fidelity, put_fidelity
 from shards.scenes.captions import canonical
 from shards.scenes.draw import draw_scene
-from shards.scenes.scene import Scene, Thing, attributes, sample_scene
+from shards.scenes.scene import attributes, sample_scene
 
 COUNT = 20
 
@@ -99,8 +99,13 @@ def test_what_shows_more_is_called_better(scenes, pairs):
     assert not lost["better"]
 
 
-def test_a_scene_that_its_caption_does_not_tell_counts_as_one_thing(scenes, pairs):
-    untold = replace(pairs, conditionings=lambda start, stop: iter([Conditioning(torch.zeros(1, 4), 0)] * 1))
-    one = Scene("white", (Thing("circle", "red", "large", "solid", "centre"),))
-    shown = replace(untold, count=1, pictures=lambda start, stop: iter([PairPicture(as_png(one), None, 0)]))
-    assert drawn_fidelity({"own": numbered([0])}, shown, FakeArtist([one]))["own"].value == 1.0
+def test_pictures_whose_caption_is_of_no_scene_are_left_out(scenes, pairs):
+    captions = [canonical(scene) if place % 2 else "a red cat" for place, scene in enumerate(scenes)]
+    texts = [Conditioning(torch.zeros(1, 4), 7 + place, caption) for place, caption in enumerate(captions)]
+    some = replace(pairs, conditionings=lambda start, stop: iter(texts[start:stop]))
+    artist = FakeArtist(scenes)
+    found = drawn_fidelity({"own": numbered(range(COUNT))}, some, artist)
+    assert artist.seeds == [7 + place for place in range(1, COUNT, 2)]
+    assert (found["own"].value, found["own"].under.sum()) == (1.0, COUNT // 2)
+    none = replace(pairs, conditionings=lambda start, stop: iter([texts[0]] * (stop - start)))
+    assert drawn_fidelity({"own": numbered(range(COUNT))}, none, artist) == {}

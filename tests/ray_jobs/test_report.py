@@ -372,6 +372,49 @@ def test_what_pictures_follow_decides():
     assert table.columns[:4] == ["method", "difference to ridge", "velocity error", "standardised MSE"]
 
 
+def drawn_and_read(fidelity, low, high):
+    """An evaluation whose pictures were read: ridge is behind in embeddings and velocities, and 0.4 in fidelity."""
+    content = evaluation(0.28, doubt=0.01) | {"judged": {"velocity_error": 64, "fidelity": 32}}
+    for name, value in (("projector", fidelity), ("ridge", 0.4), ("identity", 0.3)):
+        content["methods"][name] |= {"fidelity": value, "velocity_error": 1 - value}
+    content["methods"]["projector"]["against"]["fidelity"] = {
+        "baseline": "ridge", "difference": fidelity - 0.4, "interval": [low, high], "p": 0.002, "better": low > 0,
+    }  # fmt: skip
+    return content
+
+
+def test_pictures_that_were_read_decide():
+    steers = drawn_and_read(0.8, 0.3, 0.5)
+    assert verdict_of(steers)[0].text == (
+        "run-0 is better than the best baseline, ridge: fidelity of the picture 0.8, +100% (95% +75% to +125%), on "
+        "32 of 200 held-out pairs."
+    )
+    table = better_table({"mlp": Evaluation.model_validate(steers)}, {})
+    assert [row[0].text for row in table.rows] == ["mlp", "ridge", "doing nothing", "no picture"]
+    assert table.columns[2:5] == ["fidelity of the picture", "velocity error", "standardised MSE"]
+    # Better in embeddings, and draws what it likes.
+    (line, *_) = verdict_of(drawn_and_read(0.3, -0.2, 0.05))
+    assert line.warns
+    assert line.text.startswith(
+        "No projector is shown to be better than the best baseline, ridge. The best one"
+    )
+
+
+def test_a_page_without_pictures_tells_what_was_read_from_them(tmp_path):
+    def page_of(content):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "eval.json").write_text(json.dumps(content))
+        return report_module.render(find_run(open_storage(str(folder))))
+
+    steers = page_of(drawn_and_read(0.8, 0.3, 0.5))
+    assert "show 0.8 of what their references show, on 32 of 200 held-out pairs" in steers
+    assert "right of the mark is better" in steers
+    plain = page_of(evaluation(0.28))
+    assert "Not known: this run has no pictures." in plain
+    assert "left of the mark is better" in plain
+
+
 def test_a_projector_that_reads_the_graft_is_named_so():
     training = Training((), Summary(), {"reader": "graft"})
     table = better_table({"g": Evaluation.model_validate(evaluation(0.1))}, {"g": training})
@@ -391,7 +434,7 @@ def test_bars_end_at_the_edge_and_take_no_text():
 )
 def test_groups_are_told_where_they_are_fewer_than_pairs(groups, told):
     content = {"split": "test", "pairs": 60, "groups": groups, "methods": OLD_METHODS}
-    assert Evaluation.model_validate(content).counted == told
+    assert Evaluation.model_validate(content).counted() == told
 
 
 def compared(better, adherence=None, value="0.3"):
