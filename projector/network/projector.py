@@ -216,7 +216,12 @@ class Projector:
         if mode not in get_args(Mode):
             raise UsageError(f"mode = {mode!r}; expected one of {', '.join(get_args(Mode))}")
         self._check(embeddings)
-        inputs = embeddings[self.is_ordinary(embeddings)]
+        if embeddings.dim() != 2:
+            raise UsageError(
+                f"embeddings of shape {tuple(embeddings.shape)} are of several pictures; a conditioning is of one, "
+                f"(seq, {self.width})"
+            )
+        inputs = self.ordinary(embeddings)
         if self.keeps_positions:  # as many as training gave it
             inputs = evenly(inputs, int(self.config.get("length", len(inputs))))
         home = self.network.input_mean.device
@@ -239,6 +244,11 @@ class Projector:
             raise UsageError(
                 f"prompt of shape {tuple(prompt.shape)} does not fit; expected (rows, {self.width})"
             )
+        if kind is not None and kind.shape != prompt.shape[:1]:
+            raise UsageError(
+                f"kind of shape {tuple(kind.shape)} does not fit; expected one for each of the prompt's {len(prompt)} "
+                "rows"
+            )
         if kind is not None:
             places = torch.nonzero(kind == KIND_CAPTION)[:, 0].tolist()
             first, last = (places[0], places[-1] + 1) if places else (0, 0)
@@ -251,6 +261,20 @@ class Projector:
                 "or none for the picture alone"
             )
         return first, last
+
+    def ordinary(self, embeddings: Tensor) -> Tensor:
+        """Raw VL tokens (S, D) without attention sinks.
+
+        Raises:
+            UsageError: none would be left.
+        """
+        kept = embeddings[self.is_ordinary(embeddings)]
+        if not len(kept):
+            raise UsageError(
+                f"embeddings: all {len(embeddings)} tokens are stronger than ordinary ones of the training data, or no "
+                "numbers; give hidden states of the layer and model that the projector was trained on, as they are"
+            )
+        return kept
 
     def is_ordinary(self, embeddings: Tensor) -> Tensor:
         """(S,) bool: which raw VL tokens (S, D) are no attention sinks, by the limit that training found."""

@@ -59,7 +59,7 @@ def projected(projector: Projector, embeddings: Tensor, suffix: Tensor | None = 
         embeddings: (S, D) raw VL embeddings of a picture; attention sinks among them are left out.
         suffix: (E, D) mean of the template's end over the training data, for projectors that do not predict it.
     """
-    ordinary = embeddings[projector.is_ordinary(embeddings)]
+    ordinary = projector.ordinary(embeddings)
     whole = projector.conditioning(ordinary)
     before, behind = projector.network.shape.prefix, projector.network.shape.suffix
     last = len(whole) - behind
@@ -82,7 +82,7 @@ def unprojected(
         apply: (S, D) raw tokens to (S, D) raw rows.
         suffix: (E, D) mean of the template's end over the training data; None: the projector's, if it has one.
     """
-    return untouched(projector, embeddings[projector.is_ordinary(embeddings)].float(), apply, suffix)
+    return untouched(projector, projector.ordinary(embeddings).float(), apply, suffix)
 
 
 def untouched(

@@ -331,6 +331,13 @@ def test_a_prompt_and_a_picture_in_both_modes(tmp_path, sources, encodings):
     for wrong, said in (({"mode": "mix"}, "mode = 'mix'"), ({"mode": "blend", "alpha": 2.0}, "alpha = 2.0")):
         with pytest.raises(UsageError, match=said):
             projector.conditioning(vl, prompt.embeddings, **wrong)
+    with pytest.raises(UsageError, match="of several pictures"):
+        projector.conditioning(torch.stack([vl, vl]))
+    with pytest.raises(UsageError, match="kind of shape"):
+        projector.conditioning(vl, prompt.embeddings, prompt.kind[:-1])
+    projector.config["template"]["vl_limit"] = 0.0
+    with pytest.raises(UsageError, match=f"all {len(vl)} tokens"):
+        projector.conditioning(vl)
 
 
 @pytest.fixture(scope="module")
