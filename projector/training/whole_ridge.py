@@ -35,7 +35,7 @@ class WholeRidge:
 
 
 def fit_whole(
-    inputs: Tensor, targets: Tensor, places: Tensor, count: int, rank: int, world: World
+    inputs: Tensor, targets: Tensor, places: Tensor, weights: Tensor, rank: int, world: World
 ) -> WholeRidge:
     """Solve ridge with an intercept, choose the penalty by leaving one out, and cut to the rank that loses least.
 
@@ -46,7 +46,7 @@ def fit_whole(
         inputs: (n, P, D) of this worker's pairs, standardised.
         targets: (n, R, D) of the same.
         places: (n,) int64 places of these pairs among all, on the CPU.
-        count: N, of all workers.
+        weights: (N,) float64, what each pair of all workers counts.
         rank: r at most.
         world: all workers; each calls this.
 
@@ -54,40 +54,49 @@ def fit_whole(
         the same map on every worker, on the CPU; the mean of the targets where all inputs or all targets are alike,
         as those of one pair are.
     """
-    of_inputs, of_targets = (_gram(side, places, count, world) for side in (inputs, targets))
-    mean_input, mean_target = (world.add(side.double().sum(0).cpu()) / count for side in (inputs, targets))
+    roots = (weights / weights.mean()).sqrt()  # rows times these are rows that count alike
+    of_inputs, of_targets = (_gram(side, places, roots, world) for side in (inputs, targets))
+    mean_input, mean_target = (_mean(side, places, roots, world) for side in (inputs, targets))
     if _still(of_inputs, inputs) or _still(of_targets, targets):
         down, up = torch.zeros(*mean_input.shape, 1), torch.zeros(1, *mean_target.shape)
         return WholeRidge(down, up, mean_target.float(), PENALTIES[-1])
     values, vectors = torch.linalg.eigh(of_inputs)
     values = values.clamp(min=0)
     errors = [
-        _error_left_out(values, vectors, of_targets, penalty * float(values.mean())) for penalty in PENALTIES
+        _error_left_out(values, vectors, of_targets, roots, penalty * float(values.mean()))
+        for penalty in PENALTIES
     ]
     best = PENALTIES[int(np.argmin(errors))]
     shrunk = best * float(values.mean())
     inverse = vectors / (values + shrunk) @ vectors.T
     fit = vectors * (values / (values + shrunk)) @ vectors.T
     spread, directions = torch.linalg.eigh(fit @ of_targets @ fit)
-    kept = min(rank, count)
+    kept = min(rank, len(weights))
     spread, directions = spread[-kept:].clamp(min=1e-12 * float(spread[-1])), directions[:, -kept:]
     scaled = fit @ directions / spread.sqrt()  # (N, r): the targets' own directions are its sums over pairs
-    up = _summed(scaled, targets, places, world)
-    down = _summed(inverse @ of_targets @ scaled, inputs, places, world)
+    up = _summed(scaled, targets, places, roots, world)
+    down = _summed(inverse @ of_targets @ scaled, inputs, places, roots, world)
     bias = mean_target - torch.einsum("pd,rpd,rqe->qe", mean_input, down, up)
     return WholeRidge(down.permute(1, 2, 0).float(), up.float(), bias.float(), best)
 
 
-def _gram(rows: Tensor, places: Tensor, count: int, world: World) -> Tensor:
-    """(N, N) float64 products of all pairs' centred rows, of whatever worker."""
+def _gram(rows: Tensor, places: Tensor, roots: Tensor, world: World) -> Tensor:
+    """(N, N) float64 products of all pairs' centred rows, of whatever worker, times the roots of their weights."""
+    count = len(roots)
     total = torch.zeros(count, count, dtype=torch.float64)
     for column in _columns(rows):
         everyone = torch.zeros(count, column.shape[1], dtype=torch.float64)
         everyone[places] = column
         everyone = world.add(everyone)
-        everyone -= everyone.mean(0)
+        everyone = (everyone - roots.square() @ everyone / count) * roots[:, None]
         total += everyone @ everyone.T
     return total
+
+
+def _mean(rows: Tensor, places: Tensor, roots: Tensor, world: World) -> Tensor:
+    """(positions, D) float64: mean over all pairs by their weights."""
+    weights = roots[places].square() / len(roots)
+    return world.add(torch.stack([weights @ column for column in _columns(rows)]))
 
 
 def _still(gram: Tensor, rows: Tensor) -> bool:
@@ -95,17 +104,22 @@ def _still(gram: Tensor, rows: Tensor) -> bool:
     return float(gram.trace()) <= STILL * len(gram) * rows.shape[1] * rows.shape[2]
 
 
-def _error_left_out(values: Tensor, vectors: Tensor, of_targets: Tensor, penalty: float) -> float:
-    """Squared error on each pair of the fit to all others, summed: residual over one minus leverage."""
+def _error_left_out(
+    values: Tensor, vectors: Tensor, of_targets: Tensor, roots: Tensor, penalty: float
+) -> float:
+    """Weighted squared error on each pair of the fit to all others, summed: residual over one minus leverage."""
     inverse = vectors / (values + penalty) @ vectors.T
     residuals = penalty**2 * ((inverse @ of_targets) * inverse).sum(1)
-    free = penalty * inverse.diagonal() - 1 / len(values)  # one minus leverage; the intercept has 1 / N
+    # One minus leverage; the intercept has the weight's share.
+    free = penalty * inverse.diagonal() - roots.square() / len(roots)
     return float((residuals / free.clamp(min=1e-9).square()).sum())
 
 
-def _summed(weights: Tensor, rows: Tensor, places: Tensor, world: World) -> Tensor:
-    """(r, positions, D) float64: sums of all pairs' centred rows under (N, r) weights."""
-    mine = (weights - weights.mean(0))[places]  # centred weights do what centred rows would
+def _summed(shares: Tensor, rows: Tensor, places: Tensor, roots: Tensor, world: World) -> Tensor:
+    """(r, positions, D) float64: sums of all pairs' centred and weighted rows by (N, r) shares."""
+    scaled = shares * roots[:, None]
+    centred = scaled - roots.square()[:, None] * scaled.sum(0) / len(roots)  # does what centred rows would
+    mine = centred[places]
     found = [world.add(mine.T @ column) for column in _columns(rows)]
     return torch.stack(found, 1)
 

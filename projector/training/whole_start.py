@@ -52,9 +52,16 @@ def solve_start(
         standardised = network.standardised(there.inputs, there.input_mask)
         inputs.append(spread_over(standardised, there.input_mask, network.shape.positions).cpu())
     targets = [_target(text, network) for text in fixed_wordings(kept, folder)]
+    weights = torch.zeros(count, dtype=torch.float64)
+    weights[places] = held.weights[own].double().cpu()
     shape = (0, network.shape.queries + network.shape.suffix, network.shape.width)
     return fit_whole(
-        torch.cat(inputs), torch.stack(targets) if targets else torch.zeros(shape), places, count, RANK, world
+        torch.cat(inputs),
+        torch.stack(targets) if targets else torch.zeros(shape),
+        places,
+        world.add(weights),
+        RANK,
+        world,
     )
 
 

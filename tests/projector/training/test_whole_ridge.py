@@ -21,6 +21,7 @@ from shards.scenes.scene import sample_scene
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 PAIRS, POSITIONS, ROWS, WIDTH = 40, 3, 4, 5
+ALIKE = torch.ones(PAIRS, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_the_penalty_is_the_best_with_each_pair_left_out(world):
             weights, shift = plain(x[others], y[others], penalty * mean_eigenvalue(x))
             total += float((x[left] @ weights + shift - y[left]).square().sum())
         errors.append(total)
-    found = fit_whole(inputs, targets, torch.arange(PAIRS), PAIRS, ROWS * WIDTH, ALONE)
+    found = fit_whole(inputs, targets, torch.arange(PAIRS), ALIKE, ROWS * WIDTH, ALONE)
     assert found.penalty == PENALTIES[int(np.argmin(errors))]
 
 
@@ -69,7 +70,7 @@ def test_the_penalty_is_the_best_with_each_pair_left_out(world):
 def test_the_map_is_ridge_cut_to_its_best_rank(world, rank):
     inputs, targets = world
     x, y = inputs.flatten(1).double(), targets.flatten(1).double()
-    found = fit_whole(inputs, targets, torch.arange(PAIRS), PAIRS, rank, ALONE)
+    found = fit_whole(inputs, targets, torch.arange(PAIRS), ALIKE, rank, ALONE)
     weights, _ = plain(x, y, found.penalty * mean_eigenvalue(x))
     fitted = (x - x.mean(0)) @ weights
     directions = torch.linalg.svd(fitted, full_matrices=False)[2][:rank]
@@ -78,20 +79,51 @@ def test_the_map_is_ridge_cut_to_its_best_rank(world, rank):
     assert found.down.shape == (POSITIONS, WIDTH, rank)
 
 
+def test_a_pair_of_weight_two_counts_as_two(world):
+    inputs, targets = world
+    weights = 1.0 + (torch.arange(PAIRS) % 3 == 0)
+    x, y = inputs.flatten(1).double(), targets.flatten(1).double()
+    twice = weights.long()
+    found = fit_whole(inputs, targets, torch.arange(PAIRS), weights.double(), ROWS * WIDTH, ALONE)
+    centred = x - (weights.double() @ x) / weights.sum()
+    scaled = centred * (weights / weights.mean()).sqrt()[:, None]
+    mean = float(torch.linalg.eigvalsh(scaled @ scaled.T).clamp(min=0).mean())
+    # The penalty is of weights of mean 1; repeated pairs have them as they are.
+    penalty = found.penalty * mean * float(weights.mean())
+    turn, shift = plain(x.repeat_interleave(twice, 0), y.repeat_interleave(twice, 0), penalty)
+    torch.testing.assert_close(
+        applied(found, inputs).flatten(1).double(), x @ turn + shift, rtol=1e-4, atol=1e-4
+    )
+    errors = []
+    for share in PENALTIES:
+        total = 0.0
+        for left in range(PAIRS):
+            kept = twice.clone()
+            kept[left] = 0
+            turn, shift = plain(
+                x.repeat_interleave(kept, 0),
+                y.repeat_interleave(kept, 0),
+                share * mean * float(weights.mean()),
+            )
+            total += float(weights[left] * (x[left] @ turn + shift - y[left]).square().sum())
+        errors.append(total)
+    assert found.penalty == PENALTIES[int(np.argmin(errors))]
+
+
 @pytest.mark.parametrize("alike", ["inputs", "targets", "one pair"])
 def test_what_does_not_vary_is_mapped_to_the_mean(world, alike):
     inputs, targets = world
     inputs = inputs[:1].expand_as(inputs) if alike == "inputs" else inputs
     targets = targets[:1].expand_as(targets) if alike == "targets" else targets
     count = 1 if alike == "one pair" else PAIRS
-    found = fit_whole(inputs[:count], targets[:count], torch.arange(count), count, 6, ALONE)
+    found = fit_whole(inputs[:count], targets[:count], torch.arange(count), ALIKE[:count], 6, ALONE)
     expected = targets[:count].mean(0).expand_as(targets)
     torch.testing.assert_close(applied(found, world[0]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_starts_at_the_map(world):
     inputs, targets = world
-    found = fit_whole(inputs, targets, torch.arange(PAIRS), PAIRS, 6, ALONE)
+    found = fit_whole(inputs, targets, torch.arange(PAIRS), ALIKE, 6, ALONE)
     network = ProjectorNetwork(Shape("attention", WIDTH, 0, queries=3, suffix=1, positions=POSITIONS))
     network.whole.set(found.down, found.up, found.bias)
     with torch.no_grad():
@@ -105,7 +137,7 @@ def test_networks_with_positions_get_the_maps_rows_at_theirs(arch, world):
     inputs, targets = world
     network = ProjectorNetwork(Shape(arch, WIDTH, 7, queries=3, suffix=1, positions=POSITIONS))
     placed = network.standardised(inputs, None)
-    found = fit_whole(placed, targets, torch.arange(PAIRS), PAIRS, 6, ALONE)
+    found = fit_whole(placed, targets, torch.arange(PAIRS), ALIKE, 6, ALONE)
     network.whole.set(found.down, found.up, found.bias)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     with torch.no_grad():
@@ -129,7 +161,7 @@ def in_a_world(job):
     rank, size, meeting, inputs, targets = job
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     places = torch.arange(PAIRS)[rank::size]
-    found = fit_whole(inputs[places], targets[places], places, PAIRS, 6, World(rank, size, CPU))
+    found = fit_whole(inputs[places], targets[places], places, ALIKE, 6, World(rank, size, CPU))
     torch.distributed.destroy_process_group()
     return applied(found, inputs)
 
@@ -139,7 +171,7 @@ def test_two_workers_find_what_one_does(world, tmp_path):
     jobs = [(rank, 2, str(tmp_path / "meeting"), inputs, targets) for rank in range(2)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
         first, second = workers.map(in_a_world, jobs)
-    alone = applied(fit_whole(inputs, targets, torch.arange(PAIRS), PAIRS, 6, ALONE), inputs)
+    alone = applied(fit_whole(inputs, targets, torch.arange(PAIRS), ALIKE, 6, ALONE), inputs)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-5)
 
