@@ -19,8 +19,9 @@ FILES = {
     WEIGHTS: "weights, normalisation and description, for Projector.from_pretrained; usable by itself",
     CONFIG: "what it is and what it may be applied to",
     EVALUATION: "all measurements on held-out pairs",
-    PROGRAM: "the same as a torch.export program, (B, S, D) float32; no pickle in it, but torch.export.load would run "
-    "one that somebody put in: take it from who you trust",
+    PROGRAM: "the same as a torch.export program, from (B, S, D) float32 tokens to whole conditionings, or to "
+    "projected rows where it learnt without the image model; no pickle in it, but torch.export.load would run one that "
+    "somebody put in: take it from who you trust",
     ONNX: "the same as ONNX, input vl (B, S, D) float32",
     FOLDED: "the same as one plain linear layer, weight (D, D) and bias (D,), from raw to raw",
 }
@@ -29,6 +30,8 @@ USUAL = {
     "image": "Tongyi-MAI/Z-Image-Turbo",
 }  # where config.json names no hub id
 FIGURES = {
+    "fidelity": "fidelity of the picture",
+    "velocity_error": "velocity error",
     "mse_standardized": "MSE (standardised)",
     "per_dim_correlation": "correlation",
     "r2": "R²",
@@ -40,7 +43,11 @@ FIGURES = {
     "collapsed_dims": "dims < 0.5x",
 }
 NAME, PIPELINE_TAG = "z-image-projector", "image-to-image"
-SMALLER_IS_BETTER = "mse_standardized"
+RANKED_BY = {
+    "fidelity": -1,
+    "velocity_error": 1,
+    "mse_standardized": 1,
+}  # the first one known; with the sign of better
 TOKENS = {
     "image": "the image tokens",
     "text": "the caption's tokens",
@@ -100,8 +107,7 @@ def model_card(published: Published) -> str:
             "Projector refuses other widths, VLEmbeddingExtractor other layers, tokens and texts as well; a fine-tuned "
             "model gives numbers, but not these.\n"
             "- It carries over what pictures and prompts of its training data share; other kinds were not tried.\n"
-            "- Squared error shrinks what it cannot predict. `projector.restore = 1.0` stretches outputs to the real "
-            f"tokens' spread, at a cost in error; it is saved as {published.restore:g}.\n"
+            f"{_of_restoration(published)}"
             "- Figures are of pairs of the same kind as the training pairs, not of photographs.",
         ),
     )
@@ -217,7 +223,7 @@ conditioning = projector.conditioning(seen, text.embeddings, text.kind)
 
 
 def _figures(evaluation: Mapping[str, Any] | None) -> str:
-    """The methods as a table, smallest error first."""
+    """The methods as a table, best first."""
     methods = (evaluation or {}).get("methods")
     if not isinstance(methods, Mapping) or not methods:
         return "It was not evaluated."
@@ -226,20 +232,22 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
         key: label for key, label in FIGURES.items() if any(key in values for values in known.values())
     }
 
-    def error(name: str) -> float:
-        value = known[name].get(SMALLER_IS_BETTER)
-        return float(value) if isinstance(value, int | float) else float("inf")
+    deciding = next((key for key in RANKED_BY if key in columns), "")
+
+    def order(name: str) -> float:
+        value = known[name].get(deciding)
+        return RANKED_BY[deciding] * float(value) if isinstance(value, int | float) else float("inf")
 
     rows = [
         (
             "this projector" if name == "projector" else name,
             *(_number(known[name].get(key)) for key in columns),
         )
-        for name in sorted(known, key=error)
+        for name in sorted(known, key=order)
     ]
     told = evaluation or {}
     pairs = told.get("pairs")
-    counts = f"{_number(pairs)} {inline(told.get('split', 'held-out'))} pairs, smallest error first."
+    counts = f"{_number(pairs)} {inline(told.get('split', 'held-out'))} pairs, best first."
     if isinstance(groups := told.get("groups"), int) and isinstance(pairs, int) and groups < pairs:
         counts += (
             f" They are {groups:,} groups, each of one picture or caption: retrieval takes none of a pair's own group "
@@ -252,6 +260,16 @@ def _pictures(pictures: Sequence[CardPicture]) -> str:
     return "\n\n".join(
         f"![With and without the projector]({picture.file})\n\n{inline(picture.name)}: {inline(picture.prompt)}"
         for picture in pictures
+    )
+
+
+def _of_restoration(published: Published) -> str:
+    """What can be set of the outputs' spread: nothing where rows have the size of the text's already."""
+    if published.config["network"].get("suffix"):
+        return ""
+    return (
+        "- Squared error shrinks what it cannot predict. `projector.restore = 1.0` stretches outputs to the real "
+        f"tokens' spread, at a cost in error; it is saved as {published.restore:g}.\n"
     )
 
 

@@ -1,6 +1,6 @@
 """What a folder to publish holds besides the weights: the projector in forms that need none of this code.
 
-B batch, S input positions, M output positions, D hidden.
+B batch, S input positions, M output positions, P and E rows of the template's begin and end, D hidden.
 """
 
 import io
@@ -32,8 +32,8 @@ class RawToRaw(nn.Module):
         self.network = network
 
     def forward(self, vl: Tensor) -> Tensor:
-        """(B, S, D) raw float32 to (B, M, D) raw float32."""
-        return self.network.project(vl)
+        """(B, S, D) raw float32 to (B, P + M + E, D), whole conditionings; (B, M, D) where the end was not learnt."""
+        return self.network.conditioning(vl)[0] if self.network.shape.suffix else self.network.project(vl)
 
 
 def check_onnx() -> None:

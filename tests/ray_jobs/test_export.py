@@ -166,11 +166,23 @@ def test_the_hub_reads_figures_and_dataset_from_the_card(run, tmp_path, capsys):
     assert {each.dataset_type for each in card.data.eval_results} == {"someone/pairs"}
     assert {each.dataset_split for each in card.data.eval_results} == {"validation"}
     assert 'from_pretrained("someone/cats")' in card.text
-    assert (
-        "60 val pairs, smallest error first. They are 12 groups, each of one picture or caption" in card.text
-    )
+    assert "60 val pairs, best first. They are 12 groups, each of one picture or caption" in card.text
     assert f"hf upload someone/cats {tmp_path / 'out'} ." in capsys.readouterr().out
     assert export(run, tmp_path / "out", "--export.repository", "a b/c") == 2
+
+
+def test_methods_stand_by_what_pictures_show_where_that_is_known(run, tmp_path):
+    evaluation = json.loads((run / "mlp" / "eval.json").read_text())
+    methods = evaluation["methods"]
+    methods["projector"] |= {"mse_standardized": 9.0, "velocity_error": 0.1, "fidelity": 0.9}
+    methods["identity"] |= {"velocity_error": 0.5, "fidelity": 0.3}
+    (run / "mlp" / "eval.json").write_text(json.dumps(evaluation))
+    assert export(run, tmp_path / "out") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.text.index("| this projector | 0.9 | 0.1 | 9 |") < card.text.index(
+        "| identity | 0.3 | 0.5 | 7.5"
+    )
+    assert "fidelity" in {each.metric_type for each in card.data.eval_results}
 
 
 def test_pictures_are_made_anew_where_there_are_any(run, tmp_path):

@@ -151,7 +151,7 @@ def test_evaluation_and_card_of_the_projector_are_right_by_group(run):
     gallery = [(member.text.double().mean(0).numpy() - mean) / std for member in test]
     card = run.text("export/README.md")
     assert f"{len(train)} training pairs, {len(run.of('val'))} to choose by" in card
-    assert f"{len(test)} test pairs, smallest error first. They are {len(set(pictures))} groups" in card
+    assert f"{len(test)} test pairs, best first. They are {len(set(pictures))} groups" in card
     for method, apply in (("projector", projector), ("identity", lambda vl: vl)):
         means = [apply(member.vl.float()).double().mean(0).detach().numpy() for member in test]
         recalls = recalled([(row - mean) / std for row in means], gallery, pictures)
