@@ -19,6 +19,7 @@ def _multiple_of_16(value: int) -> int:
 
 Pixels = Annotated[int, Field(gt=0, le=8192), AfterValidator(_multiple_of_16)]
 ScoredPixels = Annotated[Pixels, Field(ge=64)]  # what projector.comparison.blockiness can judge
+SCENE_PIXELS = 64  # along an edge of what the miniature models were trained to draw
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -122,6 +123,13 @@ class PlannedOptions(MakingOptions):
 class BuildOptions(PlannedOptions):
     """What to build and where."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _scenes_are_small(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("models") == "mini":
+            return {"height": SCENE_PIXELS, "width": SCENE_PIXELS, **given}
+        return given
+
     output: str = ""
     """Root of the dataset: a local folder or s3://bucket/prefix."""
     samples: int = Field(1000, gt=0)
@@ -141,9 +149,9 @@ class BuildOptions(PlannedOptions):
     samples_per_shard: int = Field(64, gt=0, le=9999)
     """Samples in a full shard; aim at 5 to 15 device minutes."""
     height: Pixels = 1024
-    """Image height in pixels."""
+    """Image height in pixels; absent: 64 where models are `mini`, whose scenes have that size."""
     width: Pixels = 1024
-    """Image width in pixels."""
+    """Image width in pixels; absent: likewise."""
     steps: int = Field(8, gt=0, le=1000)
     """Denoising steps; Z-Image-Turbo is distilled to 8 (before diffusers 0.42, 9 steps ran the same 8)."""
     guidance: float = Field(0.0, ge=0.0)
@@ -226,10 +234,10 @@ class CompareOptions(Section):
     """Further scorers, `module:attribute` each: a callable of PIL picture and prompt that returns a float."""
     seed: int = Field(0, ge=0)
     """Run seed; all pictures of a reference start from the same noise, whose seed is a hash of it and the reference."""
-    height: ScoredPixels = 1024
-    """Image height in pixels."""
-    width: ScoredPixels = 1024
-    """Image width in pixels."""
+    height: ScoredPixels | None = None
+    """Image height in pixels; absent: that of the training pictures, 1024 where they were imported."""
+    width: ScoredPixels | None = None
+    """Image width in pixels; absent: likewise."""
     steps: int = Field(8, gt=0, le=1000)
     """Denoising steps; Z-Image-Turbo is distilled to 8 (before diffusers 0.42, 9 steps ran the same 8)."""
     guidance: float = Field(0.0, ge=0.0)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from projector.comparison.comparer import CompareSettings
 from projector.making.generated import PairSettings, PictureReader
 from projector.making.shard_maker import FusedMaker, StagedMaker
 from projector.making.steps import ShardMaker
@@ -20,7 +21,7 @@ from ray_jobs.building.model_placement import (
 from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
-from ray_jobs.cli.run_options import BuildOptions, CompareOptions
+from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
 from ray_jobs.cluster.node_probe import recorded_packages
@@ -91,17 +92,17 @@ def arranged(
 
 
 def check_pictures(
-    options: BuildOptions | CompareOptions, sources: ModelSources, section: str = "build"
+    asked: BuildOptions | CompareSettings, sources: ModelSources, section: str = "build"
 ) -> None:
     """Check size, steps and guidance against the image model's files; prints what does not belong together."""
     for warning in check_image_settings(
         sources.image,
         section,
-        height=options.height,
-        width=options.width,
-        steps=options.steps,
-        guidance=options.guidance,
-        max_tokens=options.max_tokens,
+        height=asked.height,
+        width=asked.width,
+        steps=asked.steps,
+        guidance=asked.guidance,
+        max_tokens=asked.max_tokens,
     ):
         tell("models", f"warning: {warning}")
 

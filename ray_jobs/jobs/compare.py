@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from projector.comparison.blockiness import SMALLEST
 from projector.comparison.cases import Case
 from projector.comparison.comparer import Comparer, CompareSettings, CompareSpec, check_prompts
 from projector.comparison.scores import load_scorers
@@ -35,6 +36,7 @@ from shards.stores.store import Storage, json_object, read_json_object
 COMPARISON = "compare.json"
 CASES = "cases.json"
 SETTINGS = "compare-settings.json"
+SIDE = 1024  # pixels, after trainings on pictures of many sizes
 
 
 def compare(options: CompareOptions) -> int:
@@ -53,7 +55,7 @@ def compare(options: CompareOptions) -> int:
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
     sources = resolve_models(options.models, "compare.models")
     check_fit(projector, sources)
-    check_pictures(options, sources, "compare")
+    check_pictures(settings_of(options, projector, on_gpu=False), sources, "compare")
     siglip = scorer_of(options)
     load_scorers(options.scorers)
     modes = modes_of(options, projector)
@@ -65,7 +67,7 @@ def compare(options: CompareOptions) -> int:
     with connected() as cluster, stop.heeded():
         check_nodes(cluster, writes=[storage.root], models=[sources.image, sources.vl])
         crew = crew_for(options, cluster, "compare")
-        settings = settings_of(options, on_gpu=crew.gpus > 0)
+        settings = settings_of(options, projector, on_gpu=crew.gpus > 0)
         claim(storage, identity_of(options, settings, sources))
         put_references(storage, cases)
         spec = CompareSpec(
@@ -103,11 +105,12 @@ def compare(options: CompareOptions) -> int:
     return 0
 
 
-def settings_of(options: CompareOptions, *, on_gpu: bool) -> CompareSettings:
-    """How pictures are made, with `auto` resolved."""
+def settings_of(options: CompareOptions, projector: Projector, *, on_gpu: bool) -> CompareSettings:
+    """How pictures are made, with `auto` and sizes that were not given resolved."""
+    trained_on = projector.picture_size
     return CompareSettings(
-        height=options.height,
-        width=options.width,
+        height=options.height or max(SMALLEST, trained_on.get("height", SIDE)),
+        width=options.width or max(SMALLEST, trained_on.get("width", SIDE)),
         steps=options.steps,
         guidance=options.guidance,
         max_tokens=options.max_tokens,

@@ -17,7 +17,6 @@ ARCHITECTURES: tuple[Arch, ...] = (
 )  # fitted to embeddings, and trained through the image model
 SHOWN: Arch = "linear"  # the one that is measured against the control, compared in pictures and exported
 REFERENCES = 4  # of the comparison
-SIZE = 64  # pixels, of the scenes that the miniature models draw
 LAYER = -2
 WORKERS = 2  # enough to go through DDP on any machine
 
@@ -45,8 +44,6 @@ def demo(options: DemoOptions) -> int:
                 samples=options.samples,
                 models="mini",
                 samples_per_shard=32,
-                height=SIZE,
-                width=SIZE,
                 layers=[LAYER],
                 text_modes=["none"],
                 readers=["vl", "graft"],
@@ -63,10 +60,6 @@ def demo(options: DemoOptions) -> int:
             code = code or evaluate(
                 EvaluateOptions(data=data, checkpoint=place, output=place, models=control)
             )
-        code = code or compare(
-            CompareOptions(
-                checkpoint=f"{run}/{SHOWN}", models="mini", samples=REFERENCES, height=SIZE, width=SIZE
-            )
-        )
+        code = code or compare(CompareOptions(checkpoint=f"{run}/{SHOWN}", models="mini", samples=REFERENCES))
     code = code or export(ExportOptions(checkpoint=f"{run}/{SHOWN}", output=f"{run}/export"))
     return code or report(ReportOptions(run=run))

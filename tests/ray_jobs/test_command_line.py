@@ -39,6 +39,19 @@ def test_negative_layers_need_no_quoting(words, layers):
     assert build(*words).layers == layers
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ((), (1024, 1024)),
+        (("--build.models", "mini"), (64, 64)),
+        (("--build.models", "mini", "--build.width", "128"), (64, 128)),
+    ],
+)
+def test_the_miniature_models_draw_at_their_own_size(words, size):
+    options = build(*words)
+    assert (options.height, options.width) == size
+
+
 def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(

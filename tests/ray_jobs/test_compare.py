@@ -16,6 +16,7 @@ from projector.comparison.cases import Case, part_of
 from projector.comparison.comparer import CompareSettings, CompareSpec
 from projector.data.dataset_pairs import training_pairs
 from projector.models.resolve import CACHE_VARIABLE, ModelSource, ModelSources
+from projector.network.architectures import ProjectorNetwork, Shape
 from projector.network.blend import BLENDS
 from projector.network.projector import Projector
 from projector.options import TrainOptions
@@ -283,6 +284,27 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
     assert json.loads((tmp_path / SETTINGS).read_text())["settings"] == {"steps": 9, "blend": "linear"}
 
 
+def learnt_from(picture):
+    """A projector whose training pictures had this size."""
+    network = ProjectorNetwork(Shape("linear", 8, 0, 4))
+    return Projector(network, {"dataset": {"picture": picture}})
+
+
+@pytest.mark.parametrize(
+    ("picture", "given", "size"),
+    [
+        ({"height": 96, "width": 128}, {}, (96, 128)),
+        ({"height": 96, "width": 128}, {"width": 512}, (96, 512)),
+        ({"height": 32, "width": 32}, {}, (64, 64)),  # what can be judged
+        ({"max_side": 640}, {}, (1024, 1024)),
+        ({}, {}, (1024, 1024)),
+    ],
+)
+def test_pictures_are_as_large_as_those_of_the_training(picture, given, size):
+    settings = settings_of(CompareOptions(**given), learnt_from(picture), on_gpu=False)
+    assert (settings.height, settings.width) == size
+
+
 def test_what_becomes_of_scores():
     options = CompareOptions(methods=["projector"], alphas=[0.0, 0.5])
     model = ModelSource("id", "path", "", {})
@@ -292,7 +314,7 @@ def test_what_becomes_of_scores():
         models=ModelSources(model, model, 64, 12),
         siglip=None,
         scorers=(),
-        settings=settings_of(options, on_gpu=False),
+        settings=settings_of(options, learnt_from({}), on_gpu=False),
         reference=None,
         attributes=True,
     )
