@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
 from shards.errors import UsageError
 from shards.format.commit import Commit
-from shards.format.sample import KIND_CAPTION, LATENTS, Array, Sample, group_of
+from shards.format.sample import KIND_CAPTION, LATENTS, Array, Sample, group_of, is_finite
 from shards.stores.local import open_storage
 
 
@@ -205,7 +206,7 @@ class ShardReader:
         """What the pictures of pairs start to stop - 1 were made from; an imported one's seed is of its id."""
 
         def samples(commit: Commit) -> Iterator[Sample]:
-            return read_shard(self.dataset.storage, commit, image=False, tensors=["text"])
+            return _finite(read_shard(self.dataset.storage, commit, image=False, tensors=["text"]))
 
         for sample in self._between(start, stop, samples):
             yield Conditioning(_whole(sample.tensors["text"]), _seed(sample), sample.caption)
@@ -249,7 +250,7 @@ class ShardReader:
     def _samples(self, commit: Commit) -> Iterator[Sample]:
         names = ["text", "text.kind"]
         names += [f"{self.reader}.{mode}.{name}" for mode in self.modes for name in (self.layer, "kind")]
-        return read_shard(self.dataset.storage, commit, image=False, tensors=names)
+        return _finite(read_shard(self.dataset.storage, commit, image=False, tensors=names))
 
     def _mode(self, sample: Sample) -> str:
         """The text mode of a sample; under `mixed` drawn by its id, hence the same in every epoch and run."""
@@ -283,6 +284,17 @@ class ShardReader:
             self.weight,
             group_of(sample),
         )
+
+
+def _finite(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """Samples as they are; UsageError at one with a hidden state that is no number, which everything would become."""
+    for sample in samples:
+        for name, array in sample.tensors.items():
+            if array.dtype == ml_dtypes.bfloat16 and not is_finite(array):
+                raise UsageError(
+                    f"pair {sample.key}: NaN or infinite values in {name}; run `python -m shards verify` on the dataset"
+                )
+        yield sample
 
 
 def _sliced(samples: Callable[[], Iterator[Sample]], start: int, stop: int) -> Iterator[Sample]:

@@ -211,6 +211,14 @@ def check_sample(sample: Sample, planned: PlannedSample, expected: Expected) -> 
     return size
 
 
+def is_finite(tensor: Array) -> bool:
+    """Whether a bfloat16 array holds no NaN and no infinity.
+
+    Both have an exponent of ones alone; looking for that is much faster than numpy's `isfinite`.
+    """
+    return bool((tensor.view(np.uint16) & np.uint16(0x7F80)).max(initial=0) < 0x7F80)
+
+
 def check_tensors(tensors: Mapping[str, Array], expected: Expected) -> int:
     """Refuse embeddings that are missing, misshapen, empty or not finite; returns D."""
     names = {"text", "text.kind"} | {f"{name}.kind" for name in expected.inputs}
@@ -230,8 +238,7 @@ def check_tensors(tensors: Mapping[str, Array], expected: Expected) -> int:
             fits, shape = tensor.shape == (len(kinds), size) and size > 0, f"({len(kinds)}, {size})"
         if tensor.dtype != ml_dtypes.bfloat16 or not fits:
             raise ValueError(f"{name}: {tensor.dtype} {tensor.shape}, expected bfloat16 {shape}")
-        # bfloat16 keeps NaN and infinity in the all-ones exponent; comparing bits is much faster than isfinite.
-        if ((tensor.view(np.uint16) & 0x7F80) == 0x7F80).any():
+        if not is_finite(tensor):
             raise ValueError(f"{name}: NaN or infinite values")
     for name in expected.inputs:
         if KIND_IMAGE not in tensors[f"{name}.kind"]:

@@ -151,6 +151,31 @@ def test_pairs_from_shards_hold_the_tokens_asked_for(root):
         assert read.vl_kind.tolist() == [1] * 4
 
 
+@pytest.mark.parametrize("name", ["text", "vl.caption.-6"])
+def test_a_hidden_state_that_is_no_number_is_told_with_its_pair(root, monkeypatch, name):
+    """In a template's row, too, which no pair holds and every conditioning does."""
+    asked_for = {"layer": -6, "text_mode": "caption", "tokens": "image"}
+    source = load_pairs(root, "train", **asked_for)
+    last = list(source)[-1].key
+
+    def broken(*asked, **more):
+        for sample in read_shard(*asked, **more):
+            if sample.key == last and name in sample.tensors:
+                sample.tensors[name] = sample.tensors[name].copy()
+                sample.tensors[name][0, 1] = np.nan
+            yield sample
+
+    monkeypatch.setattr("projector.data.dataset_pairs.read_shard", broken)
+    said = f"pair {last}: NaN or infinite values in {name}"
+    with pytest.raises(UsageError, match=said):
+        list(source)
+    with pytest.raises(UsageError, match=said):
+        load_pairs(root, "train", **asked_for)
+    if name == "text":
+        with pytest.raises(UsageError, match=said):
+            list(source.conditionings(0, len(source)))
+
+
 def test_pictures_are_the_shards_own(root):
     source = load_pairs(root, "train", layer=-6, text_mode="caption", tokens="image")
     dataset = Dataset.open(open_storage(root))
