@@ -3,6 +3,8 @@
 tests/ray_jobs/test_submit.py, tests/ray_jobs/test_guide.py and tests/test_troubleshooting.py run those of their pages.
 """
 
+import ast
+import importlib
 import re
 import shlex
 
@@ -14,6 +16,8 @@ from ray_support import ROOT, blocks
 from shards.__main__ import main as run_tool
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+
+OWN = ("projector", "shards", "ray_jobs")
 
 
 def commands(page):
@@ -44,6 +48,15 @@ def test_every_tool_is_one_that_there_is(page, capsys):
         with pytest.raises(SystemExit) as end:
             run_tool([tool, "--help"])
         assert end.value.code == 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_that_a_page_imports_is_one_that_there_is(page):
+    for language, text in blocks(page):
+        for node in ast.walk(ast.parse(text)) if language == "python" else ():
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OWN:
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
 def test_commands_are_found():

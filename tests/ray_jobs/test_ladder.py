@@ -106,7 +106,7 @@ def test_the_report_shows_the_curve_and_the_verdict(climbed):
     assert said.split(":")[0].startswith("From ")
     assert report(ReportOptions(run=str(output))) == 0
     page = (output / "report.html").read_text()
-    assert "Learning curve" in page
+    assert "Validation loss by number of training pairs" in page
     assert said.split(",")[0] in page
 
 

@@ -80,9 +80,8 @@ def test_the_demo_as_a_submitted_job_with_everything_on_s3(head, rclone, monkeyp
     for arch in ("linear", "mlp", "attention"):
         assert storage.stat(f"{arch}/model.safetensors")
         methods = json.loads(storage.get_bytes(f"{arch}/eval.json"))["methods"]
-        for metric in ("mse", "mse_standardized"):
+        for metric in ("velocity_error", "mse", "mse_standardized"):
             assert methods["projector"][metric] < methods["identity"][metric]
-        assert methods["projector"]["per_dim_correlation"] > methods["identity"]["per_dim_correlation"] + 0.05
         shown = {name: figures["fidelity"] for name, figures in methods.items() if "fidelity" in figures}
         assert shown.keys() >= {"projector", "identity", "ridge"}
         assert all(0 <= share <= 1 for share in shown.values())
