@@ -1,9 +1,10 @@
 """Evaluation of checkpoints: what is compared on which pairs, and what goes into eval.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from projector.data.align import Alignment
 from projector.data.dataset_pairs import load_pairs
@@ -77,20 +78,10 @@ def evaluate(
     result = measured.result()
     judged = {}
     if image_model is not None and pairs.conditionings is not None and pairs.template is not None:
-        conditioned = conditioned_by(contest.methods, projectors, pairs)
-        wholes = conditionings(conditioned, pairs, grafted=grafted)
-        errors = velocity_errors(wholes, pairs, image_model)
-        judged[VELOCITY] = min(PAIRS, len(pairs))
-        put_differences(result["methods"], VELOCITY, errors, projectors)
-        for name, found in resampled(errors).items():
-            result["methods"][name].setdefault("intervals", {})[VELOCITY] = found.interval()
-        for name, error in errors.items():
-            result["methods"][name][VELOCITY] = error.value
-        if artist is not None:
-            drawn = {name: wholes[name] for name in wholes if name in DRAWN or name in projectors}
-            if fidelity := drawn_fidelity(drawn, pairs, artist):
-                put_fidelity(result["methods"], fidelity, projectors)
-                judged[FIDELITY] = int(next(iter(fidelity.values())).under.sum())
+        wholes = conditionings(conditioned_by(contest.methods, projectors, pairs), pairs, grafted=grafted)
+        judged = _judge_with_the_image_model(
+            result["methods"], wholes, pairs, projectors, image_model, artist
+        )
     return {
         "split": options.split,
         "pairs": len(pairs),
@@ -109,6 +100,30 @@ def evaluate(
             projectors, pairs if swap_pairs is None else swap_pairs, contest.standard
         ),
     }
+
+
+def _judge_with_the_image_model(
+    methods: Mapping[str, dict[str, Any]],
+    wholes: Mapping[str, Sequence[Tensor]],
+    pairs: PairSource,
+    projectors: Mapping[str, Projector],
+    image_model: FrozenTransformer,
+    artist: ImageGenerator | None,
+) -> dict[str, int]:
+    """Write each method's velocity error and fidelity beside its figures; returns on how many pairs, by figure."""
+    errors = velocity_errors(wholes, pairs, image_model)
+    judged = {VELOCITY: min(PAIRS, len(pairs))}
+    put_differences(methods, VELOCITY, errors, projectors)
+    for name, found in resampled(errors).items():
+        methods[name].setdefault("intervals", {})[VELOCITY] = found.interval()
+    for name, error in errors.items():
+        methods[name][VELOCITY] = error.value
+    if artist is not None:
+        drawn = {name: wholes[name] for name in wholes if name in DRAWN or name in projectors}
+        if fidelity := drawn_fidelity(drawn, pairs, artist):
+            put_fidelity(methods, fidelity, projectors)
+            judged[FIDELITY] = int(next(iter(fidelity.values())).under.sum())
+    return judged
 
 
 def load_projectors(options: EvaluateOptions) -> dict[str, Projector]:

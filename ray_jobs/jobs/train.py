@@ -29,8 +29,8 @@ from projector.options import TrainOptions
 from projector.training.loop import FINISHED, run_identity
 from projector.training.loop import train as run_training
 from projector.training.response import image_model
+from projector.training.seeded_network import seeded_network
 from projector.training.trackers import check_trackers, tracking
-from projector.training.worker import seeded_network
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.signals import signals_exit
 from ray_jobs.cluster.connect import Cluster, connected, plain_error
