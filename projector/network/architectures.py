@@ -162,8 +162,7 @@ class ProjectorNetwork(nn.Module):
         """
         rows, ends = self._rows_and_ends(self.standardised(x, mask), mask)
         with torch.autocast(x.device.type, enabled=False):
-            size = (self.target_mean.square() + self.target_std.square()).mean().sqrt()
-            rows = with_rms(self.to_raw(self.restored(rows)), size)
+            rows = with_rms(self.to_raw(self.restored(rows)), self._row_size())
             parts = [self.text_prefix.expand(x.shape[0], -1, -1), rows]
             if self.shape.suffix:
                 ends = self.text_suffix + self.target_std * ends
@@ -253,10 +252,19 @@ class ProjectorNetwork(nn.Module):
         return plain.requires_grad_(False)
 
     def project(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map raw inputs (B, S, D) to raw outputs (B, M, D) float32; see `forward`."""
+        """Map raw inputs (B, S, D) to raw outputs (B, M, D) float32; see `forward`.
+
+        Where the image model was the judge, which looks at no row's size, rows get the size of text rows, as in
+        `conditioning`; outputs fitted to embeddings stay as they are.
+        """
         outputs = self(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            return self.to_raw(self.restored(outputs))
+            rows = self.to_raw(self.restored(outputs))
+            return with_rms(rows, self._row_size()) if self.shape.suffix else rows
+
+    def _row_size(self) -> Tensor:
+        """Root mean square of a text row, about."""
+        return (self.target_mean.square() + self.target_std.square()).mean().sqrt()
 
     def restored(self, outputs: Tensor) -> Tensor:
         """Standardised outputs with the restoration that is set."""

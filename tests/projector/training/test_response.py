@@ -243,6 +243,8 @@ def test_a_whole_conditioning_is_prefix_rows_and_end(tmp_path, sources, encoding
         for rows in (whole[len(template.prefix) : -len(template.suffix)], wanted)
     ]
     assert sizes[0] == pytest.approx(float(sizes[1]), rel=0.3)
+    # What is blended weighs like text, whichever way it is asked for.
+    torch.testing.assert_close(projector(pair.vl), whole[len(template.prefix) : -len(template.suffix)])
 
 
 def test_rows_of_shorter_inputs_do_not_feel_the_padding(tmp_path, sources):
