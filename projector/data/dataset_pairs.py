@@ -292,7 +292,7 @@ def _finite(samples: Iterator[Sample]) -> Iterator[Sample]:
         for name, array in sample.tensors.items():
             if array.dtype == ml_dtypes.bfloat16 and not is_finite(array):
                 raise UsageError(
-                    f"pair {sample.key}: NaN or infinite values in {name}; run `python -m shards verify` on the dataset"
+                    f"pair {sample.key}: NaN or infinite values in {name}; run python -m shards verify on the dataset"
                 )
         yield sample
 

@@ -36,6 +36,7 @@ from training_support import curve, weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SIDE, STEPS, TRAIN, VAL = 64, 4, 24, 8
+FEW = 5  # held-out pairs that are judged, an odd number for two workers
 WORDS = (
     "a red cat",
     "two dogs in the rain",
@@ -212,19 +213,17 @@ def test_micro_batches_change_nothing(tmp_path, sources):
 def train_in_a_world(job):
     rank, size, meeting, output = job
     torch.set_num_threads(1)
-    ResponseTrainer.most_judged = 5
-    if size > 1:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
-        )
+    ResponseTrainer.most_judged = FEW
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     train(options(output, epochs=2), *turned(encoded()))
-    if size > 1:
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
-def test_two_workers_judge_and_learn_what_one_does(tmp_path):
-    jobs = [(0, 1, "", tmp_path / "1"), *((rank, 2, tmp_path / "meeting", tmp_path / "2") for rank in (0, 1))]
-    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as workers:
+def test_two_workers_judge_and_learn_what_one_does(tmp_path, sources, monkeypatch):
+    monkeypatch.setattr(ResponseTrainer, "most_judged", FEW)
+    train(options(tmp_path / "1", epochs=2), *sources)
+    jobs = [(rank, 2, tmp_path / "meeting", tmp_path / "2") for rank in range(2)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
         list(workers.map(train_in_a_world, jobs))
     np.testing.assert_allclose(curve(tmp_path / "2"), curve(tmp_path / "1"), rtol=1e-4)
 
