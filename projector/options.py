@@ -24,6 +24,7 @@ Loss = Literal["mse", "raw_mse", "huber", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Loader = Literal["auto", "resident", "stream"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+SCENE_PIXELS = 64  # along an edge of what the miniature models were trained to draw
 VL_TOKENS = r"^(all|pooled:[1-9][0-9]{0,3})$"
 
 MLP_HIDDEN_OVER_WIDTH = 1.6  # the guide's 4096 at width 2560
@@ -71,14 +72,9 @@ STARTS = ("ridge", "mean", "random")
 # Through the image model: the schedule that steers best in the miniature world (docs/steering.md).
 RESPONSE: dict[str, Any] = {"epochs": 24, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
 # Left as they are where the image model is the judge: only embeddings have their like.
-WITH_RESPONSE = {
-    "recipe": "default",
-    "align": "soft",
-    "loss": "mse",
-    "std_weight": 0.0,
-    "dim_weights": None,
-    "restore": 0.0,
-}
+WITH_RESPONSE = {"align": "soft", "loss": "mse", "std_weight": 0.0, "dim_weights": None, "restore": 0.0}
+LOSSES = {"loss", "std_weight", "dim_weights", "restore"}
+OF_THE_MODEL = {"response", "response_size", "compose"}
 RESPONSE_RATE = 1e-4  # at the reference width
 
 
@@ -201,6 +197,8 @@ class TrainOptions(BaseModel):
             return read({"objective": "embedding", **GUIDE, **given})
         plain = read({"objective": "embedding", **given})
         asked = plain.objective == "response" if "objective" in given else not plain._of_embeddings
+        if "objective" not in given and plain._of_embeddings.keys() & LOSSES and OF_THE_MODEL & given.keys():
+            asked = True  # of both, which is refused by name
         return read({"objective": "response", **RESPONSE, **given}) if asked else plain
 
     @model_validator(mode="after")
@@ -224,6 +222,8 @@ class TrainOptions(BaseModel):
     @property
     def _of_embeddings(self) -> dict[str, Any]:
         """What is set that means nothing through the image model."""
+        if self.recipe == "guide":
+            return {"recipe": "guide"}
         found = {
             name: getattr(self, name) for name, plain in WITH_RESPONSE.items() if getattr(self, name) != plain
         }

@@ -17,6 +17,7 @@ from projector.evaluation.intervals import GroupSums
 from projector.models.frozen_transformer import FrozenTransformer
 from projector.network.projector import Projector
 from projector.options import GRAFT
+from projector.training.passes import pictures_that_fit
 from projector.training.trajectories import Trajectories, judged_steps
 
 PAIRS = 64
@@ -85,7 +86,7 @@ def velocity_errors(
     """
     assert pairs.conditionings is not None
     count = min(PAIRS, len(pairs))
-    paths = Trajectories(model, pairs.conditionings(0, count), count)
+    paths = Trajectories(model, pairs.conditionings(0, count), count, together=pictures_that_fit(model))
     groups = [pair.group for pair in pairs.read(0, count)]
     found = {}
     for name, of_method in wholes.items():
@@ -118,7 +119,8 @@ def velocity_sums(wholes: Sequence[Tensor], paths: Trajectories, model: FrozenTr
         model: the same.
     """
     sums = torch.zeros(len(wholes), 2, dtype=torch.float64)
-    for part in torch.split(torch.arange(len(wholes)), TOGETHER):
+    together = min(TOGETHER, pictures_that_fit(model) or TOGETHER)
+    for part in torch.split(torch.arange(len(wholes)), together):
         some = [wholes[place] for place in part.tolist()]
         rows = torch.nn.utils.rnn.pad_sequence(some, batch_first=True).to(model.device)
         lengths = torch.tensor([len(whole) for whole in some], device=model.device)

@@ -20,9 +20,10 @@ FILES = {
     CONFIG: "what it is and what it may be applied to",
     EVALUATION: "all measurements on held-out pairs",
     PROGRAM: "the same as a torch.export program, from (B, S, D) float32 tokens to whole conditionings, or to "
-    "projected rows where it learnt without the image model; no pickle in it, but torch.export.load would run one that "
-    "somebody put in: take it from who you trust",
-    ONNX: "the same as ONNX, input vl (B, S, D) float32",
+    "projected rows where it learnt without the image model; leave attention sinks out (template.vl_limit in "
+    "config.json) and give linear and mlp no more than `length` tokens, evenly chosen; no pickle in it, but "
+    "torch.export.load would run one that somebody put in: take it from who you trust",
+    ONNX: "the same as ONNX, input vl (B, S, D) float32, output embeddings",
     FOLDED: "the same as one plain linear layer, weight (D, D) and bias (D,), from raw to raw",
 }
 USUAL = {
@@ -253,6 +254,10 @@ def _figures(evaluation: Mapping[str, Any] | None) -> str:
             f" They are {groups:,} groups, each of one picture or caption: retrieval takes none of a pair's own group "
             "for wrong."
         )
+    judged = told.get("judged")
+    for name, count in judged.items() if isinstance(judged, Mapping) else ():
+        if name in columns and isinstance(count, int) and isinstance(pairs, int) and count < pairs:
+            counts += f" {columns[name].capitalize()} is of the first {count:,}."
     return f"{counts}\n\n{table(('method', *columns.values()), rows)}"
 
 

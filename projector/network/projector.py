@@ -218,9 +218,12 @@ class Projector:
         self._check(embeddings)
         if embeddings.dim() != 2:
             raise UsageError(
-                f"embeddings of shape {tuple(embeddings.shape)} are of several pictures; a conditioning is of one, "
+                f"embeddings of shape {tuple(embeddings.shape)} are a batch; a conditioning is of one picture, "
                 f"(seq, {self.width})"
             )
+        for name, given in (("embeddings", embeddings), ("prompt", prompt)):
+            if given is not None and not given.isfinite().all():
+                raise UsageError(f"{name}: NaN or infinite values; read or encode it again")
         inputs = self.ordinary(embeddings)
         if self.keeps_positions:  # as many as training gave it
             inputs = evenly(inputs, int(self.config.get("length", len(inputs))))
@@ -271,8 +274,8 @@ class Projector:
         kept = embeddings[self.is_ordinary(embeddings)]
         if not len(kept):
             raise UsageError(
-                f"embeddings: all {len(embeddings)} tokens are stronger than ordinary ones of the training data, or no "
-                "numbers; give hidden states of the layer and model that the projector was trained on, as they are"
+                f"embeddings: all {len(embeddings)} tokens are stronger than ordinary ones of the training data; "
+                "give hidden states of the layer and model that the projector was trained on, as they are"
             )
         return kept
 

@@ -72,14 +72,14 @@ def program_bytes(program: torch.export.ExportedProgram) -> bytes:
 
 
 def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """The program as ONNX: input `vl`, output `projected`, both float32."""
+    """The program as ONNX: input `vl`, output `embeddings`, both float32."""
     logging.getLogger("torch.onnx").setLevel(
         logging.ERROR
     )  # it tells of operators of torchvision, unused here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(
-            program, dynamo=True, input_names=["vl"], output_names=["projected"], verbose=False
+            program, dynamo=True, input_names=["vl"], output_names=["embeddings"], verbose=False
         )
     assert made is not None
     data: bytes = made.model_proto.SerializeToString()

@@ -13,11 +13,15 @@ RANK = 64
 
 
 class WholeMap(nn.Module):
-    """Inputs spread over so many positions, times `down`, times `up`, plus `bias`; zero until it is set."""
+    """Inputs spread over so many positions, times `down`, times `up`, plus `bias`; zero until it is set.
+
+    `down` is drawn, alike in every network: were both factors zero, neither would ever learn.
+    """
 
     def __init__(self, width: int, positions: int, rank: int, outputs: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.zeros(positions, width, rank))
+        drawn = torch.randn(positions, width, rank, generator=torch.Generator().manual_seed(0))
+        self.down = nn.Parameter(drawn / (positions * width) ** 0.5)
         self.up = nn.Parameter(torch.zeros(rank, outputs, width))
         self.bias = nn.Parameter(torch.zeros(outputs, width))
 
@@ -28,7 +32,7 @@ class WholeMap(nn.Module):
 
     @torch.no_grad()
     def set(self, down: Tensor, up: Tensor, bias: Tensor) -> None:
-        """Take over a map of as low a rank or a lower one; the rest of it stays zero."""
+        """Take over a map of as low a rank or a lower one; the rest of it adds nothing yet."""
         self.down[..., : down.shape[-1]] = down
         self.up[: len(up)] = up
         self.bias.copy_(bias)

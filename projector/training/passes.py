@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from projector.models.frozen_transformer import FrozenTransformer
 from projector.options import TrainOptions
 from projector.training.trajectories import JUDGED_AT
 
@@ -16,7 +19,6 @@ TEXT_ROWS = 128  # of a conditioning with a prompt and a reference, about
 # Hidden states of a token that one block keeps for its backward pass, in multiples of the width: norms, queries, keys
 # and values, attention, residuals, and three times the feed-forward's 8 / 3 (an estimate, not measured on weights).
 KEPT_IN_A_BLOCK = 20
-BFLOAT16 = 2  # bytes
 USED = 0.8  # of free memory: the rest is for the projector's optimizer and for what the estimate leaves out
 
 
@@ -42,24 +44,26 @@ def forward_passes(options: TrainOptions, train: int, val: int, steps: int) -> i
     return sampling + judging + WITH_GRADIENTS * options.epochs * train
 
 
-def picture_bytes(transformer: Mapping[str, Any], height: int, width: int) -> int:
+def picture_bytes(transformer: Mapping[str, Any], height: int, width: int, number: int) -> int:
     """Device memory that one picture takes in a step: what is kept between blocks, and one block computed again.
 
     Args:
         transformer: its config.json.
         height, width: of the picture in pixels.
+        number: bytes of one, 2 in bfloat16.
     """
     tokens = height // PATCH * (width // PATCH) + TEXT_ROWS
     blocks = transformer["n_layers"] + 2 * transformer["n_refiner_layers"]
-    return int(tokens * transformer["dim"] * (blocks + KEPT_IN_A_BLOCK) * BFLOAT16)
+    return int(tokens * transformer["dim"] * (blocks + KEPT_IN_A_BLOCK) * number)
 
 
-def pictures_in(free: int, transformer: Mapping[str, Any], height: int, width: int) -> int:
-    """Pictures of a step that some device memory has room for, one at least.
+def pictures_that_fit(model: FrozenTransformer) -> int | None:
+    """Pictures of a step that a GPU's free memory has room for, one at least; None on a CPU, whose is not counted.
 
     Args:
-        free: bytes.
-        transformer: its config.json.
-        height, width: of the pictures in pixels.
+        model: loaded.
     """
-    return max(1, int(USED * free / picture_bytes(transformer, height, width)))
+    if model.device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(1, int(USED * free / picture_bytes(model.config, *model.size, model.dtype.itemsize)))

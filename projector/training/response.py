@@ -7,6 +7,8 @@ little about pictures (docs/steering.md); this is the picture's own error.
 B batch, N pairs, K steps of sampling, C latent channels, h and w latent pixels, D hidden.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,15 @@ from torch import Tensor, nn
 from projector.data.packed import Batch
 from projector.data.pairs import PairSource
 from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.resolve import ModelSource, locate
+from projector.models.resolve import ModelSource, locate, own_folder
 from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
 from projector.network.whole_map import WholeMap
-from projector.options import ModelPaths, TrainOptions
+from projector.options import SCENE_PIXELS, ModelPaths, TrainOptions
 from projector.training.compose import EditedPairs
 from projector.training.flows import Flows
-from projector.training.passes import JUDGED_PAIRS, pictures_in
+from projector.training.passes import JUDGED_PAIRS, pictures_that_fit
 from projector.training.schedule import sampling_steps
 from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.whole_start import solve_start
@@ -77,9 +79,7 @@ class ResponseTrainer(Trainer):
 
     def _prepare(self) -> None:
         """Sample this worker's pictures, as many at a time as the device has room for."""
-        if self.micro_batch is None and self.world.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.world.device)
-            self.micro_batch = pictures_in(free, self.model.config, *self.model.size)
+        self.micro_batch = self.micro_batch or pictures_that_fit(self.model)
         of_train, of_val = self._train_source.conditionings, self._val_source.conditionings
         assert of_train is not None
         assert of_val is not None
@@ -241,11 +241,12 @@ def frozen_model(
         dtype: of its weights; None: bfloat16 on GPUs, float32 on CPUs.
     """
     picture = pairs.provenance.get("picture", {})
+    otherwise = SCENE_PIXELS if Path(folder).is_relative_to(own_folder("mini")) else IMPORTED_SIDE
     return FrozenTransformer.from_pretrained(
         folder,
         device=device,
-        height=side or picture.get("height") or IMPORTED_SIDE,
-        width=side or picture.get("width") or IMPORTED_SIDE,
+        height=side or picture.get("height") or otherwise,
+        width=side or picture.get("width") or otherwise,
         steps=pairs.provenance.get("steps") or IMPORTED_STEPS,
         dtype=dtype,
     )
@@ -257,7 +258,10 @@ def image_model(options: TrainOptions, pairs: PairSource) -> str:
     Raises:
         UsageError: it is not named and cannot be found.
     """
-    named = pairs.provenance.get("models", {}).get("image", {})
+    models = pairs.provenance.get("models", {})
+    named = models.get("image") or models.get(
+        "text", {}
+    )  # imported: whose text encoder made the conditionings
     if isinstance(options.models, ModelPaths):
         return str(locate("train.models.image", options.models.image)[1])
     if options.models is not None:

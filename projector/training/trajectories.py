@@ -42,8 +42,7 @@ class Trajectories:
     ) -> None:
         self._model = model
         self._together = min(SAMPLED_TOGETHER, together or SAMPLED_TOGETHER)
-        dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-        self._kept = Keeper(count, model.steps, model.numbers, dtype, folder, label)
+        self._kept = Keeper(count, model.steps, model.numbers, model.dtype, folder, label)
         self.seeds: list[int] = []
         while block := list(islice(conditionings, SORTED_TOGETHER)):
             for velocities in self._sampled(block):

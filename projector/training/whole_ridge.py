@@ -58,7 +58,7 @@ def fit_whole(
     of_inputs, of_targets = (_gram(side, places, roots, world) for side in (inputs, targets))
     mean_input, mean_target = (_mean(side, places, roots, world) for side in (inputs, targets))
     if _still(of_inputs, inputs) or _still(of_targets, targets):
-        down, up = torch.zeros(*mean_input.shape, 1), torch.zeros(1, *mean_target.shape)
+        down, up = torch.zeros(*mean_input.shape, 0), torch.zeros(0, *mean_target.shape)
         return WholeRidge(down, up, mean_target.float(), PENALTIES[-1])
     values, vectors = torch.linalg.eigh(of_inputs)
     values = values.clamp(min=0)

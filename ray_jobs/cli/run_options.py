@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from projector.options import VL_TOKENS, Arch, Models, Reader
+from projector.options import SCENE_PIXELS, VL_TOKENS, Arch, Models, Reader
 
 PIXEL_MULTIPLE = 16  # ZImagePipeline: VAE factor 8 times the DiT's patch of 2
 
@@ -19,7 +19,6 @@ def _multiple_of_16(value: int) -> int:
 
 Pixels = Annotated[int, Field(gt=0, le=8192), AfterValidator(_multiple_of_16)]
 ScoredPixels = Annotated[Pixels, Field(ge=64)]  # what projector.comparison.blockiness can judge
-SCENE_PIXELS = 64  # along an edge of what the miniature models were trained to draw
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

@@ -173,11 +173,11 @@ def training_bytes(build: BuildOptions, train: TrainOptions, image: Path) -> int
         return 0
     config = json.loads((image / "transformer" / "config.json").read_bytes())
     height, width = (train.response_size or side for side in (build.height, build.width))
+    number = BYTES["bfloat16" if train.precision == "auto" else train.precision]
     weights, encoder = (
-        weight_bytes(image / part, BYTES["bfloat16"], BYTES["bfloat16"])
-        for part in ("transformer", "text_encoder")
+        weight_bytes(image / part, number, number) for part in ("transformer", "text_encoder")
     )
-    step = picture_bytes(config, height, width) + PROJECTOR_BYTES
+    step = picture_bytes(config, height, width, number) + PROJECTOR_BYTES
     # Captions are encoded before the first step, while no picture is made.
     return int(weights + max(step, encoder if train.compose else 0) + PROCESS_BYTES)
 

@@ -16,7 +16,7 @@ from projector.making.generated import PairSettings
 from projector.models.resolve import MINIATURE, ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
-from projector.options import GRAFT
+from projector.options import GRAFT, SCENE_PIXELS
 from ray_jobs.building.model_placement import check_offloading, device_memory, needs
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import CompareOptions
@@ -107,10 +107,10 @@ def compare(options: CompareOptions) -> int:
 
 def settings_of(options: CompareOptions, projector: Projector, *, on_gpu: bool) -> CompareSettings:
     """How pictures are made, with `auto` and sizes that were not given resolved."""
-    trained_on = projector.picture_size
+    trained_on, otherwise = projector.picture_size, SCENE_PIXELS if options.models == "mini" else SIDE
     return CompareSettings(
-        height=options.height or max(SMALLEST, trained_on.get("height", SIDE)),
-        width=options.width or max(SMALLEST, trained_on.get("width", SIDE)),
+        height=options.height or max(SMALLEST, trained_on.get("height", otherwise)),
+        width=options.width or max(SMALLEST, trained_on.get("width", otherwise)),
         steps=options.steps,
         guidance=options.guidance,
         max_tokens=options.max_tokens,

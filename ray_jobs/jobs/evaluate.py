@@ -74,7 +74,7 @@ def evaluate(options: EvaluateOptions) -> int:
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
-    """What the job prints: a table, best first, how each projector compares to the best baseline, the caption swap."""
+    """What the job prints: all methods by standardised error, each projector against the best one, the caption swap."""
     measured = {figure for figures in result["methods"].values() for figure in figures}
     columns = [*(name for name in WITH_THE_IMAGE_MODEL if name in measured), *COLUMNS]
     yield f"{'method':>14}" + "".join(f"{name:>22}" for name in columns)

@@ -83,10 +83,11 @@ def projectors(evaluation: Evaluation) -> list[str]:
 
 
 def deciding(evaluations: Mapping[str, Evaluation]) -> str:
-    """The figure that decides on this page: the first that is known of any projector."""
+    """The figure that decides on this page: the first that is known of every projector, else of any."""
     measured = [e.methods[name] for e in evaluations.values() for name in projectors(e)]
-    known = [name for name in DECIDING if any(getattr(figures, name) is not None for figures in measured)]
-    return known[0] if known else "mse_standardized"
+    known = {name: [getattr(figures, name) is not None for figures in measured] for name in DECIDING}
+    of_all, of_some = ([name for name in DECIDING if enough(known[name])] for enough in (all, any))
+    return (of_all or of_some or ["mse_standardized"])[0]
 
 
 def contestants(evaluations: Mapping[str, Evaluation]) -> list[Contestant]:

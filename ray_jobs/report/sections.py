@@ -7,7 +7,15 @@ from markupsafe import Markup
 
 from projector.comparison.cases import TEXT
 from projector.comparison.outcome import JUDGED
-from ray_jobs.report.better import MORE_IS_BETTER, PROJECTOR, better_table, contestants, deciding, projectors
+from ray_jobs.report.better import (
+    DECIDING,
+    MORE_IS_BETTER,
+    PROJECTOR,
+    better_table,
+    contestants,
+    deciding,
+    projectors,
+)
 from ray_jobs.report.charts import frontier_chart, histogram, interval_chart, line_chart, ratio_chart
 from ray_jobs.report.pictures import CASES, Grid, grids
 from ray_jobs.report.run_files import Run, Training
@@ -148,6 +156,11 @@ def evaluation(name: str, found: Evaluation) -> PageSection:
     return PageSection(
         f"All figures of {name}",
         lead=f"{found.counted()}, {found.tokens:,} tokens, "
+        + "".join(
+            f"{DECIDING[key]} on {count:,} of them, "
+            for key, count in found.judged.items()
+            if key in DECIDING and count < found.pairs
+        )
         + ", ".join(part for part, value in zip(parts, known, strict=True) if value)
         + "; in small type the 95% interval over groups of pairs, where one was measured.",
         charts=_profiles(name, found),

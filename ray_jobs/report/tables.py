@@ -92,7 +92,7 @@ def word(text: str) -> Cell:
 
 
 def ranked(evaluation: Evaluation) -> list[str]:
-    """Names of the methods, best first: as the file ranks them, else by standardised error."""
+    """Names of the methods, smallest standardised error first: as the file ranks them."""
     listed = [name for name in evaluation.ranking if name in evaluation.methods]
     rest = sorted(
         evaluation.methods.keys() - set(listed),
@@ -111,7 +111,10 @@ def methods_table(name: str, evaluation: Evaluation) -> Table:
     keys = [key for key in COLUMNS if any(getattr(figures, key) is not None for _, figures in methods)]
     rows = [[word(method), *(_figure(figures, key) for key in keys)] for method, figures in methods]
     return Table(
-        f"Methods of {name}, best first", ["method", *(COLUMNS[key] for key in keys)], rows, marked=0
+        f"Methods of {name}, smallest standardised error first",
+        ["method", *(COLUMNS[key] for key in keys)],
+        rows,
+        marked=0,
     )
 
 

@@ -120,6 +120,8 @@ def _standing(ours: list[Contestant], measured: bool) -> Line:
         )
     baseline = KEPT.get(against.baseline, against.baseline)
     if (shares := best.relative) is None:
+        if best.better:  # than a baseline whose figure is 0, of which there are no shares
+            return Line(f"{best.called} is better than the best baseline, {baseline}: {has} against 0, {on}.")
         return Line(
             f"{best.called} has {has} {on}: too few to say whether it is better than {baseline}.", warns=True
         )

@@ -86,7 +86,7 @@ def test_onnx_gives_the_projectors_outputs(made, case):
     session = onnxruntime.InferenceSession(data)
     for shape in SHAPES:
         x = raw(*shape)
-        found = session.run(["projected"], {"vl": x.numpy()})[0]
+        found = session.run(["embeddings"], {"vl": x.numpy()})[0]
         np.testing.assert_allclose(found, expected_of(projector, x).numpy(), rtol=1e-4, atol=1e-2)
     assert b"networks.py" not in data
 

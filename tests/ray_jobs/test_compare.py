@@ -297,6 +297,7 @@ def learnt_from(picture):
         ({"height": 96, "width": 128}, {"width": 512}, (96, 512)),
         ({"height": 32, "width": 32}, {}, (64, 64)),  # what can be judged
         ({"max_side": 640}, {}, (1024, 1024)),
+        ({"max_side": 640}, {"models": "mini"}, (64, 64)),
         ({}, {}, (1024, 1024)),
     ],
 )

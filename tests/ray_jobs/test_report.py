@@ -400,6 +400,29 @@ def test_pictures_that_were_read_decide():
     )
 
 
+def test_better_than_a_baseline_that_shows_nothing():
+    steers = drawn_and_read(0.8, 0.3, 0.5)
+    steers["methods"]["ridge"]["fidelity"] = 0.0
+    (line, *_) = verdict_of(steers)
+    assert not line.warns
+    assert (
+        "is better than the best baseline, ridge: fidelity of the picture 0.8 against 0, on 32 of"
+        in line.text
+    )
+
+
+def test_projectors_of_one_page_are_told_apart_by_what_is_known_of_all():
+    steers, older = drawn_and_read(0.3, -0.2, 0.05), evaluation(0.1, doubt=0.01)
+    older["methods"]["projector"] |= {"velocity_error": 0.1}
+    older["methods"]["projector"]["against"]["velocity_error"] = {
+        "baseline": "ridge", "difference": -0.1, "interval": [-0.12, -0.08], "p": 0.002, "better": True,
+    }  # fmt: skip
+    older["methods"]["ridge"]["velocity_error"] = 0.2
+    assert verdict_of(steers, older)[0].text.startswith(
+        "run-1 is better than the best baseline, ridge: velocity"
+    )
+
+
 def test_a_page_without_pictures_tells_what_was_read_from_them(tmp_path):
     def page_of(content):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

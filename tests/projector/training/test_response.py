@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ from projector.options import TrainOptions
 from projector.training import compose, trajectories
 from projector.training.compose import EditedPairs, draw_edit
 from projector.training.loop import train
-from projector.training.passes import WITH_GRADIENTS, forward_passes, picture_bytes, pictures_in
-from projector.training.response import ResponseTrainer
+from projector.training.passes import WITH_GRADIENTS, forward_passes, picture_bytes, pictures_that_fit
+from projector.training.response import ResponseTrainer, frozen_model, image_model
 from projector.training.trajectories import Trajectories
 from projector.training.world import World
 from shards.errors import UsageError
@@ -287,6 +288,11 @@ def test_what_only_embeddings_have_chooses_them():
     assert TrainOptions(objective="embedding").epochs == 50
     with pytest.raises(ValueError, match="restore"):
         TrainOptions(restore="much")
+    with pytest.raises(
+        ValueError, match=r"objective response with loss huber, which objective embedding alone"
+    ):
+        TrainOptions(loss="huber", compose=0.9)
+    assert TrainOptions(arch="ridge", compose=0.9).objective == "embedding"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -308,6 +314,18 @@ def test_an_image_model_that_is_nowhere_is_named(tmp_path, sources):
     with pytest.raises(UsageError, match=r"my-folder.*give models\.image"):
         train(options(tmp_path), lost, sources[1])
     assert not list(Path(tmp_path).glob("*"))
+
+
+def test_imported_pictures_are_learnt_with_the_pipeline_whose_encoder_read_their_captions(sources):
+    own = {"models": {"text": {"id": "tiny/image"}, "vl": {"id": "tiny/vl"}}}
+    imported = replace(sources[0], provenance=own)
+    assert image_model(TrainOptions(), imported) == resolve_models("tiny").image.path
+
+
+@pytest.mark.parametrize(("family", "side"), [("mini", 64), ("tiny", 512)])
+def test_imported_pictures_are_drawn_at_a_size_that_the_model_knows(sources, family, side):
+    imported = replace(sources[0], provenance={"picture": {"max_side": 900}})
+    assert frozen_model(resolve_models(family).image.path, imported, CPU).size == (side, side)
 
 
 def test_a_start_elsewhere_is_not_said_to_beat_ridge(tmp_path, sources):
@@ -333,8 +351,11 @@ def test_a_prompt_and_a_picture_in_both_modes(tmp_path, sources, encodings):
     for wrong, said in (({"mode": "mix"}, "mode = 'mix'"), ({"mode": "blend", "alpha": 2.0}, "alpha = 2.0")):
         with pytest.raises(UsageError, match=said):
             projector.conditioning(vl, prompt.embeddings, **wrong)
-    with pytest.raises(UsageError, match="of several pictures"):
+    with pytest.raises(UsageError, match="are a batch"):
         projector.conditioning(torch.stack([vl, vl]))
+    for wrong in ((torch.full_like(vl, torch.nan),), (vl, torch.full_like(prompt.embeddings, torch.inf))):
+        with pytest.raises(UsageError, match="NaN or infinite"):
+            projector.conditioning(*wrong)
     with pytest.raises(UsageError, match="kind of shape"):
         projector.conditioning(vl, prompt.embeddings, prompt.kind[:-1])
     projector.config["template"]["vl_limit"] = 0.0
@@ -427,8 +448,8 @@ def test_the_passes_that_a_training_costs_are_told_before(
 
 def test_a_picture_takes_the_memory_that_the_papers_sizes_give():
     published = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2}
-    assert picture_bytes(published, 512, 512) == pytest.approx(0.4e9, rel=0.25)  # with checkpointing
-    assert picture_bytes(published, 1024, 1024) == pytest.approx(1.6e9, rel=0.25)
+    assert picture_bytes(published, 512, 512, 2) == pytest.approx(0.4e9, rel=0.25)  # with checkpointing
+    assert picture_bytes(published, 1024, 1024, 2) == pytest.approx(1.6e9, rel=0.25)
 
 
 def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):
@@ -467,15 +488,22 @@ def test_no_pair_is_lost_between_blocks(model, scene_sources, monkeypatch):
     assert len(edits.places) == 5
 
 
-def test_as_many_pictures_go_through_the_model_as_memory_has_room_for(model, sources, tmp_path, monkeypatch):
-    one = picture_bytes(model.config, SIDE, SIDE)
+@pytest.mark.parametrize(
+    ("room", "dtype", "fits"), [(0.1, "float32", 1), (2.6, "float32", 2), (2.6, "bfloat16", 4)]
+)
+def test_as_many_pictures_go_together_as_a_gpu_has_room_for(model, monkeypatch, room, dtype, fits):
+    dtype, device = getattr(torch, dtype), torch.device("cuda", 0)
+    there = SimpleNamespace(device=device, dtype=dtype, config=model.config, size=model.size)
+    free = int(room * picture_bytes(model.config, SIDE, SIDE, 4))
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda asked: (free, 10 * free) if asked == device else None
+    )
+    assert pictures_that_fit(there) == fits
     assert model.size == (SIDE, SIDE)
-    assert [pictures_in(int(n * one), model.config, SIDE, SIDE) for n in (0.1, 2.4, 2.6, 10.1)] == [
-        1,
-        1,
-        2,
-        8,
-    ]
+    assert pictures_that_fit(model) is None
+
+
+def test_pictures_are_sampled_in_micro_batches(sources, tmp_path, monkeypatch):
     sizes = []
     sample = FrozenTransformer.trajectory
     monkeypatch.setattr(

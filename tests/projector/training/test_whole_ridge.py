@@ -11,7 +11,7 @@ from projector.data.pairs import Conditioning
 from projector.models.resolve import resolve_models
 from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork, Shape
-from projector.network.whole_map import spread_over
+from projector.network.whole_map import WholeMap, spread_over
 from projector.training.whole_ridge import PENALTIES, fit_whole
 from projector.training.whole_start import fixed_wordings
 from projector.training.world import World
@@ -119,6 +119,11 @@ def test_what_does_not_vary_is_mapped_to_the_mean(world, alike):
     found = fit_whole(inputs[:count], targets[:count], torch.arange(count), ALIKE[:count], 6, ALONE)
     expected = targets[:count].mean(0).expand_as(targets)
     torch.testing.assert_close(applied(found, world[0]), expected, rtol=1e-5, atol=1e-5)
+    whole = WholeMap(WIDTH, POSITIONS, 6, ROWS)
+    whole.set(found.down, found.up, found.bias)
+    torch.testing.assert_close(whole(world[0], None), expected, rtol=1e-5, atol=1e-5)
+    whole(world[0], None).square().sum().backward()
+    assert whole.up.grad.abs().max() > 0, "a map that gives the mean can still learn"
 
 
 def test_a_network_starts_at_the_map(world):
