@@ -17,6 +17,7 @@ from projector.options import Models
 from shards.errors import UsageError
 
 CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
+MINI = Path(__file__).parent / "mini"
 MINIATURE = "mini/image"  # id of the model whose pictures are of scenes
 OWN_MODELS = ("tiny", "mini")  # made on the spot at random, and trained weights that come with the package
 PIPELINE_CLASS = "ZImagePipeline"
@@ -198,10 +199,9 @@ def own_folder(family: str) -> Path:
         UsageError: this installation has no miniature models.
     """
     if family == "mini":
-        folder = Path(__file__).parent / "mini"
-        if not folder.is_dir():
-            raise UsageError(f"models = 'mini': {folder} is missing; install the package whole, or use tiny")
-        return folder
+        if not MINI.is_dir():
+            raise UsageError(f"models = 'mini': {MINI} is missing; install the package whole, or use tiny")
+        return MINI
     from projector.models.tiny import RECIPE, make_tiny_models
 
     return make_tiny_models(cache_folder() / f"tiny-{RECIPE}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from projector.data.packed import Batch
 from projector.data.pairs import PairSource
 from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.resolve import ModelSource, locate, own_folder
+from projector.models.resolve import MINI, ModelSource, locate
 from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
@@ -241,7 +241,7 @@ def frozen_model(
         dtype: of its weights; None: bfloat16 on GPUs, float32 on CPUs.
     """
     picture = pairs.provenance.get("picture", {})
-    otherwise = SCENE_PIXELS if Path(folder).is_relative_to(own_folder("mini")) else IMPORTED_SIDE
+    otherwise = SCENE_PIXELS if Path(folder).is_relative_to(MINI) else IMPORTED_SIDE
     return FrozenTransformer.from_pretrained(
         folder,
         device=device,
@@ -259,9 +259,8 @@ def image_model(options: TrainOptions, pairs: PairSource) -> str:
         UsageError: it is not named and cannot be found.
     """
     models = pairs.provenance.get("models", {})
-    named = models.get("image") or models.get(
-        "text", {}
-    )  # imported: whose text encoder made the conditionings
+    # Of imported pictures: the pipeline whose text encoder made the conditionings.
+    named = models.get("image") or models.get("text", {})
     if isinstance(options.models, ModelPaths):
         return str(locate("train.models.image", options.models.image)[1])
     if options.models is not None:

@@ -77,9 +77,8 @@ def recommendation(run: Trainer) -> str:
         return f"the closed form: validation loss {best:.4g}, which networks have to beat"
     if ridge is None:
         return f"validation loss {best:.4g}; not compared with ridge, which was not fitted on these pairs"
-    through_the_model = (
-        run.options.objective == "response"
-    )  # then ridge is the start, and no projector of its own
+    # There ridge is the start, and no projector of its own.
+    through_the_model = run.options.objective == "response"
     if best < ridge * (1 - WORTH):
         return (
             f"{arch} has {1 - best / ridge:.1%} less validation loss than {'the ' * through_the_model}ridge"
