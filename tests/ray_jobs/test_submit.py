@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
+from ray_jobs.jobs.demo import ARCHITECTURES
 from ray_support import CREDENTIALS, NEEDS_A_CLOUD, RAY, ROOT, blocks, blocks_to_run, build_command
 from s3_support import use
 from shards.stores.local import open_storage
@@ -77,7 +78,7 @@ def test_the_demo_as_a_submitted_job_with_everything_on_s3(head, rclone, monkeyp
     findings = verify(f"{run}/data")
     assert (findings.problems, findings.samples, findings.complete) == ([], 96, True)
     storage = open_storage(run)
-    for arch in ("linear", "mlp", "attention"):
+    for arch in ARCHITECTURES:
         assert storage.stat(f"{arch}/model.safetensors")
         methods = json.loads(storage.get_bytes(f"{arch}/eval.json"))["methods"]
         for metric in ("velocity_error", "mse", "mse_standardized"):
