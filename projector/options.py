@@ -73,7 +73,6 @@ STARTS = ("ridge", "mean", "random")
 RESPONSE: dict[str, Any] = {"epochs": 24, "patience": None, "warmup_steps": 20, "weight_decay": 0.0}
 # Left as they are where the image model is the judge: only embeddings have their like.
 WITH_RESPONSE = {"align": "soft", "loss": "mse", "std_weight": 0.0, "dim_weights": None, "restore": 0.0}
-LOSSES = {"loss", "std_weight", "dim_weights", "restore"}
 OF_THE_MODEL = {"response", "response_size", "compose"}
 RESPONSE_RATE = 1e-4  # at the reference width
 
@@ -196,10 +195,13 @@ class TrainOptions(BaseModel):
         if given.get("recipe") == "guide":
             return read({"objective": "embedding", **GUIDE, **given})
         plain = read({"objective": "embedding", **given})
-        asked = plain.objective == "response" if "objective" in given else not plain._of_embeddings
-        if "objective" not in given and plain._of_embeddings.keys() & LOSSES and OF_THE_MODEL & given.keys():
-            asked = True  # of both, which is refused by name
-        return read({"objective": "response", **RESPONSE, **given}) if asked else plain
+        if "objective" in given:
+            through_the_model = plain.objective == "response"
+        else:
+            losses = plain._of_embeddings.keys() & WITH_RESPONSE.keys() - {"align"}
+            both = losses and OF_THE_MODEL & given.keys()  # which is refused by name
+            through_the_model = bool(both) or not plain._of_embeddings
+        return read({"objective": "response", **RESPONSE, **given}) if through_the_model else plain
 
     @model_validator(mode="after")
     def _statistics_train_nothing(self) -> Self:

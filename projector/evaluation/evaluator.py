@@ -13,8 +13,8 @@ from projector.evaluation.caption_swap import caption_swap
 from projector.evaluation.contest import Contest, Measured, put_differences
 from projector.evaluation.drawn_fidelity import FIDELITY, drawn_fidelity, put_fidelity
 from projector.evaluation.intervals import resampled
-from projector.evaluation.velocity_error import PAIRS, conditioned_by, conditionings, velocity_errors
-from projector.models.frozen_transformer import LATENT_PIXEL, FrozenTransformer
+from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
+from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import MINIATURE, OWN_MODELS, ModelSource, locate, own_folder
 from projector.network.projector import Projector
@@ -112,7 +112,7 @@ def _judge_with_the_image_model(
 ) -> dict[str, int]:
     """Write each method's velocity error and fidelity beside its figures; returns on how many pairs, by figure."""
     errors = velocity_errors(wholes, pairs, image_model)
-    judged = {VELOCITY: min(PAIRS, len(pairs))}
+    judged = {VELOCITY: len(next(iter(wholes.values())))}
     put_differences(methods, VELOCITY, errors, projectors)
     for name, found in resampled(errors).items():
         methods[name].setdefault("intervals", {})[VELOCITY] = found.interval()
@@ -209,7 +209,7 @@ def _artist(image_model: FrozenTransformer, pairs: PairSource) -> ImageGenerator
     """The pipeline that drew scenes, whose attributes can be read from pixels; None where others did."""
     if pairs.provenance.get("models", {}).get("image", {}).get("id") != MINIATURE:
         return None
-    height, width = (LATENT_PIXEL * side for side in image_model.shape[1:])
+    height, width = image_model.size
     return ImageGenerator.from_pretrained(
         str(own_folder("mini") / "image"),
         device=str(image_model.device),

@@ -44,11 +44,9 @@ FIGURES = {
     "collapsed_dims": "dims < 0.5x",
 }
 NAME, PIPELINE_TAG = "z-image-projector", "image-to-image"
-RANKED_BY = {
-    "fidelity": -1,
-    "velocity_error": 1,
-    "mse_standardized": 1,
-}  # the first one known; with the sign of better
+# Methods stand by the first of these that is known: what pictures show, what they follow, the error of embeddings. The
+# sign puts better ones first.
+RANKED_BY = {"fidelity": -1, "velocity_error": 1, "mse_standardized": 1}
 TOKENS = {
     "image": "the image tokens",
     "text": "the caption's tokens",

@@ -130,6 +130,11 @@ class Projector:
         return str(self.config["text_mode"])
 
     @property
+    def vl_limit(self) -> float:
+        """Root mean square above which a raw VL token is an attention sink."""
+        return float((self.config.get("template") or {}).get("vl_limit", "inf"))
+
+    @property
     def tokens(self) -> str:
         """Kinds of VL tokens it takes: `image`, `text` or `all`; pass those and no others."""
         return str(self.config["tokens"])
@@ -274,15 +279,15 @@ class Projector:
         kept = embeddings[self.is_ordinary(embeddings)]
         if not len(kept):
             raise UsageError(
-                f"embeddings: all {len(embeddings)} tokens are stronger than ordinary ones of the training data; "
-                "give hidden states of the layer and model that the projector was trained on, as they are"
+                f"embeddings: all {len(embeddings)} tokens have a root mean square above {self.vl_limit:g}, which "
+                "ordinary ones of the training data stay under; give hidden states of the layer and model that the "
+                "projector was trained on, as they are"
             )
         return kept
 
     def is_ordinary(self, embeddings: Tensor) -> Tensor:
         """(S,) bool: which raw VL tokens (S, D) are no attention sinks, by the limit that training found."""
-        limit = (self.config.get("template") or {}).get("vl_limit", float("inf"))
-        ordinary: Tensor = token_rms(embeddings) <= limit
+        ordinary: Tensor = token_rms(embeddings) <= self.vl_limit
         return ordinary
 
     def to(self, device: torch.device | str) -> "Projector":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from projector.data.pairs import PairPicture
-from projector.models.frozen_transformer import LATENT_PIXEL, FrozenTransformer
+from projector.models.frozen_transformer import FrozenTransformer
 from projector.models.latent_encoder import LatentEncoder
 from projector.training.keeper import Keeper
 from shards.sources.picture import open_picture
@@ -88,7 +88,7 @@ class Flows:
     def _encoded(self, block: Sequence[PairPicture]) -> Tensor:
         if self._encoder is None:
             self._encoder = LatentEncoder.from_pretrained(self._folder, device=self._model.device)
-        height, width = (LATENT_PIXEL * side for side in self._model.shape[1:])
+        height, width = self._model.size
         pictures = [open_picture(item.data) for item in block]
         return self._encoder.encode(pictures, height=height, width=width)
 

@@ -265,6 +265,10 @@ def image_model(options: TrainOptions, pairs: PairSource) -> str:
         return str(locate("train.models.image", options.models.image)[1])
     if options.models is not None:
         named = {"id": f"{options.models}/image"}
+    if not named.get("id"):
+        raise UsageError(
+            "train.objective = response: the dataset does not name the image model of its pictures; give models.image"
+        )
     try:
         return ModelSource(str(named.get("id", "")), "", str(named.get("revision", "")), {}).here()
     except UsageError as error:

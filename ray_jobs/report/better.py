@@ -5,19 +5,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from projector.network.model_card import FIGURES, RANKED_BY
 from ray_jobs.report.bars import difference_bar
 from ray_jobs.report.run_files import Training
 from ray_jobs.report.run_schema import Difference, Evaluation, Figures, Number
 from ray_jobs.report.tables import Cell, Table, number, ranked
 
 PROJECTOR = "projector"
-# What decides: the pictures where their content can be read, else what they follow, else the error of embeddings.
-DECIDING = {
-    "fidelity": "fidelity of the picture",
-    "velocity_error": "velocity error",
-    "mse_standardized": "standardised MSE",
-}
-MORE_IS_BETTER = {"fidelity"}  # of the others less is
+# What decides, and what the page calls it.
+DECIDING = {name: FIGURES[name] for name in RANKED_BY} | {"mse_standardized": "standardised MSE"}
 KEPT = {
     "ridge": "ridge",
     "identity": "doing nothing",
@@ -179,5 +175,4 @@ def percent(share: float) -> str:
 
 
 def _order(entry: Contestant) -> tuple[bool, float, str]:
-    value = entry.value or 0.0
-    return entry.value is None, -value if entry.figure in MORE_IS_BETTER else value, entry.called
+    return entry.value is None, RANKED_BY[entry.figure] * (entry.value or 0.0), entry.called

@@ -7,9 +7,9 @@ from markupsafe import Markup
 
 from projector.comparison.cases import TEXT
 from projector.comparison.outcome import JUDGED
+from projector.network.model_card import RANKED_BY
 from ray_jobs.report.better import (
     DECIDING,
-    MORE_IS_BETTER,
     PROJECTOR,
     better_table,
     contestants,
@@ -124,7 +124,7 @@ def better(run: Run) -> PageSection:
     counted = dict.fromkeys(
         f"{place}: {evaluation.counted(figure)}" for place, evaluation in run.evaluations.items()
     )
-    side = "right" if figure in MORE_IS_BETTER else "left"
+    side = "right" if RANKED_BY[figure] < 0 else "left"
     return PageSection(
         "Methods",
         lead=f"{'; '.join(counted)}. Bars: difference to the best baseline on the same pairs with its 95% interval, "

@@ -328,6 +328,13 @@ def test_imported_pictures_are_drawn_at_a_size_that_the_model_knows(sources, fam
     assert frozen_model(resolve_models(family).image.path, imported, CPU).size == (side, side)
 
 
+def test_pairs_that_name_no_image_model_are_told_so(sources):
+    with pytest.raises(
+        UsageError, match=r"does not name the image model of its pictures; give models\.image"
+    ):
+        image_model(TrainOptions(), replace(sources[0], provenance={}))
+
+
 def test_a_start_elsewhere_is_not_said_to_beat_ridge(tmp_path, sources):
     summary = train(options(tmp_path, start="mean", epochs=1), *sources)
     assert summary["ridge_val_loss"] is None
