@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, ends: float) -> int:
                 f"--{name} = {folder!r}: no such folder; give a model's folder, nothing is downloaded"
             )
     print("checking and hashing the models", flush=True)
-    sources = resolve_models(ModelPaths(image=options.image, vl=options.vl), "models")
+    sources = resolve_models(ModelPaths(image=options.image, vl=options.vl))
     prompts = prompts_of(options)
     for warning in check(options, sources):
         print(visible(f"warning: {warning}"), file=sys.stderr)
@@ -108,7 +108,7 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
     """The first `--count` prompts, or UsageError where there are too few."""
     if not FEWEST <= options.count <= MOST:
         raise UsageError(f"--count = {options.count}; expected {FEWEST} to {MOST}")
-    source = read_prompts(options.prompts, option="--prompts") if options.prompts else builtin_prompts()
+    source = read_prompts(options.prompts) if options.prompts else builtin_prompts()
     prompts = [prompt.caption for prompt in source.prompts[: options.count]]
     if len(prompts) < options.count:
         raise UsageError(
@@ -129,7 +129,6 @@ def check(options: argparse.Namespace, sources: ModelSources) -> list[str]:
     sources.check_layers(LAYERS)
     warnings = check_image_settings(
         sources.image,
-        "build",
         height=options.side,
         width=options.side,
         steps=options.steps,

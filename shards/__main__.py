@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     retry = tool("retry-failed", _retry_failed, "list the samples that a build would try again")
     retry.add_argument("--json", action="store_true", help="as JSON")
     retry.add_argument(
-        "--max-attempts", type=int, default=3, help="as build.max_attempts (default %(default)s)"
+        "--max-attempts", type=int, default=3, help="as a build's max_attempts (default %(default)s)"
     )
     return parser
 

@@ -5,6 +5,10 @@ class UsageError(ValueError):
     """Bad input or configuration: one line that says what, the value, what is allowed and what to do."""
 
 
+class OptionError(UsageError):
+    """A UsageError whose message begins with the name of the option at fault, before which a job puts its section."""
+
+
 class DatasetMismatchError(UsageError):
     """A dataset was opened for writing with settings other than its own; the message names each key."""
 

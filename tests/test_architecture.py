@@ -1,11 +1,16 @@
 """The rooms: who may import whom, checked where it happens, and the map that names every file."""
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
+
+from ray_jobs.__main__ import JOBS
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("shards", "projector", "ray_jobs")
@@ -139,6 +144,65 @@ def climbing(graph: dict[str, set[str]]) -> list[str]:
 def rank_of(module: str) -> int:
     """The place in FOLDERS of the longest name there that a module's begins with."""
     return FOLDERS.index(max((f for f in FOLDERS if f"{module}.".startswith(f"{f}.")), key=len))
+
+
+OPTIONS = {name: set(model.model_fields) for job in JOBS.values() for name, model in job.sections.items()}
+FILLED_IN = "{}"
+
+
+def options_spelled(source: str) -> list[str]:
+    """What strings and comments of a module spell as options of jobs are, in full or as far as it is not filled in."""
+    texts = [
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else FILLED_IN for part in node.values]
+            texts.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+    spelled = re.compile(rf"\b({'|'.join(OPTIONS)})\.({FILLED_IN}|[a-z_]+)")
+    return sorted(
+        {
+            f"{section}.{word}"
+            for text in texts
+            for section, word in spelled.findall(text)
+            if word == FILLED_IN or any(option.startswith(word) for option in OPTIONS[section])
+        }
+    )
+
+
+@pytest.mark.parametrize("room", ["shards", "projector"])
+def test_lower_rooms_spell_no_option_of_a_job(room):
+    """They raise OptionError with the option's name, and the job adds its section (`ray_jobs.cli.option_errors`)."""
+    found = {
+        str(path.relative_to(ROOT)): spelled
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if (spelled := options_spelled(path.read_text()))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('raise E(f"import.source = {place!r}: gone")', ["import.source"]),
+        ('def f(option: str = "build.models"): ...', ["build.models"]),
+        ('raise E("lower "\n"train.learning_rate")', ["train.learning_rate"]),
+        ('option = f"import.min_{name}"', ["import.min_"]),
+        ('option = f"train.{name}"', ["train.{}"]),
+        ("x = 1  # what evaluate.checkpoint is called", ["evaluate.checkpoint"]),
+        ('"""As --train.arch ridge does it."""', ["train.arch"]),
+        ('raise E("source = {place!r}: gone")', []),
+        ("options = train.data + build.samples", []),
+        ("import projector.training.loop", []),
+        ('"""See torch.export.save, and the model that one can train. layer by layer."""', []),
+    ],
+)
+def test_the_rule_sees_an_option_that_is_spelled(source, found):
+    assert options_spelled(source) == found
 
 
 def test_every_folder_has_its_place_and_says_in_a_sentence_what_is_there():

@@ -15,7 +15,7 @@ from projector.steering.modes import DIALLED, WITH_PROMPT, Mode
 from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
-from shards.errors import UsageError
+from shards.errors import OptionError, UsageError
 from shards.format.plan import sample_seed
 from shards.format.sample import picture_of
 from shards.scenes.captions import partial, scene_named
@@ -158,25 +158,25 @@ def _files(place: Path) -> list[Path]:
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not found:
-        raise UsageError(
-            f"compare.images = {str(place)!r}: no {', '.join(SUFFIXES)} files in that folder; give one with pictures"
+        raise OptionError(
+            f"images = {str(place)!r}: no {', '.join(SUFFIXES)} files in that folder; give one with pictures"
         )
     return found
 
 
 def _opened(path: Path) -> Image.Image:
-    where = f"compare.images = {str(path)!r}"
+    where = f"images = {str(path)!r}"
     if not path.is_file():  # a pipe or a device would be read for ever
-        raise UsageError(f"{where}: no such file; give image files, or folders of them")
+        raise OptionError(f"{where}: no such file; give image files, or folders of them")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UsageError(f"{where}: {size:,} bytes; at most {MAX_BYTES:,}, make it smaller")
+            raise OptionError(f"{where}: {size:,} bytes; at most {MAX_BYTES:,}, make it smaller")
         picture = open_picture(path.read_bytes())
     except OSError as error:
-        raise UsageError(f"{where}: cannot be read: {error.strerror or error}") from None
+        raise OptionError(f"{where}: cannot be read: {error.strerror or error}") from None
     except ImageError as error:
-        raise UsageError(f"{where}: {' '.join(str(error).split())}; give another, or leave it out") from None
+        raise OptionError(f"{where}: {' '.join(str(error).split())}; give another, or leave it out") from None
     return picture
 
 
@@ -190,8 +190,8 @@ def reference_pictures(dataset: Dataset, count: int) -> list[tuple[Image.Image, 
     found = [(picture_of(sample), sample.caption) for sample in samples]
     if not found:
         raise UsageError(
-            f"{dataset.storage.root}: holds no test samples; build some (build.test_fraction), "
-            "or give compare.images and compare.prompts"
+            f"{dataset.storage.root}: holds no test samples; build some (test_fraction), "
+            "or give images and prompts"
         )
     return found
 
@@ -203,8 +203,8 @@ def paired(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[tupl
         UsageError: another number of prompts.
     """
     if len(prompts) not in (1, len(pictures)):
-        raise UsageError(
-            f"compare.prompts: {len(prompts)} prompts for {len(pictures)} pictures; give one for each, in their "
+        raise OptionError(
+            f"prompts: {len(prompts)} prompts for {len(pictures)} pictures; give one for each, in their "
             "order, or one for all"
         )
     return [(picture, prompts[index % len(prompts)]) for index, picture in enumerate(pictures)]

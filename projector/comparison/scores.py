@@ -32,7 +32,7 @@ from projector.models.resolve import (
     own_folder,
     read_json,
 )
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 DEFAULT_SCORER = "google/siglip2-base-patch16-224"
 TINY_SCORER, MINI_SCORER = "tiny", "mini"
@@ -62,16 +62,16 @@ def resolve_scorer(name: str) -> ModelSource:
         identity, revision, folder = "mini/siglip", "", own_folder("mini") / "siglip"
     else:
         try:
-            identity, folder, revision = locate("compare.scorer", name)
-        except UsageError as error:
-            raise UsageError(f"{error}; compare.scorer none does without") from None
-    kind = read_json(folder / "config.json", "compare.scorer", folder).get("model_type")
+            identity, folder, revision = locate("scorer", name)
+        except OptionError as error:
+            raise OptionError(f"{error}; scorer none does without") from None
+    kind = read_json(folder / "config.json", "scorer", folder).get("model_type")
     if kind != "siglip":  # Siglip2Model, of the naflex variants, wants patches of its own
-        raise UsageError(
-            f"compare.scorer = {name!r}: holds a model of type {kind!r}; a SigLIP of fixed resolution is needed, "
+        raise OptionError(
+            f"scorer = {name!r}: holds a model of type {kind!r}; a SigLIP of fixed resolution is needed, "
             f"such as {DEFAULT_SCORER}"
         )
-    check_complete(folder, SIGLIP_FILES, "compare.scorer")
+    check_complete(folder, SIGLIP_FILES, "scorer")
     return ModelSource(identity, str(folder), revision, file_hashes(folder))
 
 
@@ -188,18 +188,18 @@ def load_scorers(names: Sequence[str]) -> dict[str, Scorer]:
     for name in names:
         module, separator, attribute = name.partition(":")
         if not (module and separator and attribute):
-            raise UsageError(
-                f"compare.scorers = {name!r}: expected module:attribute, such as my_scores:image_reward"
+            raise OptionError(
+                f"scorers = {name!r}: expected module:attribute, such as my_scores:image_reward"
             )
         try:
             scorer = getattr(import_module(module), attribute)
         except Exception as error:  # an import runs other people's code, which raises what it likes
-            raise UsageError(
-                f"compare.scorers = {name!r}: cannot be imported ({type(error).__name__}: {_one_line(error)}); "
+            raise OptionError(
+                f"scorers = {name!r}: cannot be imported ({type(error).__name__}: {_one_line(error)}); "
                 "install its module on every node, or leave it out"
             ) from None
         if not callable(scorer):
-            raise UsageError(f"compare.scorers = {name!r}: is {type(scorer).__name__}, not a callable")
+            raise OptionError(f"scorers = {name!r}: is {type(scorer).__name__}, not a callable")
         found[name] = scorer
     return found
 
@@ -208,12 +208,12 @@ def _asked(name: str, scorer: Scorer, picture: Image.Image, prompt: str) -> floa
     try:
         score = float(scorer(picture, prompt))
     except Exception as error:
-        raise UsageError(
-            f"compare.scorers = {name!r}: failed ({type(error).__name__}: {_one_line(error)}); "
+        raise OptionError(
+            f"scorers = {name!r}: failed ({type(error).__name__}: {_one_line(error)}); "
             "mend it, or leave it out"
         ) from error
     if not math.isfinite(score):
-        raise UsageError(f"compare.scorers = {name!r}: returned {score}; a finite number is needed")
+        raise OptionError(f"scorers = {name!r}: returned {score}; a finite number is needed")
     return score
 
 

@@ -19,7 +19,7 @@ from projector.data.template import LOOKED_AT, Template, WholeSample, find_templ
 from projector.options import Reader, TextMode, Tokens, TrainOptions
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
-from shards.errors import UsageError
+from shards.errors import OptionError, UsageError
 from shards.format.commit import Commit
 from shards.format.sample import KIND_CAPTION, LATENTS, Array, Sample, group_of, is_finite
 from shards.stores.local import open_storage
@@ -36,7 +36,7 @@ def load_pairs(
     whole: bool = False,
     weight: float = 1.0,
     reader: Reader = "vl",
-    data_option: str = "",
+    fixed: bool = False,
 ) -> PairSource:
     """The pairs of a dataset's split, read from its committed shards when asked for.
 
@@ -50,8 +50,8 @@ def load_pairs(
         whole: keep template tokens and attention sinks, as the guide does.
         weight: what each pair counts.
         reader: that read the pictures, `vl` or `graft`.
-        data_option: the option that named the data, where a trained projector settles layer, mode and tokens; empty:
-            they are options of a training.
+        fixed: whether layer, mode, tokens and reader are those of a trained projector, so that other data are needed
+            where these lack them.
 
     Returns:
         a source that holds no pairs itself.
@@ -66,10 +66,10 @@ def load_pairs(
     if not count:
         raise UsageError(
             f"{dataset.storage.root}: split {split!r} holds no committed pairs; build more samples first"
-            + (" (build.test_fraction), or measure on evaluate.split val" if split == "test" else "")
+            + (" (test_fraction), or measure on split val" if split == "test" else "")
         )
     shards = ShardReader(dataset, commits, layer, text_mode, tokens, weight, reader)
-    shards.check(data_option)
+    shards.check(fixed=fixed)
     if not whole:
         shards = replace(shards, template=find_template(islice(shards.wholes(), LOOKED_AT)))
     return PairSource(
@@ -160,41 +160,41 @@ class ShardReader:
         """The text modes that are read."""
         return ("caption", "none") if self.text_mode == "mixed" else (self.text_mode,)
 
-    def check(self, data_option: str = "") -> None:
-        """Raise UsageError when the first sample lacks what was asked for; `data_option` as in `load_pairs`."""
+    def check(self, *, fixed: bool) -> None:
+        """Raise UsageError when the first sample lacks what was asked for; `fixed` as in `load_pairs`."""
         first = next(commit for commit in self.commits if commit.samples)
         sample = next(read_shard(self.dataset.storage, first, image=False))
         where = self.dataset.storage.root
         readers = self.dataset.settings.get("readers", ["vl"])
         if self.reader not in readers:
-            raise UsageError(
-                f"{data_option or 'train.reader'} = {where if data_option else self.reader!r}: {where} was read by "
-                f"{', '.join(readers)}, not by {self.reader}; build one with build.readers {self.reader}"
+            named = f"data = {where!r}" if fixed else f"reader = {self.reader!r}"
+            raise OptionError(
+                f"{named}: {where} was read by {', '.join(readers)}, not by {self.reader}; build one with readers "
+                f"{self.reader}"
             )
         layers, held = sample.metadata["layers"], sample.metadata["text_modes"]
-        if data_option and (self.layer not in layers or not set(self.modes) <= set(held)):
-            raise UsageError(
-                f"{data_option} = {where!r}: holds layers {layers} and text modes {held}; the projector was trained on "
+        if fixed and (self.layer not in layers or not set(self.modes) <= set(held)):
+            raise OptionError(
+                f"data = {where!r}: holds layers {layers} and text modes {held}; the projector was trained on "
                 f"layer {self.layer} and text mode {self.text_mode}: give a dataset with them, or extract them"
             )
         if self.layer not in layers:
-            raise UsageError(
-                f"train.layer = {self.layer}: {where} holds layers {layers}; "
-                "choose one, or extract that layer"
+            raise OptionError(
+                f"layer = {self.layer}: {where} holds layers {layers}; choose one, or extract that layer"
             )
         if not set(self.modes) <= set(held):
-            raise UsageError(
-                f"train.text_mode = {self.text_mode!r}: {where} holds {held}; choose one, or extract that mode"
+            raise OptionError(
+                f"text_mode = {self.text_mode!r}: {where} holds {held}; choose one, or extract that mode"
             )
         for mode in self.modes:
             if not np.isin(sample.tensors[f"{self.reader}.{mode}.kind"], KINDS[self.tokens]).any():
-                if data_option:
-                    raise UsageError(
-                        f"{data_option} = {where!r}: text mode {mode!r} has no tokens of the kind that the projector "
+                if fixed:
+                    raise OptionError(
+                        f"data = {where!r}: text mode {mode!r} has no tokens of the kind that the projector "
                         f"was trained on, {self.tokens!r}; give another dataset"
                     )
-                raise UsageError(
-                    f"train.tokens = {self.tokens!r}: the VL input of text mode {mode!r} "
+                raise OptionError(
+                    f"tokens = {self.tokens!r}: the VL input of text mode {mode!r} "
                     "has no such tokens; use `image`, or text mode `caption`"
                 )
 

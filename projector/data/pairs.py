@@ -12,7 +12,7 @@ from torch import Tensor
 
 from projector.data.template import Template
 from projector.options import TextMode, Tokens
-from shards.errors import UsageError
+from shards.errors import OptionError, UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 
 Item = TypeVar("Item")
@@ -138,8 +138,8 @@ def joined(main: PairSource, others: Sequence[PairSource]) -> PairSource:
     """Sources one after the other; what is found in the first speaks for all."""
     for other in others:
         if other.width != main.width:
-            raise UsageError(
-                f"train.also: {other.provenance.get('root')} has width {other.width}, "
+            raise OptionError(
+                f"also: {other.provenance.get('root')} has width {other.width}, "
                 f"{main.provenance.get('root')} has {main.width}; all datasets must be of models of one width"
             )
     if not others:

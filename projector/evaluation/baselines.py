@@ -92,7 +92,7 @@ class TrainStatistics:
 
 
 def ridge_baseline(train_pairs: PairSource, val_pairs: PairSource, alignment: Alignment) -> Method:
-    """Closed-form ridge, as `train --train.arch ridge` fits it.
+    """Closed-form ridge, as a training with arch `ridge` fits it.
 
     Args:
         train_pairs: it is fitted on.

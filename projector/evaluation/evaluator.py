@@ -21,12 +21,12 @@ from projector.network.projector import Projector
 from projector.options import GRAFT, Align, EvaluateOptions, ModelPaths, Reader, TextMode, Tokens
 from projector.training.response import frozen_model
 from shards.dataset.dataset import Dataset
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.stores.local import open_storage
 
 VELOCITY = "velocity_error"
 DRAWN = ("identity", "per_dim_norm", "ridge", GRAFT)  # baselines that pictures are made with
-MAIN = "projector"  # what evaluate.checkpoint is called in the result
+MAIN = "projector"  # what the checkpoint is called in the result
 # Alignments that only training knows; the guide's pads with zeros, which would be measured as if they were tokens.
 JUDGED: Mapping[Align, Align] = {"guide": "soft", "statistics": "soft"}
 
@@ -139,8 +139,8 @@ def load_projectors(options: EvaluateOptions) -> dict[str, Projector]:
         for trait in ("width", "layer", "text_mode", "tokens"):
             here, there = (getattr(projectors[which], trait) for which in (name, MAIN))
             if here != there:
-                raise UsageError(
-                    f"evaluate.others: {name} has {trait} {here!r}, the checkpoint has {there!r}; evaluate it "
+                raise OptionError(
+                    f"others: {name} has {trait} {here!r}, the checkpoint has {there!r}; evaluate it "
                     "by itself"
                 )
     return projectors
@@ -150,9 +150,7 @@ def dataset_of(options: EvaluateOptions, projector: Projector) -> str:
     """The root of the dataset to measure on; UsageError where neither options nor checkpoint name one."""
     data = options.data or str(projector.config.get("dataset", {}).get("root", ""))
     if not data:
-        raise UsageError(
-            "evaluate.data is empty and the checkpoint names no dataset; give the dataset's root"
-        )
+        raise OptionError("data is empty and the checkpoint names no dataset; give the dataset's root")
     return data
 
 
@@ -226,7 +224,7 @@ def _image_model(options: EvaluateOptions, pairs: PairSource) -> FrozenTransform
     named = pairs.provenance.get("models", {}).get("image", {})
     own = str(named.get("id", "")).partition("/")[0] in OWN_MODELS
     if isinstance(options.models, ModelPaths):
-        folder = str(locate("evaluate.models.image", options.models.image)[1])
+        folder = str(locate("models.image", options.models.image)[1])
     elif own or (device.type == "cuda" and named.get("revision")):
         source = ModelSource(str(named["id"]), "", str(named.get("revision", "")), {})
         found = source.here() if own else source.cached()
@@ -256,7 +254,7 @@ def _load(
         tokens=tokens or projector.config["tokens"],
         limit=limit,
         reader=reader or projector.reader,
-        data_option="evaluate.data",
+        fixed=True,
     )
 
 

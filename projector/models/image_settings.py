@@ -10,7 +10,7 @@ from pathlib import Path
 
 from projector.models.dense_transformer import MULTIPLE
 from projector.models.resolve import ModelSource, read_json
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0  # scheduler/scheduler_config.json
 TURBO_STEPS = 8  # forwards; diffusers before 0.42 made as many of 9 steps
@@ -32,7 +32,6 @@ def caption_rows(axes_lens: Sequence[int]) -> int:
 
 def check_image_settings(
     model: ModelSource,
-    section: str,
     *,
     height: int,
     width: int,
@@ -44,7 +43,6 @@ def check_image_settings(
 
     Args:
         model: the pipeline.
-        section: of the options, which errors name.
         height, width: of the pictures, in pixels.
         steps: of denoising.
         guidance: scale; 0 for none.
@@ -58,56 +56,56 @@ def check_image_settings(
             cannot do without.
     """
     folder = Path(model.path)
-    check_max_tokens(folder, section, max_tokens)
-    axes = _axes(folder, section)
+    check_max_tokens(folder, max_tokens)
+    axes = _axes(folder)
     for name, pixels, places in (("height", height, axes[1]), ("width", width, axes[2])):
         if pixels > places * PATCH_PIXELS:
-            raise UsageError(
-                f"{section}.{name} = {pixels}: {model.id} has positions for {places * PATCH_PIXELS} pixels "
+            raise OptionError(
+                f"{name} = {pixels}: {model.id} has positions for {places * PATCH_PIXELS} pixels "
                 f"(axes_lens {axes} in its transformer/config.json); use at most so many"
             )
     if model.id.startswith("tiny/"):  # random: no number of steps is better than another
         return []
     file = folder / "scheduler" / "scheduler_config.json"
-    shift = read_json(file, f"{section}.models.image", folder).get("shift")
+    shift = read_json(file, "models.image", folder).get("shift")
     if shift == TURBO_SHIFT and (steps != TURBO_STEPS or guidance > 0):
         return [
             f"{model.id} has the scheduler of Z-Image-Turbo (shift {shift}), which is distilled to {TURBO_STEPS} steps "
-            f"without guidance; {section}.steps is {steps}, {section}.guidance {guidance:g}"
+            f"without guidance; steps is {steps}, guidance {guidance:g}"
         ]
     if not isinstance(shift, int | float) or shift < BASE_SHIFT:
         return []
     wants = f"{BASE_STEPS[0]} to {BASE_STEPS[1]} steps and guidance of about 4"
     if guidance == 0:
-        raise UsageError(
-            f"{section}.guidance = 0: {model.id} has the scheduler of Z-Image (shift {shift}), which is not distilled "
-            f"and wants {wants}; set {section}.guidance 4 and {section}.steps {BASE_STEPS[1]}, or give Z-Image-Turbo"
+        raise OptionError(
+            f"guidance = 0: {model.id} has the scheduler of Z-Image (shift {shift}), which is not distilled "
+            f"and wants {wants}; set guidance 4 and steps {BASE_STEPS[1]}, or give Z-Image-Turbo"
         )
     if not BASE_STEPS[0] <= steps <= BASE_STEPS[1]:
         return [
-            f"{model.id} has the scheduler of Z-Image (shift {shift}), which wants {wants}; {section}.steps is {steps}"
+            f"{model.id} has the scheduler of Z-Image (shift {shift}), which wants {wants}; steps is {steps}"
         ]
     return []
 
 
-def check_max_tokens(folder: Path, section: str, max_tokens: int) -> None:
+def check_max_tokens(folder: Path, max_tokens: int) -> None:
     """UsageError where captions may be longer than a pipeline's transformer has positions for; unknown without one."""
     if not (folder / "transformer" / "config.json").is_file():  # an import needs the text encoder alone
         return
-    axes = _axes(folder, section)
+    axes = _axes(folder)
     most = caption_rows(axes)
     if max_tokens > most:
-        raise UsageError(
-            f"{section}.max_tokens = {max_tokens}: the image model has positions for captions of {most} tokens "
+        raise OptionError(
+            f"max_tokens = {max_tokens}: the image model has positions for captions of {most} tokens "
             f"(axes_lens {axes} in its transformer/config.json); use at most {most}"
         )
 
 
-def _axes(folder: Path, section: str) -> list[int]:
-    option, file = f"{section}.models.image", folder / "transformer" / "config.json"
+def _axes(folder: Path) -> list[int]:
+    option, file = "models.image", folder / "transformer" / "config.json"
     axes = read_json(file, option, folder).get("axes_lens")
     if not isinstance(axes, list) or len(axes) != 3 or not all(type(length) is int for length in axes):
-        raise UsageError(
+        raise OptionError(
             f"{option} = {str(folder)!r}: axes_lens in transformer/config.json is {axes!r}, expected three numbers; "
             "download it again"
         )

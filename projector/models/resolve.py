@@ -14,7 +14,7 @@ from typing import Any
 from projector.models.machine_records import sha256_once
 from projector.models.weight_files import check_not_quantised, check_weight_files
 from projector.options import Models
-from shards.errors import UsageError
+from shards.errors import OptionError, UsageError
 
 CACHE_VARIABLE = "Z_IMAGE_PROJECTOR_CACHE"
 MINI = Path(__file__).parent / "mini"
@@ -110,7 +110,7 @@ class ModelSources:
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse layers that the VL model has not."""
-        VisionSource(self.vl, self.hidden_size, self.vl_layers).check_layers(layers, "build.layers")
+        VisionSource(self.vl, self.hidden_size, self.vl_layers).check_layers(layers)
 
     def to_json(self) -> dict[str, Any]:
         """Both models as they go into the dataset's settings."""
@@ -131,22 +131,21 @@ class VisionSource:
     hidden_size: int
     layers: int
 
-    def check_layers(self, layers: Sequence[int], option: str) -> None:
+    def check_layers(self, layers: Sequence[int]) -> None:
         """Refuse layers that the model has not."""
         for layer in layers:
             if not -self.layers <= layer <= -1:
-                raise UsageError(
-                    f"{option} = {list(layers)}: {self.model.id} has {self.layers} blocks, "
+                raise OptionError(
+                    f"layers = {list(layers)}: {self.model.id} has {self.layers} blocks, "
                     f"allowed are -{self.layers} to -1"
                 )
 
 
-def resolve_models(models: Models, option: str = "build.models") -> ModelSources:
+def resolve_models(models: Models) -> ModelSources:
     """Find the models of a run and check that they fit together.
 
     Args:
         models: `tiny`, `mini`, or `image` and `vl` as local folders or hub ids (`id@revision`).
-        option: what errors call it.
 
     Returns:
         both, pinned and hashed.
@@ -158,11 +157,11 @@ def resolve_models(models: Models, option: str = "build.models") -> ModelSources
         image, vl = own_folder(models) / "image", own_folder(models) / "vl"
         sources = {"image": (f"{models}/image", image, ""), "vl": (f"{models}/vl", vl, "")}
     else:
-        sources = {name: locate(f"{option}.{name}", getattr(models, name)) for name in ("image", "vl")}
+        sources = {name: locate(f"models.{name}", getattr(models, name)) for name in ("image", "vl")}
         image, vl = sources["image"][1], sources["vl"][1]
-    _check_pipeline(image, f"{option}.image")
-    _check_vision_language(vl, f"{option}.vl")
-    width, layers = _check_fit(image, vl, option)
+    _check_pipeline(image, "models.image")
+    _check_vision_language(vl, "models.vl")
+    width, layers = _check_fit(image, vl)
     pinned = {
         name: ModelSource(identity, str(folder), revision, file_hashes(folder))
         for name, (identity, folder, revision) in sources.items()
@@ -175,7 +174,7 @@ def resolve_vision(name: str, option: str) -> VisionSource:
 
     Args:
         name: `tiny`, `mini`, a local folder or a hub id (`id@revision`).
-        option: what errors call it, such as `extract.vl`.
+        option: what errors call it, such as `models.vl`.
 
     Returns:
         the model, pinned and hashed.
@@ -200,7 +199,7 @@ def own_folder(family: str) -> Path:
     """
     if family == "mini":
         if not MINI.is_dir():
-            raise UsageError(f"models = 'mini': {MINI} is missing; install the package whole, or use tiny")
+            raise OptionError(f"models = 'mini': {MINI} is missing; install the package whole, or use tiny")
         return MINI
     from projector.models.tiny import RECIPE, make_tiny_models
 
@@ -232,14 +231,14 @@ def locate(
     if folder.is_dir():
         return folder.name, folder.absolute(), ""
     if folder.suffix == ".safetensors" and folder.is_file():
-        raise UsageError(
+        raise OptionError(
             f"{option} = {name!r}: is one file; give a model folder: of ComfyUI's files of Z-Image "
             "python -m projector.models.single_files makes one"
         )
     identity, _, revision = name.partition("@")
     looks_local = name.startswith(("/", ".", "~")) or folder.exists() or identity.count("/") != 1
     if looks_local:
-        raise UsageError(
+        raise OptionError(
             f"{option} = {name!r}: no such folder; give a model folder or a hub id such as org/name"
         )
     from huggingface_hub import snapshot_download
@@ -257,7 +256,7 @@ def locate(
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UsageError(
+        raise OptionError(
             f"{option} = {name!r}: neither a folder nor to be had from the hub ({type(error).__name__}: {reason}); "
             "check the name, the network and HF_TOKEN, or give a local folder"
         ) from None
@@ -267,7 +266,7 @@ def locate(
 def _check_pipeline(folder: Path, option: str) -> None:
     index = read_json(folder / "model_index.json", option, folder)
     if index.get("_class_name") != PIPELINE_CLASS:
-        raise UsageError(
+        raise OptionError(
             f"{option} = {str(folder)!r}: holds a {index.get('_class_name')!r}; a {PIPELINE_CLASS} is needed"
         )
     missing = [
@@ -284,7 +283,7 @@ def _check_pipeline(folder: Path, option: str) -> None:
 def _check_vision_language(folder: Path, option: str) -> None:
     config = read_json(folder / "config.json", option, folder)
     if VL_CLASS not in config.get("architectures", []):
-        raise UsageError(
+        raise OptionError(
             f"{option} = {str(folder)!r}: holds {config.get('architectures')}; a {VL_CLASS} is needed"
         )
     check_complete(folder, VL_FILES, option)
@@ -310,7 +309,7 @@ def _missing_weights(folder: Path, option: str, root: Path) -> list[str]:
             return [index.name]
         shards = read_json(index, option, root).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise UsageError(
+            raise OptionError(
                 f"{option} = {str(root)!r}: {index.relative_to(root)} has no weight_map of file names; "
                 "download it again"
             )
@@ -328,14 +327,14 @@ def _refuse(missing: Sequence[str], option: str, folder: Path) -> None:
         if pickled
         else "; download the folder again"
     )
-    raise UsageError(f"{option} = {str(folder)!r}: incomplete, missing {', '.join(missing)}{hint}")
+    raise OptionError(f"{option} = {str(folder)!r}: incomplete, missing {', '.join(missing)}{hint}")
 
 
-def _check_fit(image: Path, vl: Path, option: str) -> tuple[int, int]:
+def _check_fit(image: Path, vl: Path) -> tuple[int, int]:
     """The shared width and the VL model's depth."""
-    text = read_json(image / "text_encoder" / "config.json", f"{option}.image", image)
-    transformer = read_json(image / "transformer" / "config.json", f"{option}.image", image)
-    language = read_json(vl / "config.json", f"{option}.vl", vl).get("text_config", {})
+    text = read_json(image / "text_encoder" / "config.json", "models.image", image)
+    transformer = read_json(image / "transformer" / "config.json", "models.image", image)
+    language = read_json(vl / "config.json", "models.vl", vl).get("text_config", {})
     widths = {
         "the text encoder's hidden_size": text.get("hidden_size"),
         "the transformer's cap_feat_dim": transformer.get("cap_feat_dim"),
@@ -343,8 +342,8 @@ def _check_fit(image: Path, vl: Path, option: str) -> tuple[int, int]:
     }
     if len(set(widths.values())) != 1:
         told = ", ".join(f"{name} is {width}" for name, width in widths.items())
-        raise UsageError(
-            f"{option}: the widths differ: {told}; use models of one width (2560 for the 4B ones)"
+        raise OptionError(
+            f"models: the widths differ: {told}; use models of one width (2560 for the 4B ones)"
         )
     return int(language["hidden_size"]), int(language["num_hidden_layers"])
 
@@ -356,15 +355,15 @@ def read_json(path: Path, option: str, folder: Path) -> dict[str, Any]:
             raise OSError("it is no plain file")  # a pipe would be waited for
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(
+        raise OptionError(
             f"{option} = {str(folder)!r}: no {path.relative_to(folder)} there; give a complete model folder"
         ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise OptionError(
             f"{option} = {str(folder)!r}: {path.relative_to(folder)} cannot be read: {error}"
         ) from None
     if not isinstance(content, dict):
-        raise UsageError(f"{option} = {str(folder)!r}: {path.relative_to(folder)} is not a JSON object")
+        raise OptionError(f"{option} = {str(folder)!r}: {path.relative_to(folder)} is not a JSON object")
     return content
 
 

@@ -16,7 +16,7 @@ from projector.models.resolve import (
     resolve_vision,
 )
 from projector.options import Models
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 # Of a Z-Image pipeline, what its text encoder needs; transformer and VAE may be missing.
 TEXT_PARTS = {"text_encoder": "config.json", "tokenizer": "tokenizer_config.json"}
@@ -39,12 +39,11 @@ class ReaderSources:
         return {"text": self.text.to_json(), "vl": self.vl.model.to_json()}
 
 
-def resolve_readers(models: Models, option: str) -> ReaderSources:
+def resolve_readers(models: Models) -> ReaderSources:
     """Find both and check that they fit together.
 
     Args:
         models: `tiny`, `mini`, or `image` (only its text encoder is looked at) and `vl` as local folders or hub ids.
-        option: what errors call it, such as `import.models`.
 
     Returns:
         both, pinned and hashed.
@@ -52,12 +51,12 @@ def resolve_readers(models: Models, option: str) -> ReaderSources:
     Raises:
         UsageError: missing, incomplete, pickled, of the wrong class, or of different widths.
     """
-    text = resolve_text(models if isinstance(models, str) else models.image, f"{option}.image")
-    vl = resolve_vision(models if isinstance(models, str) else models.vl, f"{option}.vl")
-    config = read_json(Path(text.path) / "text_encoder" / "config.json", f"{option}.image", Path(text.path))
+    text = resolve_text(models if isinstance(models, str) else models.image, "models.image")
+    vl = resolve_vision(models if isinstance(models, str) else models.vl, "models.vl")
+    config = read_json(Path(text.path) / "text_encoder" / "config.json", "models.image", Path(text.path))
     if config.get("hidden_size") != vl.hidden_size:
-        raise UsageError(
-            f"{option}: the widths differ: the text encoder's hidden_size is {config.get('hidden_size')}, the VL "
+        raise OptionError(
+            f"models: the widths differ: the text encoder's hidden_size is {config.get('hidden_size')}, the VL "
             f"model's is {vl.hidden_size}; use models of one width (2560 for the 4B ones)"
         )
     return ReaderSources(text, vl)
@@ -68,7 +67,7 @@ def resolve_text(name: str, option: str) -> ModelSource:
 
     Args:
         name: `tiny`, `mini`, a local folder or a hub id (`id@revision`).
-        option: what errors call it, such as `extract.image`.
+        option: what errors call it, such as `models.image`.
 
     Returns:
         the pipeline, pinned and hashed.

@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     """Convert by the words of a command line; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m projector.models.single_files",
-        description="Make a model folder for build.models.image of the single files that ComfyUI has of Z-Image.",
+        description="Make a model folder for models.image of the single files that ComfyUI has of Z-Image.",
     )
     parser.add_argument("output", type=Path, help="the folder, which must not be there")
     parser.add_argument("--transformer", type=Path, required=True, help="z_image_turbo_bf16.safetensors")
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
 
     def run() -> int:
         convert_single_files(files, given.output, given.settings)
-        print(f"{given.output}: for --build.models.image")
+        print(f"{given.output}: for --models.image")
         return 0
 
     with visible_output():

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 LFS_POINTER = b"version https://git-lfs"
 LENGTH_BYTES = 8
@@ -34,7 +34,7 @@ def check_weight_files(folder: Path, option: str, root: Path) -> None:
     """
     for path in sorted(folder.glob("*.safetensors")):
         if problem := problem_of(path):
-            raise UsageError(f"{option} = {str(root)!r}: {path.relative_to(root)} {problem}")
+            raise OptionError(f"{option} = {str(root)!r}: {path.relative_to(root)} {problem}")
 
 
 def check_not_quantised(config: Mapping[str, Any], name: str, option: str, root: Path) -> None:
@@ -43,9 +43,9 @@ def check_not_quantised(config: Mapping[str, Any], name: str, option: str, root:
         for key in QUANTISED_KEYS:
             if found := part.get(key):
                 method = found.get("quant_method", "unnamed") if isinstance(found, dict) else found
-                raise UsageError(
+                raise OptionError(
                     f"{option} = {str(root)!r}: {name} has a {key} ({method}); quantised weights are not loaded: "
-                    f"give the original model in {PLAIN}. build.quantize int8 makes its encoders smaller"
+                    f"give the original model in {PLAIN}. A build with quantize int8 makes its encoders smaller"
                 )
 
 

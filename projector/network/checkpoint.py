@@ -264,7 +264,10 @@ def get_state(storage: Storage, identity: Mapping[str, Any]) -> State | None:
         return None
     try:
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        theirs = dict(parse_json(header["identity"].encode()))
+        told = parse_json(header["identity"].encode()).items()
+        theirs = {
+            key.removeprefix("train."): value for key, value in told
+        }  # as earlier versions wrote options
         progress = _progress(parse_json(header["progress"].encode()))
         tensors = safetensors.torch.load(data)
     except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
@@ -278,6 +281,6 @@ def get_state(storage: Storage, identity: Mapping[str, Any]) -> State | None:
     if differing:
         raise UsageError(
             f"{storage.root} holds a run with other settings: {'; '.join(differing)}; "
-            f"choose another train.output, or delete {STATE} there to train from the start"
+            f"choose another output, or delete {STATE} there to train from the start"
         )
     return State(progress, tensors)

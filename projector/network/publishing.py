@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from projector.network.architectures import ProjectorNetwork
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 PROGRAM, ONNX, FOLDED = "projector.pt2", "projector.onnx", "linear.safetensors"
 ONNX_NEEDS = ("onnx", "onnxscript")
@@ -39,8 +39,8 @@ class RawToRaw(nn.Module):
 def check_onnx() -> None:
     """Raise UsageError where the extra that ONNX needs is not installed."""
     if any(find_spec(name) is None for name in ONNX_NEEDS):
-        raise UsageError(
-            "export.onnx = true: onnx is not installed; pip install 'z-image-projector[onnx]', or leave it out"
+        raise OptionError(
+            "onnx = true: onnx is not installed; pip install 'z-image-projector[onnx]', or leave it out"
         )
 
 

@@ -148,11 +148,7 @@ def _conclude(
 def run_identity(options: TrainOptions, train_pairs: PairSource, val_pairs: PairSource) -> dict[str, Any]:
     """Everything that decides a run's result; a state is taken up only by a run with the same."""
     return {
-        **{
-            f"train.{key}": value
-            for key, value in options.model_dump(mode="json").items()
-            if key not in NOT_DECISIVE
-        },
+        **{key: value for key, value in options.model_dump(mode="json").items() if key not in NOT_DECISIVE},
         "dataset": train_pairs.provenance.get("fingerprint", ""),
         "training pairs": len(train_pairs),
         "held-out pairs": len(val_pairs),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from projector.options import Loss
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 
 def dimension_weights(loss: Loss, named: Mapping[int, float] | None, target_std: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ def dimension_weights(loss: Loss, named: Mapping[int, float] | None, target_std:
     )
     for dimension, weight in (named or {}).items():
         if dimension >= weights.numel():
-            raise UsageError(
-                f"train.dim_weights names dimension {dimension}, but the embeddings have {weights.numel()}; "
+            raise OptionError(
+                f"dim_weights names dimension {dimension}, but the embeddings have {weights.numel()}; "
                 f"use 0 to {weights.numel() - 1}"
             )
         weights[dimension] *= weight

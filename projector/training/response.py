@@ -30,7 +30,7 @@ from projector.training.trajectories import Trajectories, judged_steps
 from projector.training.whole_start import solve_start
 from projector.training.worker import Trainer, precision
 from projector.training.world import World
-from shards.errors import UsageError
+from shards.errors import OptionError, UsageError
 
 IMPORTED_SIDE, IMPORTED_STEPS = 512, 8  # for pictures that no pipeline made
 
@@ -61,11 +61,11 @@ class ResponseTrainer(Trainer):
         state: State | None,
     ) -> None:
         if train_pairs.conditionings is None or val_pairs.conditionings is None or not train_pairs.template:
-            raise UsageError(
-                "train.objective = response: these pairs do not say what their pictures were made from"
+            raise OptionError(
+                "objective = response: these pairs do not say what their pictures were made from"
             )
         if options.response == "flow" and (train_pairs.pictures is None or val_pairs.pictures is None):
-            raise UsageError("train.response = flow: these pairs come without their pictures; use teacher")
+            raise OptionError("response = flow: these pairs come without their pictures; use teacher")
         self._folder = image_model(options, train_pairs)
         self.model = frozen_model(
             self._folder,
@@ -262,17 +262,17 @@ def image_model(options: TrainOptions, pairs: PairSource) -> str:
     # Of imported pictures: the pipeline whose text encoder made the conditionings.
     named = models.get("image") or models.get("text", {})
     if isinstance(options.models, ModelPaths):
-        return str(locate("train.models.image", options.models.image)[1])
+        return str(locate("models.image", options.models.image)[1])
     if options.models is not None:
         named = {"id": f"{options.models}/image"}
     if not named.get("id"):
-        raise UsageError(
-            "train.objective = response: the dataset does not name the image model of its pictures; give models.image"
+        raise OptionError(
+            "objective = response: the dataset does not name the image model of its pictures; give models.image"
         )
     try:
         return ModelSource(str(named.get("id", "")), "", str(named.get("revision", "")), {}).here()
     except UsageError as error:
-        raise UsageError(
-            f"train.objective = response: the image model {named.get('id')!r} that made the dataset is not found "
+        raise OptionError(
+            f"objective = response: the image model {named.get('id')!r} that made the dataset is not found "
             f"({error}); give models.image"
         ) from None

@@ -7,7 +7,7 @@ from projector.network.architectures import ProjectorNetwork, Shape
 from projector.network.checkpoint import CONFIG, get_json, get_network
 from projector.network.whole_map import MOST_POSITIONS
 from projector.options import TrainOptions
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.stores.local import open_storage
 
 
@@ -41,8 +41,8 @@ def _network_of(folder: str, wanted: Shape) -> ProjectorNetwork:
     found, needed = network.shape.as_json(), wanted.as_json() | base
     if different := [name for name in needed if found[name] != needed[name]]:
         name = different[0]
-        raise UsageError(
-            f"train.start = {folder!r}: its {name} is {found[name]!r}, this training's is {needed[name]!r}; start at a "
-            "projector of the same train.arch, sizes and train.objective, or at ridge"
+        raise OptionError(
+            f"start = {folder!r}: its {name} is {found[name]!r}, this training's is {needed[name]!r}; start at a "
+            "projector of the same arch, sizes and objective, or at ridge"
         )
     return network

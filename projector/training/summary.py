@@ -92,5 +92,5 @@ def recommendation(run: Trainer) -> str:
         )
     return (
         f"ridge is recommended: {arch} gains nothing over it on validation ({best:.4g} against {ridge:.4g}); "
-        "train --train.arch ridge takes seconds"
+        "arch ridge takes seconds"
     )

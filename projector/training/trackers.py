@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from projector.options import Tracker, TrainOptions
 from projector.training.event_file import FOLDER, event_file, event_key, hyperparameters, scalars
-from shards.errors import NotFoundError, UsageError
+from shards.errors import NotFoundError, OptionError
 from shards.stores.local import open_storage
 from shards.stores.store import Storage
 
@@ -55,16 +55,16 @@ class Log(Protocol):
 
 
 def check_trackers(options: TrainOptions) -> None:
-    """Raise UsageError where a tracker of `train.log` cannot work, before anything is trained."""
+    """Raise UsageError where a tracker of `log` cannot work, before anything is trained."""
     for name in options.log:
         if find_spec(MODULES[name]) is None:
-            raise UsageError(
-                f"train.log = {options.log}: {name} is not installed; "
+            raise OptionError(
+                f"log = {options.log}: {name} is not installed; "
                 f"pip install 'z-image-projector[{name}]', or leave it out"
             )
     if "mlflow" in options.log and not os.environ.get(SERVER):
-        raise UsageError(
-            f"train.log = {options.log}: mlflow needs {SERVER} in the environment, its server's address "
+        raise OptionError(
+            f"log = {options.log}: mlflow needs {SERVER} in the environment, its server's address "
             "(or sqlite:///… with the whole of mlflow installed)"
         )
 

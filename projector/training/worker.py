@@ -79,7 +79,7 @@ class Trainer:
             raise UsageError(
                 f"{world.size} workers cannot share batches of "
                 f"{min(options.batch_size, self.train_count)} pairs; "
-                "use fewer train.workers or a larger train.batch_size"
+                "use fewer workers or a larger batch_size"
             )
         self.alignment = Alignment(options.align, options.length)
         self.network = seeded_network(options, train_pairs)
@@ -292,7 +292,7 @@ class Trainer:
             raise NonFiniteLossError(
                 f"the loss became {loss} in epoch {self.progress.epoch + 1}, step {first + offset + 1}; "
                 f"pairs of this worker in that batch: {', '.join(keys)}. "
-                "Look at those, or lower train.learning_rate"
+                "Look at those, or lower learning_rate"
             )
 
     @torch.no_grad()

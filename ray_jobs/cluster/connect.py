@@ -97,7 +97,10 @@ def connected() -> Iterator[Cluster]:
 def plain_error(error: BaseException) -> Exception:
     """What went wrong in a worker, or in Ray itself, as one of the errors that end in one line."""
     ours = UsageError | StorageError | CorruptShardError
-    while not isinstance(error, ours) and (inner := getattr(error, "cause", None) or error.__cause__):
+    # Ray raises a class that is both its own and ours, with a traceback for text.
+    while (isinstance(error, RayError) or not isinstance(error, ours)) and (
+        inner := getattr(error, "cause", None) or error.__cause__
+    ):
         error = inner
     if isinstance(error, ours):
         return type(error)(str(error))

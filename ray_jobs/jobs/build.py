@@ -21,6 +21,7 @@ from ray_jobs.building.model_placement import (
 from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
@@ -32,6 +33,7 @@ from shards.prompts.prompt import PromptSource
 from shards.stores.local import open_storage
 
 
+@options_of("build", BuildOptions)
 def build(options: BuildOptions) -> int:
     """Build or complete a dataset.
 
@@ -91,13 +93,10 @@ def arranged(
     return settings, crew, placement, why
 
 
-def check_pictures(
-    asked: BuildOptions | CompareSettings, sources: ModelSources, section: str = "build"
-) -> None:
+def check_pictures(asked: BuildOptions | CompareSettings, sources: ModelSources) -> None:
     """Check size, steps and guidance against the image model's files; prints what does not belong together."""
     for warning in check_image_settings(
         sources.image,
-        section,
         height=asked.height,
         width=asked.width,
         steps=asked.steps,

@@ -18,6 +18,7 @@ from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
 from projector.options import GRAFT, SCENE_PIXELS
 from ray_jobs.building.model_placement import check_offloading, device_memory, needs
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import CompareOptions
 from ray_jobs.cluster.connect import Cluster, StopRequest, connected
@@ -39,6 +40,7 @@ SETTINGS = "compare-settings.json"
 SIDE = 1024  # pixels, after trainings on pictures of many sizes
 
 
+@options_of("compare", CompareOptions)
 def compare(options: CompareOptions) -> int:
     """Make or complete a comparison.
 
@@ -53,9 +55,9 @@ def compare(options: CompareOptions) -> int:
     """
     projector = Projector.from_pretrained(options.checkpoint)
     storage = open_storage(options.output or f"{options.checkpoint.rstrip('/')}/compare")
-    sources = resolve_models(options.models, "compare.models")
+    sources = resolve_models(options.models)
     check_fit(projector, sources)
-    check_pictures(settings_of(options, projector, on_gpu=False), sources, "compare")
+    check_pictures(settings_of(options, projector, on_gpu=False), sources)
     siglip = scorer_of(options)
     load_scorers(options.scorers)
     modes = modes_of(options, projector)

@@ -95,7 +95,7 @@ def cases_to_make(
     alone, with_prompt = "alone" in modes, bool(set(modes) & set(WITH_PROMPT))
     prompts: list[str] = []
     if options.prompts:
-        source = read_prompts(Path(options.prompts), options.prompt_column, "compare.prompts")
+        source = read_prompts(Path(options.prompts), options.prompt_column)
         prompts = [prompt.caption for prompt in source.prompts]
     if options.images is None:
         dataset = Dataset.open(open_storage(data_of(options, projector)))
@@ -178,7 +178,7 @@ def known_of(
         tokens=projector.config["tokens"],
         limit=STATISTICS_PAIRS,
         reader=projector.reader,
-        data_option="compare.data",
+        fixed=True,
     )
     if pairs.width != projector.width:
         raise UsageError(

@@ -22,6 +22,7 @@ from projector.evaluation.evaluator import (
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import EVALUATION, put_json
 from projector.options import EvaluateOptions
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.signals import signals_exit
 from ray_jobs.cluster.connect import Cluster, connected, plain_error
@@ -35,6 +36,7 @@ WITH_THE_IMAGE_MODEL = ("fidelity", "velocity_error")
 COLUMNS = ("mse_standardized", "per_dim_correlation", "recall_at_1", "sliced_wasserstein")
 
 
+@options_of("evaluate", EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> int:
     """Measure and write eval.json.
 
@@ -47,7 +49,7 @@ def evaluate(options: EvaluateOptions) -> int:
     Raises:
         UsageError: anything wrong with the input, before a model loads.
     """
-    models = None if options.models is None else resolve_models(options.models, "evaluate.models")
+    models = None if options.models is None else resolve_models(options.models)
     output = open_storage(options.output or options.checkpoint)
     projectors = load_projectors(options)
     if models is not None and models.hidden_size != projectors[MAIN].width:

@@ -28,6 +28,7 @@ from projector.network.publishing import (
     program_of,
     without_places,
 )
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import ExportOptions
 from shards.errors import NotFoundError, UsageError
 from shards.stores.local import open_storage
@@ -39,6 +40,7 @@ LINEAR = ("ridge", "linear")
 MOST_PICTURES, LARGEST_SIDE = 4, 1600  # of a card: grids are thousands of pixels wide
 
 
+@options_of("export", ExportOptions)
 def export(options: ExportOptions) -> int:
     """Write the folder.
 

@@ -13,6 +13,7 @@ from projector.options import GRAFT
 from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, ExtractOptions
 from ray_jobs.cluster.crew import crew_for
 from ray_jobs.cluster.node_probe import recorded_packages
@@ -26,6 +27,7 @@ from shards.stores.local import open_storage
 from shards.tools.gc_and_repair import require_shards
 
 
+@options_of("extract", ExtractOptions)
 def extract(options: ExtractOptions) -> int:
     """Make or complete a dataset of new hidden states.
 
@@ -46,8 +48,8 @@ def extract(options: ExtractOptions) -> int:
             f"extract.output = {options.output!r}: is, or lies in, the dataset that is read; give another root"
         )
     is_new(storage)
-    vl = resolve_vision(vl_name(options, source), "extract.vl")
-    vl.check_layers(options.layers, "extract.layers")
+    vl = resolve_vision(vl_name(options, source), "vl")
+    vl.check_layers(options.layers)
     check_width(vl, source)
     pipeline = pipeline_of(options, source)
     plan = read_plan(source)
@@ -84,7 +86,7 @@ def pipeline_of(options: ExtractOptions, source: Dataset) -> ModelSource | None:
         return None
     made_with = source.settings.get("models", {})
     part = "image" if "image" in made_with else "text"
-    text = resolve_text(options.image or own_family(source, part, "extract.image"), "extract.image")
+    text = resolve_text(options.image or own_family(source, part, "extract.image"), "image")
     before, now = (
         {name: digest for name, digest in files.items() if name.startswith("text_encoder/")}
         for files in (made_with.get(part, {}).get("files", {}), text.files)

@@ -16,6 +16,7 @@ from ray_jobs.building.run import complete, guarded
 from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.import_options import ImportOptions
 from ray_jobs.cli.log import tell
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import PIXEL_MULTIPLE, BuildOptions
 from ray_jobs.cluster.connect import Cluster, nodes_without
 from ray_jobs.cluster.crew import crew_for
@@ -32,6 +33,7 @@ from shards.stores.local import open_storage
 from shards.stores.spool import Spool
 
 
+@options_of("import", ImportOptions)
 def importing(options: ImportOptions) -> int:
     """Import or complete an import.
 
@@ -47,9 +49,9 @@ def importing(options: ImportOptions) -> int:
     spec = spec_of(options)
     storage = open_storage(options.output)
     is_new(storage)
-    models = resolve_readers(options.models, "import.models")
-    models.vl.check_layers(options.layers, "import.layers")
-    check_max_tokens(Path(models.text.path), "import", options.max_tokens)
+    models = resolve_readers(options.models)
+    models.vl.check_layers(options.layers)
+    check_max_tokens(Path(models.text.path), options.max_tokens)
     with Spool.at(options.spool).workspace("catalogue") as folder:
         catalogue = catalogued(storage, spec, options.rules, folder)
         samples = samples_of(options, catalogue)
@@ -66,7 +68,7 @@ def importing(options: ImportOptions) -> int:
                 storage, imported_settings(options, catalogue, models, settings), recorded_packages()
             )
             catalogue.put(storage)
-            dataset.grow(samples, append=options.append, job="import")
+            dataset.grow(samples, append=options.append)
             plan = plan_of(options, catalogue, plan_retries(dataset, options.max_attempts))
             tell("plan", f"{len(plan)} samples in {len(plan.shards)} shards to {storage.root}, on {cluster}")
             load = partial(load_import, storage.root, spec, models.text, models.vl.model, settings)

@@ -17,6 +17,7 @@ from projector.network.checkpoint import EVALUATION, SUMMARY, put_json
 from projector.options import Arch, EvaluateOptions, TrainOptions
 from projector.training.loop import FINISHED
 from projector.training.loop import train as run_training
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import BuildOptions, LadderOptions
 from ray_jobs.cluster.connect import Cluster, connected, plain_error
@@ -37,6 +38,7 @@ OWN = ("output", "data", "samples", "append", "arch", "max_samples")  # what the
 FREE = ("actors", "gpus_per_actor", "price_gpu_hour", "spool", "workers", "log", "cache")
 
 
+@options_of("train", TrainOptions)
 def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> int:
     """Climb as far as it pays, then draw the learning curve.
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from projector.options import TrainOptions
 from ray_jobs.building.build_plan import plan_of, prompts_of
 from ray_jobs.building.size_estimate import estimated
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from shards.format.plan import SPLITS, Plan, PlannedSample
 from shards.prompts.prompt import PromptSource
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
 )
 
 
+@options_of("build", BuildOptions)
 def plan(options: PlanOptions, build: BuildOptions, train: TrainOptions) -> int:
     """Print what would be built; write it where asked.
 

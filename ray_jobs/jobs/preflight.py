@@ -11,6 +11,7 @@ from projector.network.checkpoint import put_json
 from projector.options import TrainOptions
 from ray_jobs.building.model_placement import check_offloading, choose_placement, needs
 from ray_jobs.building.run import CALLS_AT_ONCE
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, PreflightOptions
 from ray_jobs.cluster.connect import Cluster, connected
 from ray_jobs.cluster.crew import crew_for, with_readers
@@ -24,6 +25,7 @@ from shards.stores.local import open_storage
 FILE = "preflight.json"
 
 
+@options_of("build", BuildOptions)
 def preflight(options: PreflightOptions, build: BuildOptions, train: TrainOptions) -> int:
     """Ask every node, before any model loads; nothing is left behind but the file that is asked for.
 

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from projector.making.prompt_rewriter import Rewriter
 from projector.models.resolve import check_complete, locate
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import RewriteOptions
 from shards.errors import UsageError
@@ -17,6 +18,7 @@ from shards.prompts.files import read_prompts
 from shards.prompts.prompt import Prompt
 
 
+@options_of("rewrite", RewriteOptions)
 def rewrite(options: RewriteOptions) -> int:
     """Write the file; what is in it already is not made again.
 
@@ -33,12 +35,10 @@ def rewrite(options: RewriteOptions) -> int:
         raise UsageError(
             f"rewrite.output = {options.output!r}: is written as JSON lines; give a name in .jsonl"
         )
-    source = read_prompts(
-        Path(options.prompts), options.prompt_column, "rewrite.prompts", drop_duplicates=True
-    )
+    source = read_prompts(Path(options.prompts), options.prompt_column, drop_duplicates=True)
     for note in source.notes:
         print(note, flush=True)
-    identity, folder, _ = locate("rewrite.model", options.model)
+    identity, folder, _ = locate("model", options.model)
     output = Path(options.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def rewrite(options: RewriteOptions) -> int:
         ) from None
     progress = Progress("rewrite", len(source.prompts), done=done, unit="prompts")
     if done < len(source.prompts):
-        check_complete(folder, ("config.json", "tokenizer_config.json"), "rewrite.model")
+        check_complete(folder, ("config.json", "tokenizer_config.json"), "model")
         try:
             rewriter = Rewriter.from_pretrained(str(folder), options.words)
         except (OSError, ValueError) as error:

@@ -31,6 +31,7 @@ from projector.training.loop import train as run_training
 from projector.training.response import image_model
 from projector.training.seeded_network import seeded_network
 from projector.training.trackers import check_trackers, tracking
+from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.signals import signals_exit
 from ray_jobs.cluster.connect import Cluster, connected, plain_error
@@ -45,6 +46,7 @@ SEATS_SECONDS = "10"  # for workers to get the seats Ray Train counted: a lost n
 NOTICE_SECONDS = 2.0  # between questions whether a worker's node is about to be taken away
 
 
+@options_of("train", TrainOptions)
 def train(options: TrainOptions) -> int:
     """Train a projector.
 

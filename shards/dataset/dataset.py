@@ -20,6 +20,7 @@ from shards.errors import (
     CorruptShardError,
     DatasetMismatchError,
     NotFoundError,
+    OptionError,
     StorageError,
     UsageError,
 )
@@ -175,13 +176,12 @@ class Dataset:
                 "more is put there; see that nothing removes it, and run it again to begin anew"
             )
 
-    def grow(self, samples: int, *, append: bool, job: str = "build") -> tuple[Segment, ...]:
+    def grow(self, samples: int, *, append: bool) -> tuple[Segment, ...]:
         """Record how many samples are planned.
 
         Args:
             samples: planned in all.
             append: whether more than before is meant.
-            job: whose options they are.
 
         Returns:
             all growth records.
@@ -194,18 +194,18 @@ class Dataset:
         if samples == total:
             return recorded
         if samples < total:
-            raise UsageError(
-                f"{job}.samples = {samples}: {self.storage.root} is planned for {total}; "
+            raise OptionError(
+                f"samples = {samples}: {self.storage.root} is planned for {total}; "
                 f"a dataset only grows, use {total} or more"
             )
         if recorded and not append:
-            raise UsageError(
-                f"{job}.samples = {samples}: {self.storage.root} is planned for {total}; "
-                f"pass --{job}.append true to grow it"
+            raise OptionError(
+                f"samples = {samples}: {self.storage.root} is planned for {total}; "
+                f"pass --append true to grow it"
             )
         if not self.record(len(recorded), {"samples": samples}):
             # Another builder grew it meanwhile: judge again from what is there now.
-            return self.grow(samples, append=append, job=job)
+            return self.grow(samples, append=append)
         return (*recorded, samples)
 
     def record(self, number: int, content: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Protocol, overload
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 
 SPLITS = ("train", "val", "test")
 LEAST_HELD_OUT = 32  # samples that figures with an interval need, of `val` and of `test`
@@ -294,8 +294,8 @@ def make_plan(
             for start, end in pairwise(cuts):
                 shards[split].append(_Samples(prompts, members[start:end], seed, split, len(shards[split])))
     if any(len(filled) > MAX_SHARDS for filled in shards.values()):
-        raise UsageError(
-            f"build.samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it"
+        raise OptionError(
+            f"samples_per_shard = {samples_per_shard}: more than {MAX_SHARDS:,} shards; raise it"
         )
     return Plan(
         tuple(
@@ -315,8 +315,8 @@ def _checked_total(prompts: Sequence[Captioned], samples_per_shard: int, segment
     if not 1 <= samples_per_shard <= MAX_PER_SHARD:
         raise ValueError(f"samples_per_shard must be 1 to {MAX_PER_SHARD}, not {samples_per_shard}")
     if totals[-1] > len(prompts):
-        raise UsageError(
-            f"build.samples = {totals[-1]}: the prompt source holds {len(prompts)}; "
+        raise OptionError(
+            f"samples = {totals[-1]}: the prompt source holds {len(prompts)}; "
             f"ask for at most {len(prompts)} or give more prompts"
         )
     return totals[-1]

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.prompts.categories import AXES, guess
 from shards.prompts.prompt import Prompt
 from shards.prompts.text_tables import LOOKED_AT, delimiter_of, encoding_of
@@ -30,18 +30,13 @@ CATEGORY_COLUMN = "category"  # one word for it all, as in PartiPrompts
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A prompt file and the option that names it; as text, the beginning of an error about it."""
+    """A prompt file; as text, the beginning of an error about the option `prompts` that names it."""
 
     path: Path
-    option: str
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.option} = {str(self.path)!r}"
-
-    @property
-    def column_option(self) -> str:
-        return f"{self.option.removesuffix('s')}_column"
+        return f"prompts = {str(self.path)!r}"
 
     @property
     def unit(self) -> str:
@@ -68,13 +63,13 @@ def _text_lines(file: PromptFile) -> Iterator[tuple[int, str]]:
         lines = iter(partial(opened.readline, MOST_OF_LINE + 1), b"")
         for number, line in enumerate(lines, start=1):
             if len(line) > MOST_OF_LINE:
-                raise UsageError(
+                raise OptionError(
                     f"{file}, line {number}: more than {MOST_OF_LINE:,} bytes; break it into lines"
                 )
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise UsageError(
+                raise OptionError(
                     f"{file}, line {number}: not UTF-8 at byte {error.start + 1}; convert the file to UTF-8"
                 ) from None
             yield number, text.removesuffix("\n").removesuffix("\r")
@@ -87,7 +82,7 @@ def _split(file: PromptFile, texts: Iterator[str], end: str) -> Iterator[str]:
         *lines, rest = (rest + text).split(end)
         yield from lines
         if len(rest) > MOST_OF_LINE:
-            raise UsageError(f"{file}: a line of more than {MOST_OF_LINE:,} characters; break it into lines")
+            raise OptionError(f"{file}: a line of more than {MOST_OF_LINE:,} characters; break it into lines")
     if rest:
         yield rest
 
@@ -104,7 +99,7 @@ def _decoded(file: PromptFile, opened: IO[bytes], encoding: str) -> Iterator[str
         except UnicodeDecodeError as error:
             name = encoding.removesuffix("-sig").upper()
             not_8 = "" if name == "UTF-8" else "not UTF-8, and "
-            raise UsageError(
+            raise OptionError(
                 f"{file}: {not_8}not {name} at byte {start + error.start + 1}; convert the file to UTF-8"
             ) from None
         if not data:
@@ -115,7 +110,7 @@ def _decoded(file: PromptFile, opened: IO[bytes], encoding: str) -> Iterator[str
 def _lines(file: PromptFile, _column: str | None) -> Iterator[tuple[int, Prompt]]:
     for number, text in _text_lines(file):
         if number == 1 and (suffix := _other_format(text)):
-            raise UsageError(
+            raise OptionError(
                 f"{file}: its first line, {text[:60]!r}, is one of a {suffix} file; name it {suffix}"
             )
         yield number, Prompt(text, **guess(text))
@@ -154,7 +149,7 @@ def _table(file: PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]
         header = [name.strip() for name in header]
         chosen = _caption_column(file, header, column)
         if header.count(chosen) > 1:
-            raise UsageError(f"{file}: two columns are called {chosen!r}; rename one")
+            raise OptionError(f"{file}: two columns are called {chosen!r}; rename one")
         for row in reader:
             if not any(map(str.strip, row)):
                 yield reader.line_num, Prompt("")
@@ -165,12 +160,12 @@ def _table(file: PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]
                     if len(row) > len(header)
                     else "give it as many"
                 )
-                raise UsageError(
+                raise OptionError(
                     f"{file}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}; {remedy}"
                 )
             yield reader.line_num, _from_mapping(dict(zip(header, row, strict=True)), chosen)
     except csv.Error as error:
-        raise UsageError(f"{file}, line {reader.line_num}: {error}") from None
+        raise OptionError(f"{file}, line {reader.line_num}: {error}") from None
 
 
 def _delimiter(file: PromptFile, column: str | None) -> str:
@@ -187,9 +182,9 @@ def _is_headless(file: PromptFile, header: Sequence[str], column: str | None) ->
     if len(header) > 1 or column is not None or name.lower() in CAPTION_COLUMNS:
         return False
     if len(name.split()) == 1:
-        raise UsageError(
+        raise OptionError(
             f"{file}: its first line, {name[:80]!r}, may be a header or a prompt; put a line 'prompt' before it, or "
-            f"name it with {file.column_option}"
+            f"name it with prompt_column"
         )
     return True
 
@@ -215,19 +210,19 @@ def _json(file: PromptFile, column: str | None) -> Iterator[tuple[int, Prompt]]:
     try:
         check_parsed(data, MOST_PARSED)
     except ValueError as error:
-        raise UsageError(f"{file}: {error}; write one object a line and name it .jsonl") from None
+        raise OptionError(f"{file}: {error}; write one object a line and name it .jsonl") from None
     try:
         content = json.loads("".join(_decoded(file, io.BytesIO(data), encoding_of(data[:4]))))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UsageError):
+        if isinstance(error, OptionError):
             raise
         lines = "; of one object a line, name it .jsonl" if "Extra data" in str(error) else "; mend it"
-        raise UsageError(f"{file}: not JSON: {error}{lines}") from None
+        raise OptionError(f"{file}: not JSON: {error}{lines}") from None
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content
     if not isinstance(content, list):
-        raise UsageError(
+        raise OptionError(
             f'{file}: {type(content).__name__} instead of a list; give ["a prompt", …] or [{{"prompt": …}}, …]'
         )
     chosen: str | None = None
@@ -245,7 +240,7 @@ def _json_lines(file: PromptFile, column: str | None) -> Iterator[tuple[int, Pro
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{file}, line {number}: not JSON: {error}") from None
+            raise OptionError(f"{file}, line {number}: not JSON: {error}") from None
         chosen = chosen or _chosen(file, row, column)
         yield number, _of_item(file, number, row, chosen)
 
@@ -261,11 +256,11 @@ def _of_item(file: PromptFile, number: int, item: Any, chosen: str | None) -> Pr
         return Prompt(item or "", **guess(item or ""))
     if not isinstance(item, dict):
         kind = type(item).__name__
-        raise UsageError(f"{file.place(number)}: {kind} instead of a text or an object with a caption")
+        raise OptionError(f"{file.place(number)}: {kind} instead of a text or an object with a caption")
     assert chosen is not None  # an object has decided it
     item = {chosen: None, **item}
     if not isinstance(item[chosen], str | None):
-        raise UsageError(f"{file.place(number)}: {chosen!r} is {type(item[chosen]).__name__}, not text")
+        raise OptionError(f"{file.place(number)}: {chosen!r} is {type(item[chosen]).__name__}, not text")
     return _from_mapping(item, chosen)
 
 
@@ -287,21 +282,21 @@ def _parquet(file: PromptFile, column: str | None) -> Iterator[tuple[int, Prompt
                 row = {name: batch.column(name)[index].as_py() for name in kept}
                 size += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
                 if size > MAX_FILE_BYTES:
-                    raise UsageError(
+                    raise OptionError(
                         f"{file}, row {number}: more than {MAX_FILE_BYTES:,} bytes of text so far; split it"
                     )
                 if isinstance(row[chosen], bytes):
                     row[chosen] = row[chosen].decode()
                 if not isinstance(row[chosen], str | None):
                     kind = table.schema_arrow.field(chosen).type
-                    raise UsageError(
+                    raise OptionError(
                         f"{file}, row {number}: {chosen!r} is {kind}, not text; name a column of text"
                     )
                 yield number, _from_mapping(row, chosen)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file}, row {number}: not UTF-8 at byte {error.start + 1}; convert it") from None
+        raise OptionError(f"{file}, row {number}: not UTF-8 at byte {error.start + 1}; convert it") from None
     except (pa.ArrowException, KeyError) as error:  # KeyError: two columns of one name
-        raise UsageError(f"{file}: cannot be read as parquet: {' '.join(str(error).split())}") from None
+        raise OptionError(f"{file}: cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
 def _shared_texts(file: PromptFile) -> Any:
@@ -320,8 +315,8 @@ def _caption_column(file: PromptFile, columns: Sequence[str], wanted: str | None
     if wanted is not None:
         if wanted in columns:
             return wanted
-        raise UsageError(
-            f"{file.column_option} = {wanted!r}: {str(file.path)!r} has no such column; it has {', '.join(columns)}"
+        raise OptionError(
+            f"prompt_column = {wanted!r}: {str(file.path)!r} has no such column; it has {', '.join(columns)}"
         )
     for wanted in CAPTION_COLUMNS:
         for name in columns:
@@ -331,9 +326,9 @@ def _caption_column(file: PromptFile, columns: Sequence[str], wanted: str | None
         return columns[0]
     is_table = file.path.suffix.lower() in (".csv", ".tsv")
     headless = ", or put a header line before it if that is the first prompt" if is_table else ""
-    raise UsageError(
+    raise OptionError(
         f"{file}: no column named {' or '.join(CAPTION_COLUMNS)} among "
-        f"{', '.join(columns)}; name it with {file.column_option}{headless}"
+        f"{', '.join(columns)}; name it with prompt_column{headless}"
     )
 
 

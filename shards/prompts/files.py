@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.prompts.file_readers import LONGEST_LINE, LOOKED_INTO, MAX_FILE_BYTES, READERS, PromptFile
 from shards.prompts.near_duplicates import alike
 from shards.prompts.prompt import Prompt, PromptSource
@@ -23,7 +23,7 @@ COMPARED = 1 << 20  # hashes at once
 
 
 def read_prompts(
-    path: Path, column: str | None = None, option: str = "build.prompts", *, drop_duplicates: bool = False
+    path: Path, column: str | None = None, *, drop_duplicates: bool | None = None
 ) -> PromptSource:
     """Read a user's prompt file.
 
@@ -31,8 +31,8 @@ def read_prompts(
         path: .txt (one per line), .tsv, .csv, .json (a list), .jsonl or .parquet. Texts are UTF-8, or UTF-16 by their
             first bytes; the delimiter of a table is found.
         column: of the captions; absent: `prompt`, `caption` or `text` (in any case), or the only column.
-        option: that names the file, for errors.
-        drop_duplicates: keep the first of captions that say the same, where they are an error otherwise.
+        drop_duplicates: keep the first of captions that say the same; False: they are an error; None: they are, and
+            who calls has no option `duplicates` to drop them, so the error names none.
 
     Returns:
         the prompts, captions exactly as they stand in the file; categories that it does not have are guessed. Blank
@@ -41,31 +41,31 @@ def read_prompts(
     Raises:
         UsageError: unreadable, empty, not UTF-8, no such column, duplicate prompts; names the place.
     """
-    file = PromptFile(path, option)
+    file = PromptFile(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UsageError(f"{file}: unknown kind {path.suffix!r}; use {', '.join(READERS)}")
+        raise OptionError(f"{file}: unknown kind {path.suffix!r}; use {', '.join(READERS)}")
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise OptionError(f"{file}: cannot be read: {error.strerror or error}") from None
     if not path.is_file():
-        raise UsageError(f"{file}: is not a file; give one of {', '.join(READERS)}")
+        raise OptionError(f"{file}: is not a file; give one of {', '.join(READERS)}")
     if size > MAX_FILE_BYTES:
-        raise UsageError(f"{file}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it")
+        raise OptionError(f"{file}: {size:,} bytes; at most {MAX_FILE_BYTES:,}, split it")
     if path.suffix.lower() != ".parquet" and (instead := no_text(_beginning(file))):
-        raise UsageError(f"{file}: is {instead}")
+        raise OptionError(f"{file}: is {instead}")
     if path.suffix.lower() == ".txt" and column is not None:
-        raise UsageError(f"{file.column_option} = {column!r}: a .txt file has no columns; leave it out")
+        raise OptionError(f"prompt_column = {column!r}: a .txt file has no columns; leave it out")
     try:
         return _spooled(file, reader(file, column), drop_duplicates=drop_duplicates)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise UsageError(f"{file}: cannot be read: {reason}") from None
+        raise OptionError(f"{file}: cannot be read: {reason}") from None
 
 
 def _spooled(
-    file: PromptFile, numbered: Iterator[tuple[int, Prompt]], *, drop_duplicates: bool
+    file: PromptFile, numbered: Iterator[tuple[int, Prompt]], *, drop_duplicates: bool | None
 ) -> PromptSource:
     """What a file holds, checked; of a prompt only its number and a hash stay in memory."""
     spool, numbers, hashes = PromptSpool(), array("I"), array("Q")
@@ -75,12 +75,12 @@ def _spooled(
             blank, first_blank = blank + 1, first_blank or number
             continue
         if wrong := _wrong_with(prompt.caption):
-            raise UsageError(f"{file.place(number)}: {wrong}")
+            raise OptionError(f"{file.place(number)}: {wrong}")
         spool.add(prompt)
         numbers.append(number)
         hashes.append(_hash(prompt.group))
     if not numbers:
-        raise UsageError(f"{file}: holds no prompts; put at least one in")
+        raise OptionError(f"{file}: holds no prompts; put at least one in")
     notes = [*file.notes]
     if blank:
         notes.append(f"{file}: {blank:,} blank prompts skipped, the first in {file.unit} {first_blank}")
@@ -90,8 +90,8 @@ def _spooled(
         later = int(repeated.argmax())
         first = numbers[hashes.index(hashes[later])]
         if not drop_duplicates:
-            or_else = ", or give --build.duplicates drop" if file.option == "build.prompts" else ""
-            raise UsageError(
+            or_else = "" if drop_duplicates is None else ", or give duplicates drop"
+            raise OptionError(
                 f"{file.place(numbers[later])}: duplicate of {file.unit} {first}: {spool[later].caption[:80]!r}; "
                 f"keep one of them (case and spacing do not tell prompts apart){or_else}"
             )
@@ -135,7 +135,7 @@ def _beginning(file: PromptFile) -> bytes:
         with file.path.open("rb") as opened:
             return opened.read(LOOKED_INTO)
     except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise OptionError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
 def without_near_duplicates(source: PromptSource, wanted: int) -> PromptSource:

@@ -20,7 +20,7 @@ from shards.errors import (
     CorruptShardError,
     DatasetMismatchError,
     NotFoundError,
-    UsageError,
+    OptionError,
 )
 from shards.format.side_files import read_table, write_table
 from shards.sources.filters import Rules, filters_of
@@ -168,7 +168,7 @@ def catalogued(storage: Storage, spec: SourceSpec, rules: Rules, folder: Path) -
     as_stored = json.loads(json.dumps(asdict(rules)))
     if there is not None:
         theirs = {**there.record.rules, "kind": there.record.kind}
-        if differences := list(setting_differences(theirs, {**as_stored, "kind": spec.kind}, "import")):
+        if differences := list(setting_differences(theirs, {**as_stored, "kind": spec.kind})):
             raise DatasetMismatchError(
                 f"{storage.root} was made with other settings: {'; '.join(differences)}. Use those, or another root"
             )
@@ -178,10 +178,10 @@ def catalogued(storage: Storage, spec: SourceSpec, rules: Rules, folder: Path) -
     if there is not None:
         # Other times of modification, as a copy has, do not matter where the same is found.
         if made.record.sha256 != there.record.sha256 and not _completes(made, there):
-            raise UsageError(
-                f"import.source: has changed since {storage.root} was begun: it then held {len(there)} items to take, "
+            raise OptionError(
+                f"source: has changed since {storage.root} was begun: it then held {len(there)} items to take, "
                 f"now {len(made)}, or others; give the source as it was, or another "
-                "import.output (train.also learns from both)"
+                "output (a training learns from both with also)"
             )
         return there
     return made
@@ -211,9 +211,7 @@ def open_source(spec: SourceSpec) -> Source:
 
         return FolderSource(spec)
     if spec.images and spec.kind == "webdataset":
-        raise UsageError(
-            f"import.images = {spec.images!r}: tars hold their pictures themselves; leave it out"
-        )
+        raise OptionError(f"images = {spec.images!r}: tars hold their pictures themselves; leave it out")
     if spec.kind == "webdataset":
         from shards.sources.tars import TarSource
 
@@ -243,8 +241,8 @@ def _made(source: Source, kind: str, rules: Rules, folder: Path) -> Catalogue:
         pieces.append(hashlib.sha256(path.read_bytes()).hexdigest())
         count += len(rows)
     if not count:
-        raise UsageError(
-            "import.source: nothing to take; left out: "
+        raise OptionError(
+            "source: nothing to take; left out: "
             f"{told_left_out(left_out, examples) or 'nothing, it is empty'}{_remedy(left_out, source.columns())}"
         )
     record = SourceRecord(
@@ -281,13 +279,13 @@ def _remedy(left_out: Counter[str], columns: Sequence[str]) -> str:
     commonest = max(left_out, key=lambda reason: left_out[reason], default="")
     if commonest == "caption missing":
         return (
-            "; captions are NAME.txt or NAME.caption for NAME.jpg, or a column: name it with import.caption_column "
+            "; captions are NAME.txt or NAME.caption for NAME.jpg, or a column: name it with caption_column "
             f"(there: {column_list(columns)})"
         )
     if commonest == NO_PICTURE:
         return "; a picture and its caption have one name: NAME.jpg, NAME.txt"
     if "not text" in commonest:
-        return f"; name a column of text with import.caption_column (there: {column_list(columns)})"
+        return f"; name a column of text with caption_column (there: {column_list(columns)})"
     return "; convert the text to UTF-8" if commonest == "caption not UTF-8" else ""
 
 

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from shards.errors import NotFoundError, OversizeError, UsageError
+from shards.errors import NotFoundError, OptionError, OversizeError
 from shards.sources.item import Place, storable
 from shards.sources.source import (
     Found,
@@ -42,12 +42,12 @@ class CocoSource:
 
     def __init__(self, spec: SourceSpec) -> None:
         if not spec.images:
-            raise UsageError(
-                "import.images is needed: the folder or zip with the pictures that the annotations name"
+            raise OptionError(
+                "images is needed: the folder or zip with the pictures that the annotations name"
             )
         if spec.image_column is not None:
-            raise UsageError(
-                f"import.image_column = {spec.image_column!r}: COCO's pictures are named by file_name; leave it out"
+            raise OptionError(
+                f"image_column = {spec.image_column!r}: COCO's pictures are named by file_name; leave it out"
             )
         self._source = spec.source
         data = _read(spec.source)
@@ -56,10 +56,10 @@ class CocoSource:
         self._images, self._annotations = (
             _records(spec.source, content, part) for part in ("images", "annotations")
         )
-        self._column = named(spec.caption_column, ("caption",), self.columns(), "import.caption_column")
+        self._column = named(spec.caption_column, ("caption",), self.columns(), "caption_column")
         if self._column is None:
-            raise UsageError(
-                f"import.source = {spec.source!r}: its annotations have no caption (those of objects and keypoints "
+            raise OptionError(
+                f"source = {spec.source!r}: its annotations have no caption (those of objects and keypoints "
                 "have none); give captions_*.json"
             )
         self._pictures = _pictures(spec.images)
@@ -80,8 +80,8 @@ class CocoSource:
             captions.setdefault(_identity(annotation.get("image_id")), []).append(annotation)
         if captions and captions.keys().isdisjoint(_identity(image.get("id")) for image in self._images):
             told = self._annotations[0].get("image_id")
-            raise UsageError(
-                f"import.source = {self._source!r}: no annotation's image_id is the id of one of its "
+            raise OptionError(
+                f"source = {self._source!r}: no annotation's image_id is the id of one of its "
                 f"{len(self._images):,} images, the first {told!r}; give the file whole"
             )
         for image in self._images:
@@ -111,10 +111,10 @@ class _ZippedPictures:
             with open_seekable(storage, key) as file, zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except NotFoundError:
-            raise UsageError(f"import.images = {storage.url(key)!r}: is not there") from None
+            raise OptionError(f"images = {storage.url(key)!r}: is not there") from None
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, OSError) as error:
-            raise UsageError(
-                f"import.images = {storage.url(key)!r}: is no whole zip: {error}; download it again"
+            raise OptionError(
+                f"images = {storage.url(key)!r}: is no whole zip: {error}; download it again"
             ) from None
         self._file, self._url = key, storage.url(key)
         self._members = ZipMembers(members)
@@ -135,8 +135,8 @@ class _ZippedPictures:
         first = found[0]
         if len(found) > 1:
             names = " or ".join(repr(storable(member.filename))[1:-1] for member in found[:2])
-            raise UsageError(
-                f"import.images = {self._url!r}: {name!r} may be {names}; give a zip or folder with one of them, or "
+            raise OptionError(
+                f"images = {self._url!r}: {name!r} may be {names}; give a zip or folder with one of them, or "
                 "annotations whose file_name tells the folder"
             )
         return Place(file=self._file, member=first.filename, size=first.file_size)
@@ -154,27 +154,27 @@ def _read(source: str) -> bytes:
     try:
         return open_storage(root or ".").get_bytes(key)
     except (NotFoundError, ValueError):
-        raise UsageError(
-            f"import.source = {source!r}: no such file; give an annotations file such as captions_val2017.json"
+        raise OptionError(
+            f"source = {source!r}: no such file; give an annotations file such as captions_val2017.json"
         ) from None
     except OversizeError as error:
-        raise UsageError(f"import.source = {source!r}: {error}; split it") from None
+        raise OptionError(f"source = {source!r}: {error}; split it") from None
 
 
 def _parsed(source: str, data: bytes) -> Mapping[str, Any]:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"import.source = {source!r}: is not JSON: {error}") from None
+        raise OptionError(f"source = {source!r}: is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"import.source = {source!r}: holds no JSON object; give COCO annotations")
+        raise OptionError(f"source = {source!r}: holds no JSON object; give COCO annotations")
     return content
 
 
 def _records(source: str, content: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
     records = content.get(part)
     if not isinstance(records, list):
-        raise UsageError(f"import.source = {source!r}: has no list {part!r}; give COCO captions annotations")
+        raise OptionError(f"source = {source!r}: has no list {part!r}; give COCO captions annotations")
     return [record for record in records if isinstance(record, dict)]
 
 

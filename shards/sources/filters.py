@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.sources.source import column_list, named
 
 
@@ -64,10 +64,10 @@ def filters_of(rules: Rules, columns: Sequence[str]) -> tuple[Filter, ...]:
     """
     found: list[Filter] = []
     if rules.min_side is not None:
-        sides = _sides("import.min_side", rules.min_side, columns)
+        sides = _sides("min_side", rules.min_side, columns)
         found.append(Filter("side", sides, _number, lambda *both: min(both) >= rules.min_side))
     if rules.max_aspect is not None:
-        sides = _sides("import.max_aspect", rules.max_aspect, columns)
+        sides = _sides("max_aspect", rules.max_aspect, columns)
         found.append(
             Filter("aspect", sides, _number, lambda *both: max(both) <= rules.max_aspect * min(both))
         )
@@ -75,14 +75,14 @@ def filters_of(rules: Rules, columns: Sequence[str]) -> tuple[Filter, ...]:
         ("aesthetic", rules.min_aesthetic, rules.aesthetic_column),
         ("similarity", rules.min_similarity, rules.similarity_column),
     ):
-        option = f"import.min_{name}"
+        option = f"min_{name}"
         if _is_asked(option, least, name, wanted):
             where = _column(option, least, (name, f"{name}_score"), columns, name, wanted)
             found.append(Filter(name, (where,), _number, lambda value, least=least: value >= least))
-    if _is_asked("import.language", rules.language or None, "language", rules.language_column):
+    if _is_asked("language", rules.language or None, "language", rules.language_column):
         spoken = {language.casefold() for language in rules.language}
         where = _column(
-            "import.language",
+            "language",
             list(rules.language),
             ("language", "lang"),
             columns,
@@ -95,8 +95,8 @@ def filters_of(rules: Rules, columns: Sequence[str]) -> tuple[Filter, ...]:
 
 def _is_asked(option: str, value: object, name: str, wanted: str | None) -> bool:
     if value is None and wanted is not None:
-        raise UsageError(
-            f"import.{name}_column = {wanted!r}: without {option} nothing is filtered by it; give both or neither"
+        raise OptionError(
+            f"{name}_column = {wanted!r}: without {option} nothing is filtered by it; give both or neither"
         )
     return value is not None
 
@@ -113,10 +113,10 @@ def _column(
     name: str = "",
     wanted: str | None = None,
 ) -> str:
-    column = named(wanted, usual, columns, f"import.{name}_column")
+    column = named(wanted, usual, columns, f"{name}_column")
     if column is None:
-        hint = f"name it with import.{name}_column" if name else f"leave {option} out"
-        raise UsageError(
+        hint = f"name it with {name}_column" if name else f"leave {option} out"
+        raise OptionError(
             f"{option} = {value!r}: the source has no column {' or '.join(usual)}; "
             f"it has {column_list(columns)}; {hint}"
         )

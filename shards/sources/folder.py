@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.errors import NotFoundError, OversizeError, UsageError
+from shards.errors import NotFoundError, OptionError, OversizeError
 from shards.prompts.text_tables import caption_text, delimiter_of, encoding_of
 from shards.sources.item import Place, storable
 from shards.sources.picture import NOT_READ
@@ -57,34 +57,32 @@ class FolderSource:
 
     def __init__(self, spec: SourceSpec) -> None:
         if spec.images:
-            raise UsageError(
-                f"import.images = {spec.images!r}: the folder in import.source holds the pictures; leave it out"
+            raise OptionError(
+                f"images = {spec.images!r}: the folder in source holds the pictures; leave it out"
             )
         if spec.source.lower().endswith(".zip"):
-            raise UsageError(
-                f"import.source = {spec.source!r}: a zip is read beside COCO annotations only, as import.images; "
+            raise OptionError(
+                f"source = {spec.source!r}: a zip is read beside COCO annotations only, as images; "
                 "unpack it (unzip) and give the folder"
             )
         if not spec.source.startswith("s3://") and Path(spec.source).expanduser().is_file():
-            raise UsageError(
-                f"import.source = {spec.source!r}: is a file; give the folder that holds the pictures"
-            )
+            raise OptionError(f"source = {spec.source!r}: is a file; give the folder that holds the pictures")
         self._spec, self._storage = spec, open_storage(spec.source)
         entries = [entry for entry in self._storage.list() if not is_hidden(entry.key)]
         self._tag = tag_of(entries)
         self._pictures = {entry.key: entry for entry in entries if _suffix(entry.key) in PICTURES}
         self._unread = [entry.key for entry in entries if _suffix(entry.key) in NOT_READ]
         if not self._pictures:
-            raise UsageError(f"import.source = {spec.source!r}: no pictures there{self._instead(entries)}")
+            raise OptionError(f"source = {spec.source!r}: no pictures there{self._instead(entries)}")
         self._beside, self._orphans = self._side_files(entries)
         self._rows = self._metadata([entry for entry in entries if _base(entry.key) in METADATA])
         if not self._rows and not self._beside:
-            raise UsageError(
-                f"import.source = {spec.source!r}: {len(self._pictures):,} pictures and no captions; put NAME.txt, "
+            raise OptionError(
+                f"source = {spec.source!r}: {len(self._pictures):,} pictures and no captions; put NAME.txt, "
                 ".caption or .json beside each NAME.png, or a metadata.jsonl with file_name and text"
             )
         self._columns = self._look()
-        self._own_column = named(spec.caption_column, (), self._columns, "import.caption_column")
+        self._own_column = named(spec.caption_column, (), self._columns, "caption_column")
 
     def columns(self) -> Sequence[str]:
         """See `Source.columns`: what metadata and the first .json files say."""
@@ -120,7 +118,7 @@ class FolderSource:
         """Each caption of a picture with its facts: of its metadata, else of the files beside it."""
         for row in rows or [facts]:
             told = [name for name, value in row.items() if value is not None]
-            column = self._own_column or named(None, CAPTION_COLUMNS, told, "import.caption_column")
+            column = self._own_column or named(None, CAPTION_COLUMNS, told, "caption_column")
             caption = row.get(column or "")
             if self._own_column is None and text is not None and (rows is None or caption is None):
                 caption = text
@@ -166,19 +164,19 @@ class FolderSource:
         rows: dict[str, list[Facts]] = {}
         spelled = {composed(key): key for key in self._pictures if not key.isascii()}
         for entry in entries:
-            where = f"import.source: {self._storage.url(entry.key)}"
+            where = f"source: {self._storage.url(entry.key)}"
             folder = entry.key[: -len(_base(entry.key))]
             read = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[_suffix(entry.key)]
             try:
                 said = list(read(self._storage.get_bytes(entry.key), where))
             except OversizeError as error:
-                raise UsageError(f"{where}: {error}; split it") from None
+                raise OptionError(f"{where}: {error}; split it") from None
             columns = list(dict.fromkeys(name for row in said[:LOOKED_AT] for name in row))
-            column = named(self._spec.image_column, NAME_COLUMNS, columns, "import.image_column")
+            column = named(self._spec.image_column, NAME_COLUMNS, columns, "image_column")
             if said and column is None:
-                raise UsageError(
+                raise OptionError(
                     f"{where}: no column {' or '.join(NAME_COLUMNS)} among {column_list(columns)}; name the one of "
-                    "the pictures' names with import.image_column"
+                    "the pictures' names with image_column"
                 )
             for row in said:
                 name = row.get(column or "")
@@ -205,7 +203,7 @@ class FolderSource:
             return ": it is empty or not there; give the folder that holds them"
         for suffix, kind in ((".tar", "tars"), (".parquet", "parquet")):
             if count := sum(_suffix(entry.key) == suffix for entry in entries):
-                return f", but {count:,} {suffix} files; give import.kind {kind}"
+                return f", but {count:,} {suffix} files; give kind {kind}"
         if zips := [entry.key for entry in entries if _suffix(entry.key) == ".zip"]:
             return f", but {len(zips):,} .zip files, the first {zips[0]!r}; unpack them (unzip)"
         if self._unread:
@@ -220,9 +218,9 @@ def _json_rows(data: bytes, where: str) -> Iterator[Facts]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}, line {number}: not JSON: {error}; mend it") from None
+            raise OptionError(f"{where}, line {number}: not JSON: {error}; mend it") from None
         if not isinstance(row, dict):
-            raise UsageError(f"{where}, line {number}: {type(row).__name__} instead of an object; mend it")
+            raise OptionError(f"{where}, line {number}: {type(row).__name__} instead of an object; mend it")
         yield row
 
 
@@ -233,13 +231,13 @@ def _csv_rows(data: bytes, where: str) -> Iterator[Facts]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise UsageError(
+                raise OptionError(
                     f"{where}, line {reader.line_num}: not the fields of the header; "
                     f"quote those that hold {delimiter!r}"
                 )
             yield row
     except csv.Error as error:
-        raise UsageError(f"{where}, line {reader.line_num}: {error}; mend it") from None
+        raise OptionError(f"{where}, line {reader.line_num}: {error}; mend it") from None
 
 
 def _parquet_rows(data: bytes, where: str) -> Iterator[Facts]:
@@ -249,14 +247,14 @@ def _parquet_rows(data: bytes, where: str) -> Iterator[Facts]:
     try:
         yield from pq.read_table(io.BytesIO(data)).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise UsageError(f"{where}: cannot be read as parquet: {' '.join(str(error).split())}") from None
+        raise OptionError(f"{where}: cannot be read as parquet: {' '.join(str(error).split())}") from None
 
 
 def _whole(data: bytes, where: str) -> str:
     try:
         return data.decode(encoding_of(data[:4])).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: not UTF-8 at byte {error.start + 1}; convert it to UTF-8") from None
+        raise OptionError(f"{where}: not UTF-8 at byte {error.start + 1}; convert it to UTF-8") from None
 
 
 def _base(key: str) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.sources.item import Place, storable
 from shards.sources.selection import LONGEST_CAPTION
 from shards.sources.source import (
@@ -67,21 +67,21 @@ class ParquetSource:
         self._captions, self._field = caption_column(self._schema, spec.caption_column)
         self._image = image_column(self._schema, spec.image_column)
         if "." in self._image:
-            raise UsageError(
-                f"import.image_column = {self._image!r}: it has a dot, as fields of structs have; rename it"
+            raise OptionError(
+                f"image_column = {self._image!r}: it has a dot, as fields of structs have; rename it"
             )
         self._pictures: PictureFiles | None = None
         self._bytes = bytes_column(self._schema, self._image)
         if not self._bytes:
             if not _is_text(self._schema.field(self._image).type):
-                raise UsageError(
-                    f"import.image_column = {self._image!r}: holds {self._schema.field(self._image).type}; pictures "
+                raise OptionError(
+                    f"image_column = {self._image!r}: holds {self._schema.field(self._image).type}; pictures "
                     "are bytes, a struct with bytes, or paths; name another column"
                 )
             self._pictures = PictureFiles(open_storage(spec.images) if spec.images else self._storage)
         elif spec.images:
-            raise UsageError(
-                f"import.images = {spec.images!r}: column {self._image!r} holds the pictures themselves; leave it out"
+            raise OptionError(
+                f"images = {spec.images!r}: column {self._image!r} holds the pictures themselves; leave it out"
             )
 
     def columns(self) -> Sequence[str]:
@@ -102,8 +102,8 @@ class ParquetSource:
         for entry in self._files:
             with self._opened(entry.key) as file:
                 if absent := names - set(file.schema_arrow.names):
-                    raise UsageError(
-                        f"import.source: {self._storage.url(entry.key)} lacks {column_list(sorted(absent))}, "
+                    raise OptionError(
+                        f"source: {self._storage.url(entry.key)} lacks {column_list(sorted(absent))}, "
                         f"which the first file has; it has {column_list(file.schema_arrow.names)}"
                     )
                 self._check_alike(entry.key, file.schema.to_arrow_schema())
@@ -125,8 +125,8 @@ class ParquetSource:
         captions, field = caption_column(schema, self._spec.caption_column)
         found = captions, field, image, bytes_column(schema, image)
         if found != (self._captions, self._field, self._image, self._bytes):
-            raise UsageError(
-                f"import.source: {self._storage.url(key)} holds captions in {'.'.join(filter(None, found[:2]))!r} and "
+            raise OptionError(
+                f"source: {self._storage.url(key)} holds captions in {'.'.join(filter(None, found[:2]))!r} and "
                 f"pictures in {found[3] or image!r}, the first file in "
                 f"{'.'.join(filter(None, (self._captions, self._field)))!r} and {self._bytes or self._image!r}; import "
                 "them apart, or name columns that all have"
@@ -182,8 +182,8 @@ class ParquetSource:
             OSError,
             UnicodeDecodeError,
         ) as error:  # Arrow raises OSError for damage, too
-            raise UsageError(
-                f"import.source: {self._storage.url(key)} cannot be read as parquet: {' '.join(str(error).split())}; "
+            raise OptionError(
+                f"source: {self._storage.url(key)} cannot be read as parquet: {' '.join(str(error).split())}; "
                 "download it again, or name the others only"
             ) from None
 
@@ -273,7 +273,7 @@ def caption_column(schema: pa.Schema, wanted: str | None) -> tuple[str, str]:
     field = ""
     if wanted is not None and wanted not in schema.names and wanted.partition(".")[0] in schema.names:
         wanted, _, field = wanted.partition(".")
-    column = _column(schema, wanted, CAPTION_COLUMNS, "import.caption_column", "captions")
+    column = _column(schema, wanted, CAPTION_COLUMNS, "caption_column", "captions")
     kind = schema.field(column).type
     inner = _value_type(kind)
     if pa.types.is_struct(inner):
@@ -288,8 +288,8 @@ def caption_column(schema: pa.Schema, wanted: str | None) -> tuple[str, str]:
         # A column of nothing but nulls has a type of its own; it is counted row by row.
         if not field and (_is_caption(inner) or pa.types.is_null(inner)):
             return column, ""
-    raise UsageError(
-        f"import.caption_column = {column if not field else f'{column}.{field}'!r}: the column holds {kind}; captions "
+    raise OptionError(
+        f"caption_column = {column if not field else f'{column}.{field}'!r}: the column holds {kind}; captions "
         f"are text, UTF-8 bytes, lists of them, or one field of a struct{field_list or '; name another column'}"
     )
 
@@ -307,19 +307,19 @@ def _is_caption(kind: pa.DataType) -> bool:
 
 def image_column(schema: pa.Schema, wanted: str | None) -> str:
     """The column of pictures: the named one, or the first usual one; UsageError where there is none."""
-    return _column(schema, wanted, IMAGE_COLUMNS, "import.image_column", "pictures")
+    return _column(schema, wanted, IMAGE_COLUMNS, "image_column", "pictures")
 
 
 def _column(schema: pa.Schema, wanted: str | None, usual: Sequence[str], option: str, what: str) -> str:
     column = named(wanted, usual, schema.names, option)
     if column is None:
         if what == "pictures" and {"key", "url"} <= set(schema.names):
-            raise UsageError(
-                "import.source: these parquet files hold no pictures, only what img2dataset says of them; give the "
-                "tars beside them with import.kind tars, or the files with import.kind folder"
+            raise OptionError(
+                "source: these parquet files hold no pictures, only what img2dataset says of them; give the "
+                "tars beside them with kind tars, or the files with kind folder"
             )
-        raise UsageError(
-            f"import.source: no column of {what} named {' or '.join(usual)} among {column_list(schema.names)}; "
+        raise OptionError(
+            f"source: no column of {what} named {' or '.join(usual)} among {column_list(schema.names)}; "
             f"name it with {option}"
         )
     return column
@@ -352,7 +352,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def _check_names(schema: pa.Schema, url: str) -> None:
     """Refuse two columns of one name, of which nobody could say which is meant."""
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise UsageError(f"import.source: {url} has two columns called {twice[0]!r}; rename one")
+        raise OptionError(f"source: {url} has two columns called {twice[0]!r}; rename one")
 
 
 def _is_text(kind: pa.DataType) -> bool:

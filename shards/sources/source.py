@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.sources.item import Place, storable
 from shards.stores.local import open_storage
 from shards.stores.store import Entry, Storage, check_key
@@ -118,9 +118,9 @@ def files_of(spec: SourceSpec) -> tuple[Storage, tuple[Entry, ...]]:
         ]
         absent = sorted(exact - {entry.key for entry in found})
         if absent:
-            raise UsageError(f"import.source = {place!r}: {absent[0]} ({len(absent)} files) is not there")
+            raise OptionError(f"source = {place!r}: {absent[0]} ({len(absent)} files) is not there")
     if not found:
-        raise UsageError(f"import.source = {place!r}: {_instead(there, spec.kind)}")
+        raise OptionError(f"source = {place!r}: {_instead(there, spec.kind)}")
     return storage, tuple(found)
 
 
@@ -133,7 +133,7 @@ def _instead(there: Sequence[Entry], kind: Kind) -> str:
     for other, option in (("tar", "tars"), ("parquet", "parquet"), ("jpg", "folder"), ("png", "folder")):
         count = sum(entry.key.lower().endswith(f".{other}") for entry in there)
         if count and f".{other}" != suffix:
-            return f"no {suffix} file there, but {count:,} .{other} files; give import.kind {option}"
+            return f"no {suffix} file there, but {count:,} .{other} files; give kind {option}"
     if zips := [entry.key for entry in there if entry.key.lower().endswith(".zip")]:
         return f"no {suffix} file there, but {len(zips):,} .zip files, the first {zips[0]!r}; unpack them (unzip)"
     return (
@@ -159,9 +159,9 @@ def _expanded(pattern: str) -> list[str]:
     try:
         names = list(islice(braceexpand(pattern, escape=False), MOST_PATTERNS + 1))
     except ValueError as error:
-        raise UsageError(f"import.source: {error}; close each brace") from None
+        raise OptionError(f"source: {error}; close each brace") from None
     if len(names) > MOST_PATTERNS:
-        raise UsageError(f"import.source: {pattern!r} names more than {MOST_PATTERNS:,} files; use fewer")
+        raise OptionError(f"source: {pattern!r} names more than {MOST_PATTERNS:,} files; use fewer")
     return names
 
 
@@ -191,7 +191,7 @@ def named(wanted: str | None, usual: Sequence[str], columns: Sequence[str], opti
     if wanted is not None:
         if wanted in columns:
             return wanted
-        raise UsageError(
+        raise OptionError(
             f"{option} = {wanted!r}: the source has no such column; it has {column_list(columns)}"
         )
     by_case = {column.casefold(): column for column in reversed(columns)}

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import PurePosixPath
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.sources.item import Item, Place
 from shards.sources.picture import MAX_BYTES, NOT_READ, ImageError, kept, open_picture
 from shards.sources.picture_bytes import MISSING, Originals, open_originals
@@ -45,7 +45,7 @@ def survey(spec: SourceSpec, items: Sequence[Item], max_side: int, most: float) 
                 sound.append(item)
         bad = len(items) - len(sound)
         if bad > (most * len(items) if len(items) >= FEW else len(items) // 2):
-            raise UsageError(
+            raise OptionError(
                 f"{_option(spec)}: {bad:,} of {len(items):,} pictures cannot be used: {_told(known)}; "
                 f"{_remedy(spec, known)}"
             )
@@ -59,7 +59,7 @@ def survey(spec: SourceSpec, items: Sequence[Item], max_side: int, most: float) 
                 looked_at.setdefault(reason, []).append(item)
     failed = sum(map(len, looked_at.values()))
     if failed and failed == len(few):
-        raise UsageError(
+        raise OptionError(
             f"{_option(spec)}: none of the {failed} pictures looked at can be used: {_told(looked_at)}; "
             "give others, or convert them"
         )
@@ -135,7 +135,7 @@ def _told(reasons: dict[str, list[Item]]) -> str:
 
 def _option(spec: SourceSpec) -> str:
     name, value = ("images", spec.images) if spec.images else ("source", spec.source)
-    return f"import.{name} = {value!r}"
+    return f"{name} = {value!r}"
 
 
 def _remedy(spec: SourceSpec, known: dict[str, list[Item]]) -> str:
@@ -143,5 +143,5 @@ def _remedy(spec: SourceSpec, known: dict[str, list[Item]]) -> str:
         return "convert them"
     if MISSING not in known:
         return "download them again"
-    option = "import.images" if spec.images else "import.source"
+    option = "images" if spec.images else "source"
     return f"correct {option}, or download them and run this again"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
 
-from shards.errors import UsageError
+from shards.errors import OptionError
 from shards.prompts.text_tables import caption_text
 from shards.sources.item import Place, storable
 from shards.sources.picture import NOT_READ, SUFFIXES
@@ -87,13 +87,13 @@ class TarSource:
 
     def __init__(self, spec: SourceSpec) -> None:
         if spec.image_column is not None:
-            raise UsageError(
-                f"import.image_column = {spec.image_column!r}: pictures in tars are known by their suffix "
+            raise OptionError(
+                f"image_column = {spec.image_column!r}: pictures in tars are known by their suffix "
                 f"({', '.join(PICTURES)}); leave it out"
             )
         self._storage, self._tars = files_of(spec)
         self._columns = self._look()
-        self._own_column = named(spec.caption_column, (), self._columns, "import.caption_column")
+        self._own_column = named(spec.caption_column, (), self._columns, "caption_column")
 
     def columns(self) -> Sequence[str]:
         """See `Source.columns`: what the .json members of the first samples say."""
@@ -106,7 +106,7 @@ class TarSource:
     def found(self, columns: Iterable[str]) -> Iterator[Found]:
         """See `Source.found`: tars in the order of their names, samples as they stand in them."""
         wanted = set(columns)
-        usual = named(None, CAPTION_COLUMNS, self._columns, "import.caption_column")
+        usual = named(None, CAPTION_COLUMNS, self._columns, "caption_column")
         hashes = [name for name in HASH_COLUMNS if name in self._columns]
         for tar in self._tars:
             for group in self._groups(tar):
@@ -177,8 +177,8 @@ class TarSource:
                         raise tarfile.ReadError(f"{entry.size:,} bytes and no end mark")
                     end[0] = tar.offset
             except (tarfile.TarError, EOFError) as error:
-                raise UsageError(
-                    f"import.source: {self._storage.url(entry.key)} is no whole tar: "
+                raise OptionError(
+                    f"source: {self._storage.url(entry.key)} is no whole tar: "
                     f"{self._reason(entry, begin, error)}"
                 ) from None
         if group is not None:

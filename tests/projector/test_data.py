@@ -212,18 +212,17 @@ def test_ranges_over_shard_borders_and_the_limit(root):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"layer": -2}, r"evaluate\.data = '.*': holds layers \[-8, -6\] and .* trained on layer -2"),
+        ({"layer": -2}, r"^data = '.*': holds layers \[-8, -6\] and .* trained on layer -2"),
         (
             {"text_mode": "none"},
-            r"evaluate\.data = '.*': holds .* text modes \['caption'\]; .* text mode none",
+            r"^data = '.*': holds .* text modes \['caption'\]; .* text mode none",
         ),
     ],
 )
 def test_what_a_projector_settles_is_no_option_of_a_training(root, asked, message):
-    with pytest.raises(UsageError, match=message) as refused:
+    with pytest.raises(UsageError, match=message):
         load_pairs(root, "val", **{"layer": -8, "text_mode": "caption", "tokens": "image"} | asked,
-                   data_option="evaluate.data")  # fmt: skip
-    assert "train." not in str(refused.value)
+                   fixed=True)  # fmt: skip
 
 
 def test_provenance_names_dataset_and_models_without_file_lists(root):
@@ -250,8 +249,8 @@ def test_provenance_names_the_size_of_the_pictures(settings, size):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"layer": -2}, r"layer = -2: .* holds layers \[-8, -6\]"),
-        ({"text_mode": "none"}, r"text_mode = 'none': .* holds \['caption'\]"),
+        ({"layer": -2}, r"^layer = -2: .* holds layers \[-8, -6\]"),
+        ({"text_mode": "none"}, r"^text_mode = 'none': .* holds \['caption'\]"),
         ({"split": "test"}, "split 'test' holds no committed pairs"),
     ],
 )
@@ -267,5 +266,5 @@ def test_no_dataset_there(tmp_path):
 
 
 def test_a_reader_that_the_dataset_lacks_is_named(root):
-    with pytest.raises(UsageError, match=r"was read by vl, not by graft; build one with build.readers graft"):
+    with pytest.raises(UsageError, match=r"was read by vl, not by graft; build one with readers graft"):
         load_pairs(str(root), "train", layer=-8, text_mode="caption", tokens="image", reader="graft")

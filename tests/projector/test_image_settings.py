@@ -42,18 +42,18 @@ def model(tiny, tmp_path):
         (
             3.0,
             TURBO | {"steps": 9},
-            "distilled to 8 steps without guidance; build.steps is 9, build.guidance 0",
+            "distilled to 8 steps without guidance; steps is 9, guidance 0",
         ),
-        (3.0, TURBO | {"guidance": 4.0}, "build.steps is 8, build.guidance 4"),
+        (3.0, TURBO | {"guidance": 4.0}, "steps is 8, guidance 4"),
         (6.0, BASE, ""),
         (6.0, BASE | {"steps": 28}, ""),
-        (6.0, BASE | {"steps": 8}, "wants 28 to 50 steps and guidance of about 4; build.steps is 8"),
+        (6.0, BASE | {"steps": 8}, "wants 28 to 50 steps and guidance of about 4; steps is 8"),
         (1.0, TURBO | {"steps": 3}, ""),  # of neither: nothing is known of it
         (None, TURBO | {"steps": 3}, ""),
     ],
 )
 def test_steps_and_guidance_that_do_not_belong_to_the_scheduler_are_said(model, shift, settings, warning):
-    found = check_image_settings(model(shift), "build", **settings)
+    found = check_image_settings(model(shift), **settings)
     assert len(found) == bool(warning)
     assert all(warning in line for line in found)
 
@@ -62,11 +62,11 @@ def test_the_undistilled_model_is_refused_without_guidance(model):
     with pytest.raises(
         UsageError, match=r"compare\.guidance = 0: .*set compare\.guidance 4 and compare\.steps 50"
     ):
-        check_image_settings(model(6.0), "compare", **TURBO)
+        check_image_settings(model(6.0), **TURBO)
 
 
 def test_random_models_have_no_steps_of_their_own(model):
-    assert check_image_settings(replace(model(6.0), id="tiny/image"), "build", **TURBO) == []
+    assert check_image_settings(replace(model(6.0), id="tiny/image"), **TURBO) == []
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,17 @@ def test_random_models_have_no_steps_of_their_own(model):
     ],
 )
 def test_more_than_there_are_positions_for(model, changes, message):
-    check_image_settings(model(3.0), "build", **TURBO | {"max_tokens": 1504, "height": 8192})
+    check_image_settings(model(3.0), **TURBO | {"max_tokens": 1504, "height": 8192})
     with pytest.raises(UsageError, match=message):
-        check_image_settings(model(3.0), "build", **TURBO | changes)
+        check_image_settings(model(3.0), **TURBO | changes)
     with pytest.raises(
         UsageError, match=r"axes_lens in transformer/config.json is 'x', expected three numbers"
     ):
-        check_image_settings(model(3.0, axes="x"), "build", **TURBO)
+        check_image_settings(model(3.0, axes="x"), **TURBO)
 
 
 def test_an_import_without_the_transformer_has_no_limit_to_check(tmp_path):
-    check_max_tokens(tmp_path, "import", 5000)
+    check_max_tokens(tmp_path, 5000)
 
 
 def test_the_limit_is_the_transformers(tiny):

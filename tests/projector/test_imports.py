@@ -63,7 +63,7 @@ def alone(tiny_sources, tmp_path_factory):
 
 @pytest.fixture
 def readers(alone):
-    return resolve_readers(ModelPaths(image=str(alone / "image"), vl=str(alone / "vl")), "import.models")
+    return resolve_readers(ModelPaths(image=str(alone / "image"), vl=str(alone / "vl")))
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_a_dataset_without_its_catalogue(tmp_path, maker_of):
 
 def test_the_rest_of_the_pipeline_is_of_no_interest(readers, tiny_sources):
     paths = ModelPaths(image=tiny_sources.image.path, vl=tiny_sources.vl.path)
-    whole = resolve_readers(paths, "import.models")
+    whole = resolve_readers(paths)
     assert whole.text.files == readers.text.files
     assert {name.split("/")[0] for name in whole.text.files} == {"text_encoder", "tokenizer"}
     assert whole.to_json()["vl"] == tiny_sources.vl.to_json()
@@ -258,12 +258,12 @@ def test_the_rest_of_the_pipeline_is_of_no_interest(readers, tiny_sources):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / "image"), r"import.models.image = .*: no such folder"),
+        (lambda folder: shutil.rmtree(folder / "image"), r"models.image = .*: no such folder"),
         (
             lambda folder: shutil.rmtree(folder / "image" / "tokenizer"),
             r"no tokenizer/tokenizer_config.json there",
         ),
-        (lambda folder: shutil.rmtree(folder / "vl"), r"import.models.vl = .*: no such folder"),
+        (lambda folder: shutil.rmtree(folder / "vl"), r"models.vl = .*: no such folder"),
         (
             lambda folder: (folder / "image" / "text_encoder" / "model.safetensors").unlink(),
             r"incomplete, missing \*.safetensors",
@@ -281,4 +281,4 @@ def test_models_that_will_not_do(alone, tmp_path, change, message):
     shutil.copytree(alone, folder)
     change(folder)
     with pytest.raises(UsageError, match=message):
-        resolve_readers(ModelPaths(image=str(folder / "image"), vl=str(folder / "vl")), "import.models")
+        resolve_readers(ModelPaths(image=str(folder / "image"), vl=str(folder / "vl")))

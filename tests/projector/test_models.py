@@ -117,13 +117,13 @@ def other_width(folder):
     [
         (pipe_for("vl/config.json"), ["models.vl", "config.json"]),
         (pipe_for("vl/*.safetensors"), ["models.vl", ".safetensors"]),
-        (lambda f: shutil.rmtree(f / "image"), ["build.models.image", "no such folder"]),
-        (lambda f: shutil.rmtree(f / "vl"), ["build.models.vl", "no such folder"]),
+        (lambda f: shutil.rmtree(f / "image"), ["models.image", "no such folder"]),
+        (lambda f: shutil.rmtree(f / "vl"), ["models.vl", "no such folder"]),
         (
             lambda f: (f / "image" / "model_index.json").unlink(),
-            ["build.models.image", "no model_index.json"],
+            ["models.image", "no model_index.json"],
         ),
-        (lambda f: (f / "vl" / "config.json").unlink(), ["build.models.vl", "no config.json"]),
+        (lambda f: (f / "vl" / "config.json").unlink(), ["models.vl", "no config.json"]),
         (
             lambda f: shutil.rmtree(f / "image" / "tokenizer"),
             ["incomplete", "tokenizer/tokenizer_config.json"],
@@ -163,7 +163,7 @@ def other_width(folder):
             lambda f: edit(
                 f / "vl" / "config.json", quantization_config={"quant_method": "compressed-tensors"}
             ),
-            ["config.json has a quantization_config (compressed-tensors)", "build.quantize int8"],
+            ["config.json has a quantization_config (compressed-tensors)", "A build with quantize int8"],
         ),
         (
             lambda f: edit(f / "image" / "model_index.json", _class_name="FluxPipeline"),
@@ -196,7 +196,7 @@ def test_a_hub_id_without_a_hub_is_a_usage_error(tiny, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match=r"build.models.image = 'nobody/nothing@abc'.*local folder"):
+    with pytest.raises(UsageError, match=r"models.image = 'nobody/nothing@abc'.*local folder"):
         resolve_models(ModelPaths(image="nobody/nothing@abc", vl=str(tiny / "vl")))
 
 

@@ -111,7 +111,7 @@ def asked(folder, image):
     """The checks of a build, in their order."""
     found = resolve_models(ModelPaths(image=str(folder / image), vl=str(folder / "vl")))
     pipeline = replace(found.image, id="Z-Image")
-    check_image_settings(pipeline, "build", height=64, width=64, steps=8, guidance=0.0, max_tokens=60)
+    check_image_settings(pipeline, height=64, width=64, steps=8, guidance=0.0, max_tokens=60)
 
 
 def test_sound_models_pass(tiny):

@@ -242,17 +242,17 @@ def test_pooled_tokens(source, tiny_sources):
 def test_a_vision_model_is_found_without_any_pipeline(tiny, tiny_sources, tmp_path):
     alone = tmp_path / "vl"
     alone.symlink_to(tiny / "vl", target_is_directory=True)
-    found = resolve_vision(str(alone), "extract.vl")
+    found = resolve_vision(str(alone), "vl")
     assert (found.model.files, found.hidden_size, found.layers) == (tiny_sources.vl.files, 64, 12)
-    found.check_layers([-12, -1], "extract.layers")
+    found.check_layers([-12, -1])
     with pytest.raises(
         UsageError, match=r"extract\.layers = \[-13\]: vl has 12 blocks, allowed are -12 to -1"
     ):
-        found.check_layers([-13], "extract.layers")
+        found.check_layers([-13])
     with pytest.raises(UsageError, match=r"extract\.vl = .*no such folder"):
-        resolve_vision(str(tmp_path / "none"), "extract.vl")
+        resolve_vision(str(tmp_path / "none"), "vl")
     with pytest.raises(UsageError, match=r"extract\.vl = .*config\.json"):
-        resolve_vision(str(tiny / "image"), "extract.vl")
+        resolve_vision(str(tiny / "image"), "vl")
 
 
 def test_reading_again_knows_neither_pipeline_nor_text_encoder(source, tiny_sources, monkeypatch):

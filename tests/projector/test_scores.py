@@ -280,7 +280,7 @@ def test_a_users_scorer_sees_picture_and_prompt(module):
 def test_scorers_that_are_none(module, name, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_scorers([name])
-    assert str(caught.value).startswith(f"compare.scorers = {name!r}")
+    assert str(caught.value).startswith(f"scorers = {name!r}")
 
 
 @pytest.mark.parametrize(
@@ -322,9 +322,7 @@ def altered(folder, tmp_path, **config):
 
 
 def test_models_that_cannot_score(folder, tmp_path):
-    with pytest.raises(
-        UsageError, match=r"compare.scorer = .*no such folder.*compare.scorer none does without"
-    ):
+    with pytest.raises(UsageError, match=r"scorer = .*no such folder.*scorer none does without"):
         resolve_scorer(str(tmp_path / "none"))
     copy = altered(folder, tmp_path, model_type="siglip2")
     with pytest.raises(UsageError, match="holds a model of type 'siglip2'; a SigLIP of fixed resolution"):

@@ -139,7 +139,7 @@ def test_micro_batches_change_nothing(tmp_path, arch):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
     with pytest.raises(
-        NonFiniteLossError, match=r"in epoch 1, step \d+; .* synthetic-0000\d\d.* lower train"
+        NonFiniteLossError, match=r"in epoch 1, step \d+; .* synthetic-0000\d\d.* lower learning_rate"
     ):
         train(options(tmp_path, learning_rate=1e30, warmup_steps=0, start="mean"), TRAIN, VAL)
     assert not (tmp_path / "model.safetensors").exists()

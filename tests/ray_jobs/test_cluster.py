@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError, UserCodeException
 
 from ray_jobs.cluster.connect import plain_error
 from ray_support import RAY, ROOT, build_command, bytes_of, kill, processes_of, stand_in_command
-from shards.errors import StorageError, UsageError
+from shards.errors import OptionError, StorageError
 from shards.tools.verify import verify
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -170,6 +170,11 @@ def test_what_ray_says_of_a_dead_actor_is_one_line():
         str(error)
         == "a worker failed: UserCodeException: The actor died. class_name: Monitor; run it again to go on"
     )
-    ours = plain_error(RayTaskError("f", "trace", UsageError("--build.samples = 0")))
-    assert isinstance(ours, UsageError)
-    assert str(ours) == "--build.samples = 0"
+
+
+def test_an_error_of_ours_keeps_its_class_and_words_on_its_way_out_of_a_worker():
+    raised = RayTaskError("f", "Traceback\n", OptionError("samples = 0: too few"), "python", 1, "127.0.0.1")
+    for error in (raised, raised.as_instanceof_cause()):  # ray.get raises the second one
+        ours = plain_error(error)
+        assert type(ours) is OptionError
+        assert str(ours) == "samples = 0: too few"

@@ -101,7 +101,7 @@ def test_other_options_do_not_go_on_in_the_same_folder(run_job, undisturbed, tra
         "train", data=undisturbed, output=trained, arch="linear", objective="embedding", epochs=9, workers=2
     )
     assert done.returncode == 2
-    assert "train.epochs 6 there, 9 now" in done.stderr
+    assert "epochs 6 there, 9 now" in done.stderr
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_what_is_no_sound_picture_is_refused_by_name(tmp_path, content, message)
     (tmp_path / "bad one.png").write_bytes(content)
     with pytest.raises(UsageError, match=message) as caught:
         user_pictures([str(tmp_path)])
-    assert str(caught.value).startswith(f"compare.images = {str(tmp_path / 'bad one.png')!r}: ")
+    assert str(caught.value).startswith(f"images = {str(tmp_path / 'bad one.png')!r}: ")
     assert "\n" not in str(caught.value)
 
 

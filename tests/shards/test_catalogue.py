@@ -98,7 +98,7 @@ def test_a_source_that_changed_is_refused(catalogue_of, laion, root, change):
     else:
         (laion / "00002.tar").write_bytes(tar_of(laion_samples([20])))
     with pytest.raises(
-        UsageError, match=r"import.source: has changed since .* held 8 items .* as it was, or another"
+        UsageError, match=r"source: has changed since .* held 8 items .* as it was, or another"
     ):
         catalogue_of(laion)
 
@@ -118,7 +118,7 @@ def test_a_picture_that_was_replaced_in_its_folder_is_a_change(tmp_path, root):
 
 def test_other_rules_are_named(catalogue_of, laion, root):
     catalogue_of(laion).put(root)
-    with pytest.raises(DatasetMismatchError, match=r"import.min_side is None there and 40 here"):
+    with pytest.raises(DatasetMismatchError, match=r"min_side is None there and 40 here"):
         catalogue_of(laion, replace(RULES, min_side=40))
 
 

@@ -214,7 +214,7 @@ def test_columns_can_be_named_and_filter(tmp_path):
     [
         ({}, r"no pictures there: it is empty or not there"),
         ({"y.md": b""}, r"no pictures there \(.png.*links are not followed"),
-        ({"0.tar": b""}, r"no pictures there, but 1 .tar files; give import.kind tars"),
+        ({"0.tar": b""}, r"no pictures there, but 1 .tar files; give kind tars"),
         (
             {"sub/x.zip": b"", "y.md": b""},
             "no pictures there, but 1 .zip files, the first 'sub/x.zip'; unpack",
@@ -232,7 +232,7 @@ def test_columns_can_be_named_and_filter(tmp_path):
         ({"0.jpg": b"x", "metadata.parquet": b"x"}, "cannot be read as parquet"),
         (
             {"0.jpg": b"x", "metadata.csv": "a,b\n1,2\n"},
-            "no column file_name .* among a, b; name .* import.image_col",
+            "no column file_name .* among a, b; name .* image_col",
         ),
     ],
 )
@@ -244,17 +244,17 @@ def test_folders_that_will_not_do(tmp_path, files, message):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded(0))
-    with pytest.raises(UsageError, match=r"import.source = '.*a.jpg': is a file; give the folder"):
+    with pytest.raises(UsageError, match=r"source = '.*a.jpg': is a file; give the folder"):
         open_source(SourceSpec("folder", str(tmp_path / "a.jpg")))
     with pytest.raises(UsageError, match=r"a zip is read beside COCO annotations only.*unpack it"):
         open_source(SourceSpec("folder", str(tmp_path / "a.ZIP")))
 
 
 def test_options_that_a_folder_has_no_use_for(tmp_path):
-    with pytest.raises(UsageError, match=r"import.images = 'x': the folder in import.source holds"):
+    with pytest.raises(UsageError, match=r"images = 'x': the folder in source holds"):
         open_source(SourceSpec("folder", str(tmp_path), "x"))
     spec = written(tmp_path, {"0.jpg": encoded(0), "0.txt": "a"})
-    with pytest.raises(UsageError, match=r"import.caption_column = 'x': the source has no such column"):
+    with pytest.raises(UsageError, match=r"caption_column = 'x': the source has no such column"):
         open_source(SourceSpec("folder", spec.source, caption_column="x"))
 
 

@@ -164,7 +164,7 @@ def test_the_slice_hash_sees_every_field(change):
 
 
 def test_more_samples_than_prompts_is_a_usage_error():
-    with pytest.raises(UsageError, match=r"build.samples = 401: the prompt source holds 400"):
+    with pytest.raises(UsageError, match=r"samples = 401: the prompt source holds 400"):
         plan(401)
 
 

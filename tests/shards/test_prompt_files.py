@@ -62,7 +62,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_caption(tmp_path):
 def test_a_named_column_is_taken_and_a_missing_one_named(tmp_path, suffix):
     path = write(tmp_path / f"p{suffix}", column="words")
     assert read_prompts(path, "words").prompts[0].caption == "plain"
-    with pytest.raises(UsageError, match=r"build.prompt_column = 'wrods'.*words, style"):
+    with pytest.raises(UsageError, match=r"prompt_column = 'wrods'.*words, style"):
         read_prompts(path, "wrods")
     with pytest.raises(UsageError, match=r"no column named prompt or caption or text among words, style"):
         read_prompts(path)
@@ -78,7 +78,7 @@ def test_a_named_column_is_taken_and_a_missing_one_named(tmp_path, suffix):
         (
             "p.csv",
             b"fox\ncat\n",
-            "first line, 'fox', may be a header or a prompt; .* name it with build.prompt_column",
+            "first line, 'fox', may be a header or a prompt; .* name it with prompt_column",
         ),
         ("p.csv", b"a red fox;photo\na cat;x\n", "no column named prompt .* among a red fox, photo; name it"),
         ("p.csv", "prompt\na".encode("utf-16")[:-1], "not UTF-16 at byte"),
@@ -117,15 +117,15 @@ def test_a_missing_file_a_folder_and_a_column_for_text(tmp_path):
         read_prompts(write(tmp_path / "p.txt"), "prompt")
 
 
-def test_errors_name_the_option_that_gave_the_file(tmp_path):
+def test_errors_name_the_option(tmp_path):
     for name, content, column, message in (
-        ("a.txt", "a\na\n", None, r"^compare.prompts = '.*a.txt', line 2: duplicate"),
-        ("b.csv", "x,y\n1,2\n", None, r"^compare.prompts = .*name it with compare.prompt_column, or"),
-        ("b.csv", "x,y\n1,2\n", "z", r"^compare.prompt_column = 'z': '.*b.csv' has no such column"),
+        ("a.txt", "a\na\n", None, r"^prompts = '.*a.txt', line 2: duplicate"),
+        ("b.csv", "x,y\n1,2\n", None, r"^prompts = .*name it with prompt_column, or"),
+        ("b.csv", "x,y\n1,2\n", "z", r"^prompt_column = 'z': '.*b.csv' has no such column"),
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UsageError, match=message):
-            read_prompts(tmp_path / name, column, option="compare.prompts")
+            read_prompts(tmp_path / name, column)
 
 
 def test_categories_of_the_file_win_and_others_are_guessed(tmp_path):
@@ -185,7 +185,9 @@ def test_a_parquet_like_diffusion_db(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "metadata.parquet")
-    with pytest.raises(UsageError, match=r"duplicate of line 3: 'a cat'.*build.duplicates drop"):
+    with pytest.raises(UsageError, match=r"duplicate of line 3: 'a cat'.*duplicates drop$"):
+        read_prompts(tmp_path / "metadata.parquet", drop_duplicates=False)
+    with pytest.raises(UsageError, match=r"do not tell prompts apart\)$"):
         read_prompts(tmp_path / "metadata.parquet")
     source = without_near_duplicates(read_prompts(tmp_path / "metadata.parquet", drop_duplicates=True), 5)
     assert [prompt.caption for prompt in source.prompts] == [prompts[0], "a cat", "a dog"]

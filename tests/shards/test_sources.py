@@ -212,7 +212,7 @@ def test_annotations_of_another_shape(tmp_path, content, message):
 
 
 def test_coco_needs_pictures_and_annotations(tmp_path):
-    with pytest.raises(UsageError, match=r"import.images is needed"):
+    with pytest.raises(UsageError, match=r"images is needed"):
         open_source(SourceSpec("coco", "a.json"))
     with pytest.raises(UsageError, match="no such file"):
         open_source(SourceSpec("coco", str(tmp_path / "a.json"), str(tmp_path)))
@@ -288,8 +288,8 @@ def test_filters_go_by_columns(tmp_path, rules, kept, reason):
             {"min_similarity": 0.3, "similarity_column": "clip"},
             r"similarity_column = 'clip': .* it has key, caption",
         ),
-        ({"similarity_column": "similarity"}, "without import.min_similarity"),
-        ({"language_column": "LANGUAGE"}, "without import.language nothing"),
+        ({"similarity_column": "similarity"}, "without min_similarity"),
+        ({"language_column": "LANGUAGE"}, "without language nothing"),
     ],
 )
 def test_a_filter_needs_its_column_and_a_column_its_filter(tmp_path, rules, message):
@@ -320,9 +320,7 @@ def test_a_column_of_captions_may_be_named_and_hold_several(tmp_path):
     spec = SourceSpec("webdataset", str(tmp_path), caption_column="said")
     found, left_out = items_of(spec, captions="all", val_fraction=0.0)
     assert ([item.caption for item in found], left_out) == (["one", "two"] * 2, {})
-    with pytest.raises(
-        UsageError, match=r"import.caption_column = 'x': the source has no such column; it has key"
-    ):
+    with pytest.raises(UsageError, match=r"caption_column = 'x': the source has no such column; it has key"):
         open_source(SourceSpec("webdataset", str(tmp_path), caption_column="x"))
     without_text = [member for member in laion_samples([1], caption="alt") if not member[0].endswith("txt")]
     (tmp_path / "a.tar").write_bytes(tar_of(without_text))
@@ -463,7 +461,7 @@ def test_tars_without_captions_are_refused_with_the_remedy(tmp_path):
     (tmp_path / "work").mkdir()
     with pytest.raises(
         UsageError,
-        match=r"1 caption missing \(a.tar:0\); captions are NAME.txt .*import.caption_column \(there: alt\)",
+        match=r"1 caption missing \(a.tar:0\); captions are NAME.txt .*caption_column \(there: alt\)",
     ):
         catalogued(open_storage(str(tmp_path / "data")), spec, Rules(), tmp_path / "work")
 
@@ -475,9 +473,9 @@ def test_tars_without_captions_are_refused_with_the_remedy(tmp_path):
         ("webdataset", "a.tar.bz2", "a.tar.bz2 is compressed"),
         ("webdataset", "a.txz", "a.txz is compressed"),
         ("webdataset", "a.zip", "no .tar file there, but 1 .zip files, the first 'a.zip'; unpack them"),
-        ("webdataset", "a.jpg", "no .tar file there, but 1 .jpg files; give import.kind folder"),
-        ("webdataset", "a.parquet", "no .tar file there, but 1 .parquet files; give import.kind parquet"),
-        ("parquet", "a.tar", "no .parquet file there, but 1 .tar files; give import.kind tars"),
+        ("webdataset", "a.jpg", "no .tar file there, but 1 .jpg files; give kind folder"),
+        ("webdataset", "a.parquet", "no .tar file there, but 1 .parquet files; give kind parquet"),
+        ("parquet", "a.tar", "no .parquet file there, but 1 .tar files; give kind tars"),
     ],
 )
 def test_what_is_there_instead_of_a_kind_s_files_is_named(tmp_path, kind, name, message):
@@ -592,7 +590,7 @@ def test_tars_that_are_not_there(tmp_path, place, message):
 
 
 def test_options_that_tars_have_no_use_for(tmp_path):
-    with pytest.raises(UsageError, match=r"import.images = 'x': tars hold"):
+    with pytest.raises(UsageError, match=r"images = 'x': tars hold"):
         open_source(SourceSpec("webdataset", str(tmp_path), "x"))
     with pytest.raises(UsageError, match="known by their suffix"):
         open_source(SourceSpec("webdataset", str(tmp_path), image_column="x"))
@@ -716,11 +714,9 @@ def test_a_caption_column_s_type_or_fields_are_named(tmp_path):
     pq.write_table(pa.table({"image": [encoded(1)], "caption": said, "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UsageError, match=r"holds struct<.*; name one: caption.en, caption.fr"):
         open_source(SourceSpec("parquet", str(tmp_path)))
-    with pytest.raises(UsageError, match=r"import.caption_column = 'caption.id': .* name one: caption.en"):
+    with pytest.raises(UsageError, match=r"caption_column = 'caption.id': .* name one: caption.en"):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="caption.id"))
-    with pytest.raises(
-        UsageError, match=r"import.caption_column = 'n': the column holds int64; captions are text"
-    ):
+    with pytest.raises(UsageError, match=r"caption_column = 'n': the column holds int64; captions are text"):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="n"))
     found, _ = items_of(SourceSpec("parquet", str(tmp_path), caption_column="caption.fr"))
     assert [item.caption for item in found] == ["un"]
@@ -817,13 +813,9 @@ def test_failed_downloads_are_found_in_files_without_statistics(tmp_path, with_s
 def test_parquet_without_what_it_needs(tmp_path):
     table = pa.table({"a": [1], "b": ["x"]})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(
-        UsageError, match=r"no column of captions .* among a, b; name it with import.caption_column"
-    ):
+    with pytest.raises(UsageError, match=r"no column of captions .* among a, b; name it with caption_column"):
         open_source(SourceSpec("parquet", str(tmp_path)))
-    with pytest.raises(
-        UsageError, match=r"no column of pictures .* among a, b; name it with import.image_column"
-    ):
+    with pytest.raises(UsageError, match=r"no column of pictures .* among a, b; name it with image_column"):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="b"))
     with pytest.raises(UsageError, match=r"image_column = 'z': .* no such column; it has a, b"):
         open_source(SourceSpec("parquet", str(tmp_path), caption_column="b", image_column="z"))

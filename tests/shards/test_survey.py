@@ -38,8 +38,8 @@ def test_a_folder_that_is_not_there_is_named_with_what_is_missing(coco, tmp_path
     with pytest.raises(UsageError) as caught:
         surveyed(spec)
     assert str(caught.value) == (
-        f"import.images = {str(tmp_path / 'pcis')!r}: 24 of 24 pictures cannot be used: the source has no such picture "
-        "(000000000000.jpg, 000000000001.jpg, 000000000002.jpg, …); correct import.images, or download them and run "
+        f"images = {str(tmp_path / 'pcis')!r}: 24 of 24 pictures cannot be used: the source has no such picture "
+        "(000000000000.jpg, 000000000001.jpg, 000000000002.jpg, …); correct images, or download them and run "
         "this again"
     )
 

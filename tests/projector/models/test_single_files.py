@@ -50,7 +50,7 @@ def words(files, output, settings):
 def test_the_folder_is_that_which_the_files_were_made_of(files, settings, tmp_path, capsys):
     assert main(words(files, tmp_path / "models" / "made", settings)) == 0
     made = tmp_path / "models" / "made"
-    assert capsys.readouterr().out == f"{made}: for --build.models.image\n"
+    assert capsys.readouterr().out == f"{made}: for --models.image\n"
     found, expected = tensors(made), tensors(MINI)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
