@@ -55,17 +55,26 @@ def check_image_settings(
         UsageError: captions or pictures for which the transformer has no positions, or no guidance where the model
             cannot do without.
     """
-    folder = Path(model.path)
-    check_max_tokens(folder, max_tokens)
-    axes = _axes(folder)
+    check_max_tokens(Path(model.path), max_tokens)
+    _check_size(model, height, width)
+    return _check_scheduler(model, steps, guidance)
+
+
+def _check_size(model: ModelSource, height: int, width: int) -> None:
+    axes = _axes(Path(model.path))
     for name, pixels, places in (("height", height, axes[1]), ("width", width, axes[2])):
         if pixels > places * PATCH_PIXELS:
             raise OptionError(
                 f"{name} = {pixels}: {model.id} has positions for {places * PATCH_PIXELS} pixels "
                 f"(axes_lens {axes} in its transformer/config.json); use at most so many"
             )
+
+
+def _check_scheduler(model: ModelSource, steps: int, guidance: float) -> list[str]:
+    """Warnings about steps and guidance that the model was not distilled for."""
     if model.id.startswith("tiny/"):  # random: no number of steps is better than another
         return []
+    folder = Path(model.path)
     file = folder / "scheduler" / "scheduler_config.json"
     shift = read_json(file, "models.image", folder).get("shift")
     if shift == TURBO_SHIFT and (steps != TURBO_STEPS or guidance > 0):

@@ -118,21 +118,8 @@ class VLEmbeddingExtractor:
         width, depth = _size_of(folder)
         check_complete(folder, VL_FILES, "model_path")
         projector = Projector.from_pretrained(projector_path, device=device) if projector_path else None
-        if projector is not None and projector.width != width:
-            raise UsageError(
-                f"projector_path = {projector_path!r}: its width is {projector.width}, the VL model's is {width}; "
-                "use the model it was trained on"
-            )
-        if projector is not None and projector.layer < -depth:
-            raise UsageError(
-                f"projector_path = {projector_path!r}: trained on layer {projector.layer}, the VL model has "
-                f"{depth} blocks; use the model it was trained on"
-            )
-        if projector is not None and (projector.reader == "graft") != (language is not None):
-            needed = "give language, the Z-Image pipeline" if language is None else "leave language out"
-            raise UsageError(
-                f"projector_path = {projector_path!r}: trained on pictures that {projector.reader} read; {needed}"
-            )
+        if projector is not None:
+            _check_fit(projector, str(projector_path), width, depth, grafted=language is not None)
         # A projector names its layer, so nothing after it is computed; without one every layer can be asked for.
         layers = [projector.layer] if projector is not None else list(range(-depth, 0))
         encoder = VisionLanguageEncoder.from_pretrained(
@@ -182,30 +169,15 @@ class VLEmbeddingExtractor:
         mode = "caption" if text else "none"
         tokens = self._tokens(text_tokens_only, image_tokens_only)
         self._check(hidden_layer, mode, tokens)
-        self._encoder.text_modes = (mode,)
-        picture = as_rgb(image)
-        if self._projector is not None:
-            picture = to_training_size(picture, self._projector.picture_size or UNRECORDED)
-        encoding = self._encoder.encode([picture], [text or ""])[0]
-        if not isinstance(encoding, VisionEncoding):
-            raise UsageError(str(encoding))
-        if self._projector is not None:
-            encoding = pooled(encoding, self._projector.vl_tokens)
-        kind = encoding.kind[mode]
-        keep = torch.isin(kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
-        states = encoding.states[mode][hidden_layer]
-        if self._projector is not None:  # it was trained without attention sinks
-            keep &= self._projector.is_ordinary(states).cpu()
-        raw = states[keep.to(states.device)]
+        raw, kind = self._read(image, text or "", mode, hidden_layer, tokens)
         embeddings = raw if self._projector is None else self._projector(raw)
         scale = TEXT_STD / float(embeddings.float().std()) if scale_to_text else 1.0
         if scale_to_text:
             embeddings = embeddings * scale
-        kept = kind[keep] if len(embeddings) == int(keep.sum()) else torch.empty(0, dtype=torch.uint8)
         return VLExtractionResult(
             embeddings=embeddings,
             raw=raw,
-            kind=kept,
+            kind=kind if len(embeddings) == len(raw) else torch.empty(0, dtype=torch.uint8),
             hidden_layer=hidden_layer,
             text_mode=mode,
             tokens=tokens,
@@ -214,6 +186,26 @@ class VLEmbeddingExtractor:
             before=Spread.of(raw),
             after=Spread.of(embeddings),
         )
+
+    def _read(
+        self, image: Image.Image, text: str, mode: str, layer: int, tokens: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(V, D) hidden states of the tokens that are taken, without attention sinks, and (V,) their kinds."""
+        self._encoder.text_modes = (mode,)
+        picture = as_rgb(image)
+        if self._projector is not None:
+            picture = to_training_size(picture, self._projector.picture_size or UNRECORDED)
+        encoding = self._encoder.encode([picture], [text])[0]
+        if not isinstance(encoding, VisionEncoding):
+            raise UsageError(str(encoding))
+        if self._projector is not None:
+            encoding = pooled(encoding, self._projector.vl_tokens)
+        kind = encoding.kind[mode]
+        keep = torch.isin(kind, torch.tensor(KINDS[tokens], dtype=torch.uint8))
+        states = encoding.states[mode][layer]
+        if self._projector is not None:  # it was trained without attention sinks
+            keep &= self._projector.is_ordinary(states).cpu()
+        return states[keep.to(states.device)], kind[keep]
 
     def _tokens(self, text_only: bool, image_only: bool) -> str:
         if text_only and image_only:
@@ -246,6 +238,25 @@ class VLEmbeddingExtractor:
             raise UsageError(
                 f"text mode {mode!r}: the projector was trained on {projector.text_mode!r}; pass {wanted}"
             )
+
+
+def _check_fit(projector: Projector, path: str, width: int, depth: int, *, grafted: bool) -> None:
+    """Refuse a projector that was trained on another width, on a layer that is not there or for the other reader."""
+    if projector.width != width:
+        raise UsageError(
+            f"projector_path = {path!r}: its width is {projector.width}, the VL model's is {width}; "
+            "use the model it was trained on"
+        )
+    if projector.layer < -depth:
+        raise UsageError(
+            f"projector_path = {path!r}: trained on layer {projector.layer}, the VL model has {depth} blocks; "
+            "use the model it was trained on"
+        )
+    if (projector.reader == "graft") != grafted:
+        needed = "leave language out" if grafted else "give language, the Z-Image pipeline"
+        raise UsageError(
+            f"projector_path = {path!r}: trained on pictures that {projector.reader} read; {needed}"
+        )
 
 
 def _size_of(folder: Path) -> tuple[int, int]:
