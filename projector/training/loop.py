@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,16 +101,7 @@ def train(
             forget(storage)
     if on_epoch and run.progress.history:
         on_epoch(run.progress.history[-1])
-
-    def save(*, best: bool) -> None:
-        if world.rank:
-            return
-        if best:
-            put_network(storage, run.judged)
-        put_state(storage, identity, run.progress, run.network, run.optimizer, run.averaged)
-        lines = "".join(f"{json.dumps(record)}\n" for record in run.progress.history)
-        storage.put_bytes(METRICS, lines.encode())
-
+    save = partial(_save, run, storage, identity)
     if state is None and run.progress.best_val_loss < math.inf:
         save(best=True)  # the start counts: what is kept is never worse than it
     while not (run.finished or run.asked_to_stop):
@@ -127,6 +119,17 @@ def train(
     if world.rank == 0:
         put_json(storage, SUMMARY, summary)
     return summary
+
+
+def _save(run: Trainer, storage: Storage, identity: dict[str, Any], *, best: bool) -> None:
+    """Write how far a run is, on worker 0; with `best` its network, too."""
+    if run.world.rank:
+        return
+    if best:
+        put_network(storage, run.judged)
+    put_state(storage, identity, run.progress, run.network, run.optimizer, run.averaged)
+    lines = "".join(f"{json.dumps(record)}\n" for record in run.progress.history)
+    storage.put_bytes(METRICS, lines.encode())
 
 
 def _conclude(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from projector.data.align import Alignment
-from projector.data.packed import Batch, statistics_of
+from projector.data.packed import Batch, Held, statistics_of
 from projector.data.pairs import PairSource
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State, TrainingProgress
@@ -86,15 +86,8 @@ class Trainer:
         self.micro_batch = options.micro_batch
         self.mine = held(self.train_count, options.batch_size, world.rank, world.size)
         self.mine_judged = world.share(min(self.val_count, self.most_judged or self.val_count))
-        self.train_set, self.val_set = (
-            placed(
-                load_part(
-                    pairs, part, self.alignment, options, world, keeps_positions=self.network.keeps_positions
-                ),
-                world,
-            )
-            for pairs, part in ((train_pairs, self.mine), (val_pairs, self.mine_judged))
-        )
+        self.train_set = self._loaded(train_pairs, self.mine)
+        self.val_set = self._loaded(val_pairs, self.mine_judged)
         self.progress = TrainingProgress()
         self.network.to(world.device)
         if state is None and options.start_folder is None:
@@ -118,6 +111,14 @@ class Trainer:
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.wrapped, device_ids=devices, broadcast_buffers=False)
+
+    def _loaded(self, pairs: PairSource, part: range) -> Held:
+        """This worker's part of the pairs, where its steps read it."""
+        positions = self.network.keeps_positions
+        return placed(
+            load_part(pairs, part, self.alignment, self.options, self.world, keeps_positions=positions),
+            self.world,
+        )
 
     def _prepare(self) -> None:
         """Make what judging and steps need beside the pairs."""
@@ -324,18 +325,7 @@ class Trainer:
         progress.seconds += seconds
         if val_loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_epoch = val_loss, progress.epoch
-        record = {
-            "epoch": progress.epoch,
-            "train_loss": train_loss,
-            "val_loss": val_loss,
-            "best_epoch": progress.best_epoch,
-            "best_val_loss": progress.best_val_loss,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "seconds": round(seconds, 4),
-            "pairs_per_second": round(self.train_count / seconds, 1),
-        }
-        progress.history.append(record)
-        return record
+        return self._recorded(progress.epoch, train_loss, val_loss, seconds)
 
     def fit_in_closed_form(self) -> dict[str, Any]:
         """Ridge, or each dimension by itself, instead of epochs; returns the one record there is."""
@@ -350,18 +340,24 @@ class Trainer:
         progress.best_val_loss, progress.best_epoch = self.validate(self.network), 1
         progress.epoch = self.options.epochs
         progress.seconds = time.monotonic() - self.epoch_started
+        return self._recorded(1, None, progress.best_val_loss, progress.seconds, **found)
+
+    def _recorded(
+        self, epoch: int, train_loss: float | None, val_loss: float, seconds: float, **more: float
+    ) -> dict[str, Any]:
+        """Put an epoch's record into the history, and return it."""
         record = {
-            "epoch": 1,
-            "train_loss": None,
-            "val_loss": progress.best_val_loss,
-            "best_epoch": 1,
-            "best_val_loss": progress.best_val_loss,
-            "learning_rate": 0.0,
-            "seconds": round(progress.seconds, 4),
-            "pairs_per_second": round(self.train_count / progress.seconds, 1),
-            **found,
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "best_epoch": self.progress.best_epoch,
+            "best_val_loss": self.progress.best_val_loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 4),
+            "pairs_per_second": round(self.train_count / seconds, 1),
+            **more,
         }
-        progress.history.append(record)
+        self.progress.history.append(record)
         return record
 
     def _tick(self, steps: int) -> Tick:
