@@ -4,7 +4,6 @@ B batch, S sequence, M outputs, D hidden.
 """
 
 import json
-import re
 from os import PathLike
 from typing import Any, Literal, get_args
 
@@ -17,8 +16,9 @@ from projector.models.int8 import Quantize
 from projector.network.architectures import ProjectorNetwork
 from projector.network.blend import blend_interpolate, concatenated
 from projector.network.checkpoint import CONFIG, get_config, get_network, put_json, put_network
+from projector.network.description import check_description
 from projector.network.hub import find_projector, push
-from projector.options import VL_TOKENS, Reader, TextMode, Tokens
+from projector.options import Reader
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 from shards.stores.local import open_storage
@@ -63,7 +63,7 @@ class Projector:
         storage = open_storage(root)
         config = get_config(storage, weights)
         network = get_network(storage, config, weights)
-        _check_description(config, network.shape.width, storage.root)
+        check_description(config, network.shape.width, storage.root)
         return cls(network.to(device), config)
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
@@ -335,39 +335,3 @@ class Projector:
     def __repr__(self) -> str:
         shown = {key: self.config.get(key) for key in ("arch", "width", "layer", "text_mode", "tokens")}
         return f"Projector({json.dumps(shown)[1:-1]})"
-
-
-def _check_description(config: dict[str, Any], width: int, root: str) -> None:
-    """Refuse a config.json that does not say what the weights may be applied to."""
-    dataset, template = config.get("dataset", {}), config.get("template") or {"vl_limit": 0}
-    layer, said, mode, tokens = (config.get(key) for key in ("layer", "width", "text_mode", "tokens"))
-    pooling = dataset.get("vl_tokens", "all") if isinstance(dataset, dict) else dataset
-    limit = template.get("vl_limit") if isinstance(template, dict) else template
-    recorded = dataset if isinstance(dataset, dict) else {}
-    picture, rounding = recorded.get("picture", {}), recorded.get("quantize", "none")
-    for key, value, right, allowed in (
-        ("layer", layer, type(layer) is int and layer < 0, "counted from the end, as -8 is"),
-        ("width", said, said in (width, None), f"{width}, that of the weights"),
-        ("text_mode", mode, mode in get_args(TextMode), f"one of {', '.join(get_args(TextMode))}"),
-        ("tokens", tokens, tokens in get_args(Tokens), f"one of {', '.join(get_args(Tokens))}"),
-        ("dataset.vl_tokens", pooling, re.fullmatch(VL_TOKENS, str(pooling)), "all or pooled:N"),
-        (
-            "dataset.quantize",
-            rounding,
-            rounding in get_args(Quantize),
-            f"one of {', '.join(get_args(Quantize))}",
-        ),
-        ("dataset.picture", picture, _is_size(picture), "height and width, or max_side, in pixels"),
-        ("template.vl_limit", limit, type(limit) in (int, float), "a number"),
-    ):
-        if not right:
-            raise UsageError(
-                f"{root}/{CONFIG}: {key} is {value!r}, expected {allowed}; train or export again"
-            )
-
-
-def _is_size(picture: Any) -> bool:
-    return isinstance(picture, dict) and (
-        set(picture) in ({"height", "width"}, {"max_side"}, set())
-        and all(type(side) is int and side > 0 for side in picture.values())
-    )
