@@ -100,23 +100,12 @@ def parse(argv: Sequence[str], jobs: Mapping[str, Job]) -> Invocation:
     Raises:
         UsageError: unknown job, key or value, or an unreadable file; one line each.
     """
-    top = _Parser(prog="python -m ray_jobs", description=_overview(jobs), allow_abbrev=False,
-                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    top.add_argument("job", choices=list(jobs), metavar="JOB")
-    top.add_argument(
-        "--version", action="version", version=f"zimage-projector {version('z-image-projector')}"
-    )
     for word in argv:
         if word.encode(errors="ignore").decode() != word:  # surrogates stand for bytes that are not UTF-8
             raise UsageError(
                 f"{word!a}: is not UTF-8, which neither Ray nor JSON takes; rename what it names"
             )
-    if not argv or argv[0] in ("-h", "--help", "--version"):
-        top.parse_args(list(argv[:1]) or ["--help"])
-    if argv[0] not in jobs:
-        raise UsageError(f"unknown job {argv[0]!r}{_nearest(argv[0], jobs)}; the jobs are {', '.join(jobs)}")
-    job = jobs[argv[0]]
-
+    job = _job_of(argv, jobs)
     settings_class = _settings_class(job)
     parser = _Parser(prog=f"python -m ray_jobs {job.name}", description=job.does, allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -144,6 +133,21 @@ def parse(argv: Sequence[str], jobs: Mapping[str, Job]) -> Invocation:
         raise UsageError(str(error)) from None
     options = {name: getattr(settings, name) for name in job.sections}
     return Invocation(job.name, options, parsed.print_config)
+
+
+def _job_of(argv: Sequence[str], jobs: Mapping[str, Job]) -> Job:
+    """The job that the first word names; help and version end the process."""
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        top = _Parser(prog="python -m ray_jobs", description=_overview(jobs), allow_abbrev=False,
+                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        top.add_argument("job", choices=list(jobs), metavar="JOB")
+        top.add_argument(
+            "--version", action="version", version=f"zimage-projector {version('z-image-projector')}"
+        )
+        top.parse_args(list(argv[:1]) or ["--help"])
+    if argv[0] not in jobs:
+        raise UsageError(f"unknown job {argv[0]!r}{_nearest(argv[0], jobs)}; the jobs are {', '.join(jobs)}")
+    return jobs[argv[0]]
 
 
 def as_yaml(options: Mapping[str, BaseModel]) -> str:

@@ -91,14 +91,18 @@ def export(options: ExportOptions) -> int:
         f"exported {', '.join(sorted(files))}, {CARD} and {len(pictures)} pictures to {target.root}",
         flush=True,
     )
-    if are_random(config.get("base_models")):
-        print("not offered for upload: its models are random test models, so it steers nothing", flush=True)
-        return 0
-    remote = "://" in target.root
-    words = ["hf", "upload", options.repository or "YOU/REPOSITORY", "FOLDER" if remote else target.root, "."]
-    how = "to publish, once it is copied to a local FOLDER" if remote else "to publish"
-    print(f"{how}: {shlex.join(words)}", flush=True)
+    print(_how_to_publish(config, options.repository, target.root), flush=True)
     return 0
+
+
+def _how_to_publish(config: Mapping[str, Any], repository: str, root: str) -> str:
+    """The command that uploads the folder; why not to, where it steers nothing."""
+    if are_random(config.get("base_models")):
+        return "not offered for upload: its models are random test models, so it steers nothing"
+    remote = "://" in root
+    words = ["hf", "upload", repository or "YOU/REPOSITORY", "FOLDER" if remote else root, "."]
+    how = "to publish, once it is copied to a local FOLDER" if remote else "to publish"
+    return f"{how}: {shlex.join(words)}"
 
 
 def _own_files(source: Storage, target: Storage) -> Iterator[str]:

@@ -53,20 +53,14 @@ def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> 
     Raises:
         UsageError: anything wrong with the input, or an output of other options.
     """
-    for section, given in (("build", build), ("train", train)):
-        for name in sorted(given.model_fields_set & set(OWN)):
-            raise UsageError(
-                f"{section}.{name} = {getattr(given, name)!r}: the ladder decides it; use ladder.output and "
-                "ladder.samples, and leave it out"
-            )
+    refuse_own(build, train)
     root = options.output.rstrip("/")
     storage = open_storage(root)
     record = record_of(storage, options, build, train)
     with connected() as cluster:
         steps: list[dict[str, Any]] = []
-        tested: int | None = (
-            None  # test pairs: those of the first step, so that all steps are measured on the same
-        )
+        # Test pairs: those of the first step, so that all steps are measured on the same.
+        tested: int | None = None
         for arch, samples in zip(STEPS, options.samples, strict=False):
             if not is_done(storage, arch):
                 code = climb(root, arch, samples, build, train, tested)
@@ -82,29 +76,22 @@ def ladder(options: LadderOptions, build: BuildOptions, train: TrainOptions) -> 
             print(f"{arch}, {samples} samples: {gate.sentence}", flush=True)
             if not gate.passed and options.gates == "stop":
                 break
-        found = learning_curve(root, options, train, cluster)
-        dataset = Dataset.open(open_storage(f"{root}/data"))
-        curve, fit = found
-        said = ladder_verdict(curve, fit, seconds_per_sample(dataset), steps, options.samples)
-        layers = layer_losses(root, train, cluster, dataset)
-        put_json(
-            storage,
-            LADDER,
-            record
-            | {
-                "steps": steps,
-                "curve": curve,
-                "fit": fit_json(fit),
-                "layers": layers,
-                "verdict": said,
-            },
-        )
-        for row in layers:
-            print(
-                f"layer {row['layer']}, text mode {row['text_mode']}: validation loss {row['val_loss']:.4g}"
-            )
-        print(said, flush=True)
+        findings = concluded(root, options, train, cluster, steps)
+    put_json(storage, LADDER, record | {"steps": steps} | findings)
+    for row in findings["layers"]:
+        print(f"layer {row['layer']}, text mode {row['text_mode']}: validation loss {row['val_loss']:.4g}")
+    print(findings["verdict"], flush=True)
     return 0
+
+
+def refuse_own(build: BuildOptions, train: TrainOptions) -> None:
+    """Raise UsageError where something is given that the ladder decides."""
+    for section, given in (("build", build), ("train", train)):
+        for name in sorted(given.model_fields_set & set(OWN)):
+            raise UsageError(
+                f"{section}.{name} = {getattr(given, name)!r}: the ladder decides it; use ladder.output and "
+                "ladder.samples, and leave it out"
+            )
 
 
 def record_of(
@@ -146,6 +133,20 @@ def climb(
     code = run_build(build.model_copy(update={"output": data, "samples": samples, "append": True}))
     code = code or run_train(train.model_copy(update={"data": data, "output": place, "arch": arch}))
     return code or evaluate(EvaluateOptions(data=data, checkpoint=place, output=place, max_samples=tested))
+
+
+def concluded(
+    root: str, options: LadderOptions, train: TrainOptions, cluster: Cluster, steps: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the pairs of all steps show: the learning curve, the layers, and whether more data pays."""
+    curve, fit = learning_curve(root, options, train, cluster)
+    dataset = Dataset.open(open_storage(f"{root}/data"))
+    return {
+        "curve": curve,
+        "fit": fit_json(fit),
+        "layers": layer_losses(root, train, cluster, dataset),
+        "verdict": ladder_verdict(curve, fit, seconds_per_sample(dataset), steps, options.samples),
+    }
 
 
 def learning_curve(

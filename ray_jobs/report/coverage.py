@@ -10,6 +10,7 @@ from ray_jobs.report.charts import bar_chart, heat_map
 from ray_jobs.report.run_files import UNREADABLE, reason
 from ray_jobs.report.tables import Table, failures_table
 from shards.dataset.dataset import Dataset
+from shards.format.commit import Commit
 from shards.format.plan import SPLITS
 from shards.prompts.variety import BIN, PromptFigures
 from shards.tools.info import causes_of, pictures, prompts
@@ -63,29 +64,34 @@ def built(datasets: Iterable[Dataset], notes: list[str]) -> Built:
         causes.update(tries)
         of_imports += sum(shown.values())
         told.append((dataset.storage.root, *varied(figures)))
-    samples = sum(commit.samples for commit in commits)
-    seconds = sum(commit.device_seconds for commit in commits)
     maps, filled = coverage(cells)
     return Built(
-        {
-            "pairs": f"{samples:,}",
-            **({"imported pictures": f"{of_imports:,}"} if of_imports else {}),
-            **{
-                f"in {split}": f"{sum(commit.samples for commit in commits if commit.split == split):,}"
-                for split in SPLITS
-            },
-            "failed": f"{sum(commit.failed for commit in commits):,}",
-            "shards": f"{len(commits):,}",
-            "MB": f"{sum(commit.bytes for commit in commits) / 1e6:,.1f}",
-            "device seconds": f"{seconds:,.0f}",
-            "device seconds a pair": f"{seconds / max(samples, 1):,.2f}",
-        },
+        facts_of(commits, of_imports),
         maps,
         filled,
         told,
         failures_table((stage, error, tries) for (stage, error), tries in causes.items()),
         sorted({commit.device for commit in commits if commit.device}),
     )
+
+
+def facts_of(commits: Sequence[Commit], imported: int) -> dict[str, str]:
+    """Counts of what was committed, by name; `imported` of the pictures were not drawn."""
+    samples = sum(commit.samples for commit in commits)
+    seconds = sum(commit.device_seconds for commit in commits)
+    return {
+        "pairs": f"{samples:,}",
+        **({"imported pictures": f"{imported:,}"} if imported else {}),
+        **{
+            f"in {split}": f"{sum(commit.samples for commit in commits if commit.split == split):,}"
+            for split in SPLITS
+        },
+        "failed": f"{sum(commit.failed for commit in commits):,}",
+        "shards": f"{len(commits):,}",
+        "MB": f"{sum(commit.bytes for commit in commits) / 1e6:,.1f}",
+        "device seconds": f"{seconds:,.0f}",
+        "device seconds a pair": f"{seconds / max(samples, 1):,.2f}",
+    }
 
 
 def varied(figures: PromptFigures) -> tuple[Markup, Sequence[str]]:
