@@ -5,7 +5,7 @@ shows that the benchmark runs.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,24 +81,23 @@ def sharing(model: Any) -> Any:
 
 def make_models(name: str, device: str, dtype: torch.dtype) -> Models:
     """All models of a size."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        ZImagePipeline,
-        ZImageTransformer2DModel,
-    )
-    from transformers import (
-        Qwen2VLImageProcessorPil,
-        Qwen3Config,
-        Qwen3ForCausalLM,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-    )
-
     size, tokenizer, vl_tokenizer = SIZES[name], tiny_tokenizer(), tiny_tokenizer()
     vl_tokenizer.chat_template = VL_TEMPLATE
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    text = {
+    with torch.device(device), _default(dtype):
+        torch.manual_seed(0)
+        encoder = _text_encoder(size, ids)
+        transformer = _transformer(size)
+        vae = _autoencoder(size)
+        vl = _vision_language(size, ids)
+    for model in (encoder, transformer, vae, vl):
+        model.to(device, dtype).requires_grad_(False)
+    return Models(_pipeline(encoder, tokenizer, transformer, vae), vl, vl_tokenizer, _image_processor())
+
+
+def _language(size: Size, ids: Mapping[str, int]) -> dict[str, Any]:
+    """The language model of either encoder."""
+    return {
         "vocab_size": size.vocabulary,
         "hidden_size": size.width,
         "intermediate_size": size.inner,
@@ -111,8 +110,53 @@ def make_models(name: str, device: str, dtype: torch.dtype) -> Models:
         "eos_token_id": ids["<|im_end|>"],
         "bos_token_id": None,
     }
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
+
+
+def _text_encoder(size: Size, ids: Mapping[str, int]) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**_language(size, ids))).eval()
+
+
+def _transformer(size: Size) -> Any:
+    from diffusers import ZImageTransformer2DModel
+
+    return ZImageTransformer2DModel(
+        in_channels=16,
+        dim=size.dit_width,
+        n_layers=size.dit_layers,
+        n_refiner_layers=2,
+        n_heads=size.dit_heads,
+        n_kv_heads=size.dit_heads,
+        cap_feat_dim=size.width,
+        axes_dims=list(size.dit_axes),
+        axes_lens=[1536, 512, 512],
+    ).eval()
+
+
+def _autoencoder(size: Size) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        latent_channels=16,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=size.vae,
+        layers_per_block=2,
+        norm_num_groups=min(32, size.vae[0] // 2),
+        sample_size=1024,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+
+
+def _vision_language(size: Size, ids: Mapping[str, int]) -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
     sections = [size.head // 2 - 2 * (size.head // 6), size.head // 6, size.head // 6]
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True, "mrope_section": sections}
     vision = {
         "depth": size.vision_layers,
         "hidden_size": size.vision_width,
@@ -125,46 +169,22 @@ def make_models(name: str, device: str, dtype: torch.dtype) -> Models:
         "num_position_embeddings": 2304,
         "deepstack_visual_indexes": [size.vision_layers // 4 * at for at in (1, 2, 3)],
     }
-    with torch.device(device), _default(dtype):
-        torch.manual_seed(0)
-        encoder = Qwen3ForCausalLM(Qwen3Config(**text)).eval()
-        transformer = ZImageTransformer2DModel(
-            in_channels=16,
-            dim=size.dit_width,
-            n_layers=size.dit_layers,
-            n_refiner_layers=2,
-            n_heads=size.dit_heads,
-            n_kv_heads=size.dit_heads,
-            cap_feat_dim=size.width,
-            axes_dims=list(size.dit_axes),
-            axes_lens=[1536, 512, 512],
-        ).eval()
-        vae = AutoencoderKL(
-            latent_channels=16,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=size.vae,
-            layers_per_block=2,
-            norm_num_groups=min(32, size.vae[0] // 2),
-            sample_size=1024,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ).eval()
-        vl = Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(
-                text_config=text | {"rope_parameters": rope | {"mrope_section": sections}},
-                vision_config=vision,
-                image_token_id=ids["<|image_pad|>"],
-                video_token_id=ids["<|video_pad|>"],
-                vision_start_token_id=ids["<|vision_start|>"],
-                vision_end_token_id=ids["<|vision_end|>"],
-                tie_word_embeddings=True,
-            )
-        ).eval()
-    for model in (encoder, transformer, vae, vl):
-        model.to(device, dtype).requires_grad_(False)
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config=_language(size, ids) | {"rope_parameters": rope},
+            vision_config=vision,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+            tie_word_embeddings=True,
+        )
+    ).eval()
+
+
+def _pipeline(encoder: Any, tokenizer: Any, transformer: Any, vae: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
+
     pipeline = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
         vae=vae,
@@ -173,7 +193,13 @@ def make_models(name: str, device: str, dtype: torch.dtype) -> Models:
         transformer=transformer,
     )
     pipeline.set_progress_bar_config(disable=True)
-    processor = Qwen2VLImageProcessorPil(
+    return pipeline
+
+
+def _image_processor() -> Any:
+    from transformers import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil(
         patch_size=16,
         merge_size=2,
         temporal_patch_size=2,
@@ -181,7 +207,6 @@ def make_models(name: str, device: str, dtype: torch.dtype) -> Models:
         image_std=[0.5] * 3,
         size={"shortest_edge": 65536, "longest_edge": 16777216},
     )
-    return Models(pipeline, vl, vl_tokenizer, processor)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Letters: N scenes, V wordings of each, B batch, D hidden size, C latent channels
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from stepping import Learner, matrices_of, save
 from torch import Tensor, nn
 
 from projector.models.dense_transformer import dense_velocities
+from shards.scenes.scene import Scene
 
 SHIFT = 3.0
 CONDITIONED = {"cuda": 50_000, "cpu": 12_000}  # scenes whose wordings the transformer learns from
@@ -64,23 +66,12 @@ def train_transformer(options: argparse.Namespace, data: SceneData, size: int, s
         size: of a batch with conditionings of 64 rows.
         seconds: of training.
     """
-    from diffusers import AutoencoderKL, ZImageTransformer2DModel
-    from transformers import AutoModelForCausalLM
+    from diffusers import ZImageTransformer2DModel
 
     device, image = options.device, options.output / "image"
-    vae = AutoencoderKL.from_pretrained(image / "vae").to(device)
-    text = AutoModelForCausalLM.from_pretrained(image / "text_encoder", dtype=torch.float32).to(device)
-    scenes = scenes_of(data)[: CONDITIONED[device]]
+    scenes = scenes_of(data)[: CONDITIONED[device]]  # of all data: they are made anew by their number
     data = SceneData(*(tensor[: CONDITIONED[device]] for tensor in vars(data).values()))
-    kept = options.output / "encoded.safetensors"
-    if not kept.is_file():
-        latents = (
-            encoded(vae, data.pictures.to(device)) - vae.config.shift_factor
-        ) * vae.config.scaling_factor
-        print(f"{len(latents)} pictures encoded", flush=True)
-        save_file({"rows": conditionings(text, data, device), "latents": latents}, kept)
-    rows, latents = (load_file(kept, device)[name] for name in ("rows", "latents"))
-    lengths = data.prompt_lengths.flatten().to(device)
+    rows, latents = _inputs(options, data)
     transformer = make_transformer()
     if options.start:
         earlier = ZImageTransformer2DModel.from_pretrained(
@@ -89,10 +80,40 @@ def train_transformer(options: argparse.Namespace, data: SceneData, size: int, s
         transformer.load_state_dict(earlier.state_dict())
     transformer.to(device)
     heads = AttributeHeads(transformer.layers[HALFWAY], TRANSFORMER_WIDTH).to(device)
-    labels, shares = (tensor.to(device) for tensor in labels_of(scenes))
-    wordings = data.prompts.shape[1]
-    drawn_by = torch.tensor(WORDING_SHARES, device=device).repeat(len(scenes))
-    odds = [torch.where(lengths <= length, drawn_by, 0.0) for length in LENGTHS]
+    blocks = nn.ModuleList([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers])
+    if device == "cpu":  # half of a step is small kernels, which the compiler joins
+        torch._dynamo.config.recompile_limit = 64
+        for block in blocks:
+            block.compile(dynamic=False)
+    learner = Learner(
+        _loss(transformer, heads, device), [transformer, heads], 1.5e-3, matrices=matrices_of(blocks)
+    )
+    learner.run(seconds, _batches(scenes, data, rows, latents, size), "transformer")
+    save(learner.average, image / "transformer")
+    finish_pipeline(options)
+
+
+def _inputs(options: argparse.Namespace, data: SceneData) -> tuple[Tensor, Tensor]:
+    """Conditionings and latents of the scenes; computed once and kept in the output."""
+    from diffusers import AutoencoderKL
+    from transformers import AutoModelForCausalLM
+
+    device, image = options.device, options.output / "image"
+    kept = options.output / "encoded.safetensors"
+    if not kept.is_file():
+        vae = AutoencoderKL.from_pretrained(image / "vae").to(device)
+        text = AutoModelForCausalLM.from_pretrained(image / "text_encoder", dtype=torch.float32).to(device)
+        latents = (
+            encoded(vae, data.pictures.to(device)) - vae.config.shift_factor
+        ) * vae.config.scaling_factor
+        print(f"{len(latents)} pictures encoded", flush=True)
+        save_file({"rows": conditionings(text, data, device), "latents": latents}, kept)
+    held = load_file(kept, device)
+    return held["rows"], held["latents"]
+
+
+def _loss(transformer: Any, heads: AttributeHeads, device: str) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Of a batch: the velocities, and the attributes halfway through the transformer."""
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         clean = batch["latents"]
@@ -105,6 +126,27 @@ def train_transformer(options: argparse.Namespace, data: SceneData, size: int, s
         # Where the picture shows, heads would read it there.
         labels = torch.where(sigma[:, None] > HEADS_FROM, batch["labels"], NOTHING)
         return error + HEADS_WEIGHT * heads(labels, batch["shares"])
+
+    return loss
+
+
+def _batches(
+    scenes: Sequence[Scene], data: SceneData, rows: Tensor, latents: Tensor, size: int
+) -> Callable[[], dict[str, Tensor]]:
+    """Random wordings of random scenes, those of a batch padded to one length.
+
+    Args:
+        scenes: N of them.
+        data: their words.
+        rows: (N * V, ROWS, D) their conditionings.
+        latents: (N, C, h, w) their pictures.
+        size: of a batch with conditionings of 64 rows.
+    """
+    device, wordings = rows.device, data.prompts.shape[1]
+    lengths = data.prompt_lengths.flatten().to(device)
+    labels, shares = (tensor.to(device) for tensor in labels_of(scenes))
+    drawn_by = torch.tensor(WORDING_SHARES, device=device).repeat(len(scenes))
+    odds = [torch.where(lengths <= length, drawn_by, 0.0) for length in LENGTHS]
 
     def batches() -> dict[str, Tensor]:
         kind = int(torch.multinomial(torch.tensor(LENGTH_SHARES), 1))
@@ -121,15 +163,7 @@ def train_transformer(options: argparse.Namespace, data: SceneData, size: int, s
             "exists": exists,
         }
 
-    blocks = nn.ModuleList([*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers])
-    if device == "cpu":  # half of a step is small kernels, which the compiler joins
-        torch._dynamo.config.recompile_limit = 64
-        for block in (*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers):
-            block.compile(dynamic=False)
-    learner = Learner(loss, [transformer, heads], 1.5e-3, matrices=matrices_of(blocks))
-    learner.run(seconds, batches, "transformer")
-    save(learner.average, image / "transformer")
-    finish_pipeline(options)
+    return batches
 
 
 def finish_pipeline(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 Letters: B batch, P patches, S tokens of a sequence, D hidden size.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,41 +79,64 @@ def train_reader(
 ) -> None:
     """Train the model, from earlier weights where there are some, and save it as a Qwen3-VL folder."""
     from diffusers import AutoencoderKL
-    from transformers import (
-        AutoModelForCausalLM,
-        Qwen2VLImageProcessorPil,
-        Qwen3VLForConditionalGeneration,
-    )
+    from transformers import AutoModelForCausalLM, Qwen2VLImageProcessorPil
 
     vae = AutoencoderKL.from_pretrained(output / "image" / "vae", torch_dtype=torch.float32).to(device)
     text = AutoModelForCausalLM.from_pretrained(output / "image" / "text_encoder", dtype=torch.float32)
-    model = make_reader(tokenizer, text)
-    if start is not None:
-        earlier = Qwen3VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-        model.model.visual.load_state_dict(earlier.model.visual.state_dict())
-    model.to(device)
+    model = _model(tokenizer, text, start).to(device)
     head = AttributeHead(text.config.hidden_size).to(device)
     draft = output / ".vl"
     save_reader_processors(draft, tokenizer, patch_size=PATCH, smallest=SIDE * SIDE)
     _check_patches(Qwen2VLImageProcessorPil.from_pretrained(draft), data.pictures[:2])
     scenes = scenes_of(data)
-    ids, answer = _words(tokenizer, scenes)
-    ids, answer = ids.to(device), answer.to(device)
+    ids, answer = (tensor.to(device) for tensor in _words(tokenizer, scenes))
     labels = torch.tensor([labels_of(scene) for scene in scenes], device=device)
-    pictures = data.pictures.to(device)
-    through = _decoded(vae, pictures[:DECODED])
-    grid = torch.tensor([[1, SIDE // PATCH, SIDE // PATCH]], device=device)
-    is_image = (ids[:1] == model.config.image_token_id).int()
-    positions = model.model.get_rope_index(ids[:1].cpu(), is_image.cpu(), image_grid_thw=grid.cpu())[0].to(
-        device
+    language = list(model.model.language_model.parameters())
+    matrices = [
+        weight
+        for name, weight in model.model.visual.named_parameters()
+        if weight.dim() == 2 and "pos_embed" not in name
+    ]
+    learner = Learner(
+        _loss(model, head, ids[:1]), [model, head], 3e-3, matrices=matrices, slow=language, graphs=False
     )
+    learner.run(seconds, _batches(vae, data.pictures.to(device), ids, answer, labels, size), "reader")
+    print(f"drift from the text encoder: {drift(learner.average, text):.3f}", flush=True)
+    learner.average.to("cpu", torch.bfloat16).save_pretrained(draft, safe_serialization=True)
+    draft.rename(output / "vl")
+
+
+def _model(tokenizer: Any, text: Any, start: Path | None) -> Any:
+    """The model to train: the text encoder as its language model, its vision tower new or from earlier weights."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    model = make_reader(tokenizer, text)
+    if start is not None:
+        earlier = Qwen3VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+        model.model.visual.load_state_dict(earlier.model.visual.state_dict())
+    return model
+
+
+def _loss(model: Any, head: AttributeHead, ids: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Of a batch: the words of the captions, and the attributes in the vision tokens.
+
+    Args:
+        model: learns to say the words.
+        head: reads the attributes from the model's merged vision tokens.
+        ids: (1, S) tokens of any one picture and caption; the picture's stand alike in all.
+    """
+    device = ids.device
+    grid = torch.tensor([[1, SIDE // PATCH, SIDE // PATCH]], device=device)
+    is_image = (ids == model.config.image_token_id).int()
+    positions, _ = model.model.get_rope_index(ids.cpu(), is_image.cpu(), image_grid_thw=grid.cpu())
+    positions = positions.to(device)
     seen: list[Tensor] = []
     model.model.visual.merger.register_forward_hook(lambda _module, _args, out: seen.append(out))
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         seen.clear()
         count = len(batch["ids"])
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(
                 input_ids=batch["ids"],
                 pixel_values=batch["patches"],
@@ -132,9 +156,18 @@ def train_reader(
         )
         return words + HEAD_WEIGHT * read.mean()
 
+    return loss
+
+
+def _batches(
+    vae: Any, pictures: Tensor, ids: Tensor, answer: Tensor, labels: Tensor, size: int
+) -> Callable[[], dict[str, Tensor]]:
+    """Random scenes, the first ones of each batch as they come out of the autoencoder."""
+    through = _decoded(vae, pictures[:DECODED])
+    passed = round(DECODED_SHARE * size)
+
     def batches() -> dict[str, Tensor]:
-        chosen = torch.randint(len(ids), (size,), device=device)
-        passed = round(DECODED_SHARE * size)
+        chosen = torch.randint(len(ids), (size,), device=ids.device)
         chosen[:passed] %= len(through)
         shown = torch.cat([through[chosen[:passed]], pictures[chosen[passed:]]])
         return {
@@ -144,17 +177,7 @@ def train_reader(
             "patches": patches_of(shown),
         }
 
-    language = list(model.model.language_model.parameters())
-    matrices = [
-        weight
-        for name, weight in model.model.visual.named_parameters()
-        if weight.dim() == 2 and "pos_embed" not in name
-    ]
-    learner = Learner(loss, [model, head], 3e-3, matrices=matrices, slow=language, graphs=False)
-    learner.run(seconds, batches, "reader")
-    print(f"drift from the text encoder: {drift(learner.average, text):.3f}", flush=True)
-    learner.average.to("cpu", torch.bfloat16).save_pretrained(draft, safe_serialization=True)
-    draft.rename(output / "vl")
+    return batches
 
 
 def drift(model: Any, text: Any) -> float:
