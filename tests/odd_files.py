@@ -76,10 +76,22 @@ def other_profile(padding=0):
 
 def odd_files():
     """Name, bytes and what must become of each: `KEPT`, `REDONE`, or words of the reason why not."""
+    yield from plain_files()
+    yield from turned_files()
+    yield from files_of_modes()
+    yield from transparent_files()
+    yield from coloured_files()
+    yield from commented_files()
+    yield from moving_files()
+    yield from files_by_wrong_names()
+    yield from broken_files()
+    yield from files_of_other_formats()
+    yield from files_of_odd_shapes()
+
+
+def plain_files():
+    """What most people have."""
     jpeg, png, webp = (encoded(picture(1), format) for format in ("JPEG", "PNG", "WEBP"))
-    rgba = picture(2, mode="RGBA")
-    rgba.putpixel((0, 0), (1, 2, 3, 0))
-    grey16 = Image.fromarray(np.arange(24 * 16, dtype=np.uint16).reshape(16, 24) * 170)
     yield "plain.jpg", jpeg, KEPT
     yield "plain.png", png, KEPT
     yield "plain.webp", webp, KEPT
@@ -88,6 +100,10 @@ def odd_files():
     yield "interlaced.png", encoded(picture(1), "PNG", interlace=1), KEPT
     for sampling in (0, 1, 2):
         yield f"sampling {sampling}.jpg", encoded(picture(1), "JPEG", subsampling=sampling), KEPT
+
+
+def turned_files():
+    """With an orientation to be heeded, or one that is none."""
     for number in range(1, 9):
         for format in ("JPEG", "PNG", "WEBP"):
             data = encoded(picture(number), format, exif=turned(number))
@@ -96,6 +112,11 @@ def odd_files():
     yield "orientation 0.jpg", encoded(picture(1), "JPEG", exif=turned(0)), KEPT
     yield "orientation 42.jpg", encoded(picture(1), "JPEG", exif=turned(42)), KEPT
     yield "broken exif.jpg", encoded(picture(1), "JPEG", exif=b"Exif\0\0broken"), KEPT
+
+
+def files_of_modes():
+    """Whose pixels are something else than eight bits of red, green and blue."""
+    grey16 = Image.fromarray(np.arange(24 * 16, dtype=np.uint16).reshape(16, 24) * 170)
     for mode in ("L", "CMYK"):
         yield f"mode {mode}.jpg", encoded(picture(3, mode=mode), "JPEG"), REDONE
     for mode in ("1", "L", "LA", "P", "RGBA"):
@@ -117,12 +138,23 @@ def odd_files():
     )
     yield "float.tiff", encoded(picture(3, mode="F"), "TIFF"), "pixels of mode F"
     yield "16 bits of RGB.png", png_of(8, 8, depth=16, body=(b"\0" + bytes(range(48))) * 8), KEPT
+
+
+def transparent_files():
+    """To be put on white."""
+    rgba = picture(2, mode="RGBA")
+    rgba.putpixel((0, 0), (1, 2, 3, 0))
+    grey16 = Image.fromarray(np.arange(24 * 16, dtype=np.uint16).reshape(16, 24) * 170)
     yield "transparent.png", encoded(rgba, "PNG"), REDONE
     yield "transparent.webp", encoded(rgba, "WEBP", lossless=True), REDONE
     yield "transparent.gif", encoded(rgba, "GIF"), REDONE
     yield "transparent colour.png", encoded(picture(4), "PNG", transparency=(0, 0, 0)), REDONE
     yield "transparent grey of 16 bits.png", encoded(grey16, "PNG", transparency=0), REDONE
     yield "transparent palette.png", encoded(picture(4, mode="P"), "PNG", transparency=0), REDONE
+
+
+def coloured_files():
+    """With colour profiles."""
     yield "sRGB.jpg", encoded(picture(5), "JPEG", icc_profile=profile("sRGB")), KEPT
     yield "sRGB.png", encoded(picture(5), "PNG", icc_profile=profile("sRGB")), KEPT
     yield "other colours.jpg", encoded(picture(5), "JPEG", icc_profile=other_profile()), REDONE
@@ -134,6 +166,10 @@ def odd_files():
         "colour profile",
     )
     yield "no profile.jpg", encoded(picture(5), "JPEG", icc_profile=b"profile" * 9), KEPT
+
+
+def commented_files():
+    """With much text beside the picture."""
     yield "large text.png", long_text(b"tEXt", b"workflow\0" + b"x" * (2 << 20)), KEPT
     yield (
         "large packed text.png",
@@ -146,6 +182,10 @@ def odd_files():
         REDONE,
     )
     yield "comment.jpg", encoded(picture(6), "JPEG", comment=b"x" * 60_000), KEPT
+
+
+def moving_files():
+    """Of several pictures."""
     yield "moving.gif", frames("GIF"), REDONE
     yield "pages.tiff", frames("TIFF"), REDONE
     yield "camera.jpg", frames("MPO"), REDONE
@@ -156,6 +196,11 @@ def odd_files():
         yield "avif.jpg", encoded(picture(1), "AVIF"), REDONE
         yield "turned 6.avif", encoded(picture(1), "AVIF", exif=turned(6)), REDONE
         yield "moving.avif", frames("AVIF"), "moves: 3 frames"
+
+
+def files_by_wrong_names():
+    """Sound pictures whose names say something else."""
+    jpeg, png, webp = (encoded(picture(1), format) for format in ("JPEG", "PNG", "WEBP"))
     yield "gif.jpg", encoded(picture(1), "GIF"), REDONE
     yield "png.jpg", png, KEPT
     yield "jpeg.png", jpeg, KEPT
@@ -163,12 +208,21 @@ def odd_files():
     yield "ÜPPER name.JPG", jpeg, KEPT
     yield "a.b.c.jpg", jpeg, KEPT
     yield "trailing.jpg", jpeg + b"trailing bytes", KEPT
+
+
+def broken_files():
+    """Cut off somewhere."""
+    jpeg, png, webp = (encoded(picture(1), format) for format in ("JPEG", "PNG", "WEBP"))
     yield "empty.jpg", b"", "empty, 0 bytes"
     yield "cut.jpg", jpeg[: len(jpeg) // 2], "does not decode"
     yield "cut.png", png[: len(png) // 2], "does not decode"
     yield "cut.webp", webp[: len(webp) // 2], "does not decode"
     yield "header alone.png", png[:20], "does not decode"
     yield "header alone.jpg", jpeg[:12], "does not decode"
+
+
+def files_of_other_formats():
+    """No pictures, or pictures of formats that are not read."""
     yield "page.jpg", b"<!DOCTYPE html>\n<html><body>404</body></html>", "is HTML; PNG, JPEG"
     yield "page without a type.jpg", b"  <html>moved</html>", "is HTML; PNG, JPEG"
     yield "page with a mark.jpg", b"\xef\xbb\xbf<html>moved</html>", "is HTML; PNG, JPEG"
@@ -193,6 +247,10 @@ def odd_files():
     yield "web film.jpg", b"\x1aE\xdf\xa3\1\0\0\0", "is a video; PNG, JPEG"
     yield "archive of another kind.jpg", b"7z\xbc\xaf\x27\x1c", "is an archive; PNG, JPEG"
     yield "plain map.png", encoded(picture(1), "PPM"), "does not decode"
+
+
+def files_of_odd_shapes():
+    """Too large, too narrow, or of one colour."""
     yield "bomb.png", png_of(60_000, 60_000), "does not decode"
     yield "large.png", png_of(9000, 9000), "claims 9000 x 9000 pixels"
     yield "short body.png", png_of(400, 400), "does not decode"
