@@ -23,14 +23,13 @@ from torch.nn import functional as F
 from projector.comparison.blockiness import blockiness
 from projector.evaluation.attributes import attribute_scores
 from projector.evaluation.intervals import LEVEL, t_quantile
+from projector.models.model_folder import check_complete, read_json
 from projector.models.resolve import (
     ModelSource,
     cache_folder,
-    check_complete,
     file_hashes,
     locate,
     own_folder,
-    read_json,
 )
 from shards.errors import OptionError
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from projector.models.dense_transformer import MULTIPLE
-from projector.models.resolve import ModelSource, read_json
+from projector.models.model_folder import read_json
+from projector.models.resolve import ModelSource
 from shards.errors import OptionError
 
 TURBO_SHIFT, BASE_SHIFT = 3.0, 6.0  # scheduler/scheduler_config.json

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from projector.models.model_folder import check_complete, read_json
 from projector.models.resolve import (
     OWN_MODELS,
     ModelSource,
     VisionSource,
-    check_complete,
     file_hashes,
     locate,
     own_folder,
-    read_json,
     resolve_vision,
 )
 from projector.options import Models

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from projector.models.resolve import (
+from projector.models.model_folder import (
     PICKLED_SUFFIXES,
     PIPELINE_CLASS,
     PIPELINE_PARTS,
     WEIGHTED_PARTS,
-    locate,
     read_json,
 )
+from projector.models.resolve import locate
 from projector.models.weight_files import PLAIN, problem_of
 from shards.errors import UsageError
 from shards.tools.terminal import exit_code, visible_output

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from projector.models.resolve import VL_FILES, check_complete, locate, read_json
+from projector.models.model_folder import VL_FILES, check_complete, read_json
+from projector.models.resolve import locate
 from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.network.projector import Projector
 from projector.steering.reference_size import UNRECORDED, to_training_size

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from projector.making.prompt_rewriter import Rewriter
-from projector.models.resolve import check_complete, locate
+from projector.models.model_folder import check_complete
+from projector.models.resolve import locate
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import RewriteOptions

@@ -245,13 +245,11 @@ def test_a_vision_model_is_found_without_any_pipeline(tiny, tiny_sources, tmp_pa
     found = resolve_vision(str(alone), "vl")
     assert (found.model.files, found.hidden_size, found.layers) == (tiny_sources.vl.files, 64, 12)
     found.check_layers([-12, -1])
-    with pytest.raises(
-        UsageError, match=r"extract\.layers = \[-13\]: vl has 12 blocks, allowed are -12 to -1"
-    ):
+    with pytest.raises(UsageError, match=r"layers = \[-13\]: vl has 12 blocks, allowed are -12 to -1"):
         found.check_layers([-13])
-    with pytest.raises(UsageError, match=r"extract\.vl = .*no such folder"):
+    with pytest.raises(UsageError, match=r"vl = .*no such folder"):
         resolve_vision(str(tmp_path / "none"), "vl")
-    with pytest.raises(UsageError, match=r"extract\.vl = .*config\.json"):
+    with pytest.raises(UsageError, match=r"vl = .*config\.json"):
         resolve_vision(str(tiny / "image"), "vl")
 
 

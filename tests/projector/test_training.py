@@ -116,7 +116,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 
 def test_a_run_with_other_settings_is_refused(tmp_path):
     train(options(tmp_path), TRAIN, VAL)
-    with pytest.raises(UsageError, match=r"train\.epochs 3 there, 4 now; choose another train\.output"):
+    with pytest.raises(UsageError, match=r"epochs 3 there, 4 now; choose another output"):
         train(options(tmp_path, epochs=4), TRAIN, VAL)
     with pytest.raises(UsageError, match="training pairs 50 there, 40 now"):
         train(options(tmp_path), replace(TRAIN, count=40), VAL)

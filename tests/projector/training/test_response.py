@@ -191,7 +191,7 @@ def test_flow_matching_lowers_the_error_towards_the_pictures(tmp_path, pictured)
 
 
 def test_flow_matching_without_pictures_is_refused(tmp_path, sources):
-    with pytest.raises(UsageError, match=r"train\.response = flow.*without their pictures; use teacher"):
+    with pytest.raises(UsageError, match=r"^response = flow.*without their pictures; use teacher"):
         train(options(tmp_path, response="flow"), *sources)
 
 
