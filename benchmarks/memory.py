@@ -9,7 +9,7 @@ import torch
 from random_models import Models, make_models
 
 from projector.models.int8 import quantize_weights
-from ray_jobs.building.model_placement import (
+from ray_jobs.planning.model_placement import (
     ACTIVATION_BYTES_PER_PIXEL,
     BUILDER_MEMORY,
     MACHINE_MEMORY,

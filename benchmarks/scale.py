@@ -5,7 +5,7 @@
 Measured here, in one process and one core each: how many builders the monitor can serve, as plain Python and as a Ray
 actor with callers in other processes; what a commit of real size takes to be read by a driver that comes back and has
 no manifest of it. Simulated: the share of GPU time that is idle with the plan's real shard sizes
-(`ray_jobs/building/shard_schedule.py`). Counted: requests of one shard to S3 (moto). The arithmetic from there is in
+(`ray_jobs/planning/shard_schedule.py`). Counted: requests of one shard to S3 (moto). The arithmetic from there is in
 docs/reliability.md.
 """
 
@@ -30,7 +30,7 @@ from training import hardware
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import Outcome
 from ray_jobs.building.monitor import Monitor
-from ray_jobs.building.shard_schedule import simulate
+from ray_jobs.planning.shard_schedule import simulate
 from shards.dataset.dataset import Dataset
 from shards.format.commit import Commit, Maker
 from shards.format.plan import PlannedShard, make_plan, shard_sizes

@@ -37,6 +37,7 @@ FOLDERS = (
     "projector",
     "ray_jobs.cli",
     "ray_jobs.cluster",
+    "ray_jobs.planning",
     "ray_jobs.building",
     "ray_jobs.report",
     "ray_jobs.jobs",

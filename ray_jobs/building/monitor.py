@@ -12,8 +12,8 @@ from typing import Any
 
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import Event, Orders, Outcome, Snapshot, Stuck, worker_name
-from ray_jobs.building.shard_schedule import choose
 from ray_jobs.cli.log import utc_now
+from ray_jobs.planning.shard_schedule import choose
 from shards.format.commit import Commit, Maker, Try
 from shards.format.plan import PlannedShard
 

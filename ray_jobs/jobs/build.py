@@ -10,22 +10,22 @@ from projector.making.shard_maker import FusedMaker, StagedMaker
 from projector.making.steps import ShardMaker
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
-from ray_jobs.building.build_plan import plan_of, prompts_of
-from ray_jobs.building.model_placement import (
-    Placement,
-    check_offloading,
-    choose_placement,
-    device_memory,
-    needs,
-)
 from ray_jobs.building.run import complete, guarded
-from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
 from ray_jobs.cluster.node_probe import recorded_packages
+from ray_jobs.planning.build_plan import plan_of, prompts_of
+from ray_jobs.planning.model_placement import (
+    Placement,
+    check_offloading,
+    choose_placement,
+    device_memory,
+    needs,
+)
+from ray_jobs.planning.size_estimate import bytes_per_sample
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.format.plan import LEAST_HELD_OUT

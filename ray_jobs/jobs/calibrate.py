@@ -16,12 +16,12 @@ from projector.making.steps import ShardMaker
 from projector.models.resolve import resolve_models
 from projector.options import TrainOptions
 from projector.training.passes import forward_passes, picture_bytes
-from ray_jobs.building.model_placement import BYTES, PROCESS_BYTES, weight_bytes
-from ray_jobs.building.shard_schedule import simulate
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.cluster.connect import connected, plain_error
 from ray_jobs.cluster.crew import BUILDER_CPUS
 from ray_jobs.jobs.build import arranged, check_pictures, maker_of
+from ray_jobs.planning.model_placement import BYTES, PROCESS_BYTES, weight_bytes
+from ray_jobs.planning.shard_schedule import simulate
 from shards.dataset.progress_figures import duration
 from shards.errors import UsageError
 from shards.format.plan import Plan, PlannedSample

@@ -17,7 +17,6 @@ from projector.models.resolve import MINIATURE, ModelSources, resolve_models
 from projector.network.checkpoint import CONFIG, WEIGHTS, put_json
 from projector.network.projector import Projector
 from projector.options import GRAFT, SCENE_PIXELS
-from ray_jobs.building.model_placement import check_offloading, device_memory, needs
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import CompareOptions
@@ -28,6 +27,7 @@ from ray_jobs.cluster.workers import Work, spread, start_workers
 from ray_jobs.jobs.build import arithmetic, check_pictures
 from ray_jobs.jobs.compare_inputs import cases_to_make, check_fit, known_of, modes_of, scorer_of
 from ray_jobs.jobs.compare_outcome import CaseWork, comparison, print_summary, put_grids
+from ray_jobs.planning.model_placement import check_offloading, device_memory, needs
 from shards.dataset.dataset import fingerprint_of, setting_differences
 from shards.errors import AlreadyExistsError, NotFoundError, UsageError
 from shards.format.sample import as_png

@@ -11,13 +11,13 @@ from projector.models.resolve import OWN_MODELS, ModelSource, VisionSource, reso
 from projector.models.resolve_readers import resolve_text
 from projector.options import GRAFT
 from ray_jobs.building.run import complete, guarded
-from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, ExtractOptions
 from ray_jobs.cluster.crew import crew_for
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.jobs.build import arithmetic
+from ray_jobs.planning.size_estimate import bytes_per_sample
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.read import read_plan
 from shards.errors import CorruptShardError, UsageError

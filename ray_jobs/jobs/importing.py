@@ -13,7 +13,6 @@ from projector.making.imported import ImportSettings, load_import
 from projector.models.image_settings import check_max_tokens
 from projector.models.resolve_readers import ReaderSources, resolve_readers
 from ray_jobs.building.run import complete, guarded
-from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.import_options import ImportOptions
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.option_errors import options_of
@@ -22,6 +21,7 @@ from ray_jobs.cluster.connect import Cluster, nodes_without
 from ray_jobs.cluster.crew import crew_for
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.jobs.build import arithmetic
+from ray_jobs.planning.size_estimate import bytes_per_sample
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError

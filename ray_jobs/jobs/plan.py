@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from projector.options import TrainOptions
-from ray_jobs.building.build_plan import plan_of, prompts_of
-from ray_jobs.building.size_estimate import estimated
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
+from ray_jobs.planning.build_plan import plan_of, prompts_of
+from ray_jobs.planning.size_estimate import estimated
 from shards.format.plan import SPLITS, Plan, PlannedSample
 from shards.prompts.prompt import PromptSource
 from shards.prompts.variety import PromptFigures, plan_figures

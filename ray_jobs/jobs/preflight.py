@@ -9,7 +9,6 @@ from typing import Any
 from projector.models.resolve import ModelSources, resolve_models
 from projector.network.checkpoint import put_json
 from projector.options import TrainOptions
-from ray_jobs.building.model_placement import check_offloading, choose_placement, needs
 from ray_jobs.building.run import CALLS_AT_ONCE
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, PreflightOptions
@@ -19,6 +18,7 @@ from ray_jobs.cluster.node_checks import CHECKS, Fault, Node, ask_nodes, faults_
 from ray_jobs.cluster.node_probe import TO_BE_FETCHED, Question, glance_at, plain, versions_here
 from ray_jobs.jobs.build import check_pictures, pair_settings, shard_bytes
 from ray_jobs.jobs.train import check_workers
+from ray_jobs.planning.model_placement import check_offloading, choose_placement, needs
 from shards.errors import StorageError, UsageError
 from shards.stores.local import open_storage
 

@@ -10,9 +10,9 @@ from projector.making.generated import PairSettings
 from projector.making.shard_maker import FusedMaker
 from projector.models.int8 import Int8Linear
 from projector.models.text_encoder import TextEncoder
-from ray_jobs.building.model_placement import needs
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.jobs.build import dataset_settings, pair_settings
+from ray_jobs.planning.model_placement import needs
 from shards.format.plan import make_plan
 from shards.format.sample import Sample
 from shards.prompts.builtin import builtin_prompts

@@ -20,9 +20,9 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
 from ray_jobs.__main__ import JOBS
-from ray_jobs.building.size_estimate import bytes_per_sample
 from ray_jobs.cli.parse import parse
 from ray_jobs.cli.run_options import BuildOptions, LadderOptions
+from ray_jobs.planning.size_estimate import bytes_per_sample
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = ("cluster.yaml", "cluster/local.yaml")

@@ -12,12 +12,12 @@ from projector.comparison.comparer import CompareSettings
 from projector.making.generated import PairSettings, PictureReader
 from projector.models import offload as residence
 from projector.models.resolve import resolve_models
-from ray_jobs.building.model_placement import Needs, check_memory, choose_placement, needs, weight_bytes
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
 from ray_jobs.jobs import build, compare
 from ray_jobs.jobs.build import maker_of
+from ray_jobs.planning.model_placement import Needs, check_memory, choose_placement, needs, weight_bytes
 from shards.errors import UsageError
 
 GB = 1e9

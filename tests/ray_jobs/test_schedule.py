@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.building.shard_schedule import choose, simulate
+from ray_jobs.planning.shard_schedule import choose, simulate
 from shards.format.plan import shard_sizes
 
 FULL = 64
