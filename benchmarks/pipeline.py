@@ -121,11 +121,11 @@ def one(actors: int, seconds: float) -> dict[str, Any]:
                 "build",
                 dataset,
                 plan,
-                BuildOptions(output=dataset.storage.root, spool=str(folder / "spool")),
+                BuildOptions(output=dataset.storage.root, spool=str(folder / "spool"), stuck_seconds=3600),
                 Crew(actors, 1.0),
                 partial(sleeping, str(folder / "logs"), actors, seconds),
                 0,
-                Guard(StopRequest(), None, 3600),
+                Guard(StopRequest(), None),
             )
             ended = time.time()
         finally:

@@ -76,10 +76,10 @@ def monitor_alone(builders: int, samples: int) -> dict[str, Any]:
     while True:
         while len(held) < builders:
             attempt, maker = f"attempt {attempts}", replace(MAKER, actor=f"{attempts % builders}")
-            shard = call("begin", attempt, maker).shard
-            if shard is None:
+            task = call("begin", attempt, maker)
+            if task is None:
                 break
-            held[attempt] = shard
+            held[attempt] = task.shard
             attempts += 1
         if not held:
             break

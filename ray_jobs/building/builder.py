@@ -1,12 +1,12 @@
 """What one builder does: take a planned shard, make its samples, commit it. Runs inside a Ray Data actor."""
 
-import json
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -16,26 +16,26 @@ import numpy as np
 import ray
 
 from projector.making.steps import STRETCH, ShardMaker, Step
-from ray_jobs.building.messages import Orders, Outcome, worker_name
-from ray_jobs.building.monitor import DEATHS_ALONE, DEATHS_FATAL
+from ray_jobs.building.messages import BuildSpec, FailedSample, Outcome, Task, Written, worker_name
 from ray_jobs.building.shard_output import (
     CannotLoadError,
     Finisher,
-    FinishSpec,
     Remote,
     ShardLostError,
     ending_with_the_device,
     loading,
+    log_line,
 )
-from ray_jobs.cli.log import utc_now
 from ray_jobs.cluster.this_actor import device_name, whereabouts
 from shards.dataset.crash_points import crash_point
 from shards.dataset.publish import Circumstances, adopt
 from shards.errors import CorruptShardError, StorageError, UsageError
 from shards.format.commit import Commit
-from shards.format.plan import PlannedSample, PlannedShard
+from shards.format.plan import PlannedSample
 from shards.format.sample import Failure
 
+DEATHS_ALONE = 2  # a sample that was at work in so many deaths is made alone, so that the next one names it
+DEATHS_FATAL = 3  # and after so many it is given up
 READER_SECONDS = 300.0  # to wait for a reader that died: a process with torch may start slowly
 WAITING_SECONDS = 1.0  # between two looks at whether the run is over, or whether a reader is back
 # Batches that wait to be written. Reading comes in bursts of a stretch and is faster than writing, so as many as that;
@@ -43,49 +43,34 @@ WAITING_SECONDS = 1.0  # between two looks at whether the run is over, or whethe
 BATCHES_BEHIND = STRETCH
 
 
-@dataclass(frozen=True)
-class BuilderSpec:
-    """Everything a builder needs to know; small and picklable.
-
-    Attributes:
-        finish: what to write, and where to.
-        maker: makes what leads planned samples through the models; called once the first shard is to be made.
-        superseded: keys of samples that are tried again further on in the plan, and so not made where they failed.
-        devices: held for each builder, its share of the readers included.
-        run: id of the run.
-    """
-
-    finish: FinishSpec
-    maker: Callable[[], ShardMaker]
-    superseded: frozenset[str] = frozenset()
-    devices: float = 1.0
-    run: str = ""
-
-
 @dataclass
 class _Attempt:
-    """At one shard: how it began, and how far it is."""
+    """At one shard: how far it is, by what was written."""
 
     id: str
-    shard: PlannedShard
-    orders: Orders
+    task: Task
     where: Finisher | Remote
-    circumstances: Circumstances
     made: int = 0
     failed: int = 0
     busy_seconds: float = 0.0
-    behind: deque[tuple[Future[int], Sequence[PlannedSample]]] = field(default_factory=deque)  # being written
+    untold: list[FailedSample] = field(default_factory=list)  # since the last report
+    behind: deque[tuple[Future[Written], Sequence[PlannedSample]]] = field(default_factory=deque)
     pen: ThreadPoolExecutor = field(
         default_factory=partial(ThreadPoolExecutor, 1, thread_name_prefix="writer")
     )
 
     def settle(self) -> None:
-        """Count the samples of the oldest batch that were not sound, once it is written."""
-        refused = self.behind.popleft()[0].result()
-        self.made, self.failed = self.made - refused, self.failed + refused
+        """Wait for the oldest batch that is being written, and count it."""
+        written = self.behind.popleft()[0].result()
+        self.made += written.made
+        self.failed += len(written.failed)
+        self.busy_seconds += written.busy_seconds
+        self.untold += written.failed
+        for _, failure in written.failed:
+            log_line("failed", attempt=self.id, shard=self.task.shard.name, **asdict(failure))
 
-    def drop(self) -> None:
-        """Throw away what there is of the shard."""
+    def close(self) -> None:
+        """Throw away what is not committed."""
         self.pen.shutdown(cancel_futures=True)
         self.where.drop(self.id)
 
@@ -97,19 +82,19 @@ class ShardBuilder:
     and published.
 
     Args:
-        spec: what to build with.
+        spec: what to build, and with what.
         monitor: handle of the run's `Monitor` actor.
         readers: handles of the run's `Reader` actors, where pictures are read elsewhere.
     """
 
-    def __init__(self, spec: BuilderSpec, monitor: Any, readers: Sequence[Any] = ()) -> None:
+    def __init__(self, spec: BuildSpec, monitor: Any, readers: Sequence[Any] = ()) -> None:
         self._spec, self._monitor, self._readers = spec, monitor, readers
         self._device = device_name()
         self._itself = whereabouts(spec.run)
         self._gpus = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
         self._models = threading.Lock()
         self._left_out = False
-        self._here = Finisher(spec.finish)
+        self._here = Finisher(spec)
 
     @cached_property
     def _maker(self) -> ShardMaker:
@@ -134,114 +119,94 @@ class ShardBuilder:
         return {"outcome": [outcome.value]}
 
     def _one(self) -> Outcome:
-        """Ask for a shard and see it through."""
-        with self._models:
+        """Ask for a shard and see it through to its end, whatever that is."""
+        with ExitStack() as turn:
+            turn.enter_context(self._models)
             if self._left_out:
                 return Outcome.NOTHING
-            attempt = uuid.uuid4().hex
-            orders: Orders = self._ask(
-                "begin", attempt, self._itself, ray.get_runtime_context().current_actor
-            )
-            if orders.shard is None:
+            attempt, actor = uuid.uuid4().hex, ray.get_runtime_context().current_actor
+            task: Task | None = self._ask("begin", attempt, self._itself, actor)
+            if task is None:
                 return Outcome.NOTHING
-            made = self._guarded(attempt, orders.shard, partial(self._make, attempt, orders.shard, orders))
-        return made if isinstance(made, Outcome) else self._guarded(attempt, orders.shard, made)
+            log_line("begun", attempt=attempt, shard=task.shard.name)
+            # A reader that has what a dead builder left of a shard gets that shard again, and throws it away.
+            readers = self._readers
+            where = Remote(readers[task.shard.index % len(readers)]) if readers else self._here
+            work, commit, reason = _Attempt(attempt, task, where), None, ""
+            try:
+                outcome, commit = self._make_and_commit(work, turn)
+            except CannotLoadError as error:
+                self._left_out = True
+                outcome, reason = Outcome.LEFT_OUT, str(error)
+            except ShardLostError:
+                outcome = Outcome.DIED
+            except (StorageError, CorruptShardError, UsageError) as error:
+                # The store's failure is every builder's: the run stops with its words, not a worker's traceback.
+                outcome, reason = Outcome.REFUSED, f"{task.shard.name}: {error}"
+            finally:
+                work.close()
+            log_line(outcome.value, attempt=attempt, shard=task.shard.name)
+            self._ask("end", attempt, outcome, commit, reason)
+            return outcome
 
-    def _guarded(self, attempt: str, shard: PlannedShard, work: Callable[[], Any]) -> Any:
-        """What work returns, or how it failed."""
-        try:
-            return work()
-        except CannotLoadError as error:
-            self._left_out = True
-            self._ask("leave_out", worker_name(self._itself), attempt, str(error))
-            return Outcome.LEFT_OUT
-        except ShardLostError:
-            return self._end(attempt, Outcome.DIED)
-        except (StorageError, CorruptShardError, UsageError) as error:
-            # The store's failure is every builder's: the run stops with its words instead of a worker's traceback.
-            self._ask("stop", f"{shard.name}: {error}")
-            return self._end(attempt, Outcome.REFUSED)
+    def _make_and_commit(self, work: _Attempt, turn: ExitStack) -> tuple[Outcome, Commit | None]:
+        """Make a shard and commit it, unless it is there.
 
-    def _make(self, attempt: str, shard: PlannedShard, orders: Orders) -> Outcome | Callable[[], Outcome]:
-        """Make a shard up to its commit; gives what is left to do, or how it ended."""
-        dataset = self._here.dataset
+        Args:
+            work: the attempt.
+            turn: with the models; closed as soon as this shard has no more use for them.
+
+        Returns:
+            how it ended, and the commit that the shard has now, this attempt's or another's.
+        """
+        dataset, shard = self._here.dataset, work.task.shard
         if dataset.is_committed(shard.name):
             commit = dataset.commit(shard.name)
-            outcome = Outcome.THERE if commit.made_by.run == self._spec.run else Outcome.TAKEN
-            return self._found(attempt, outcome, commit)
-        begun = datetime.now(UTC).isoformat(timespec="seconds")
+            return (Outcome.THERE if commit.made_by.run == self._spec.run else Outcome.TAKEN), commit
         circumstances = Circumstances(
-            attempt,
+            work.id,
             device=self._device,
-            begun=begun,
+            begun=datetime.now(UTC).isoformat(timespec="seconds"),
             gpus=self._gpus,
             made_by=self._itself,
-            earlier=orders.earlier,
+            earlier=work.task.earlier,
         )
         adopted = adopt(dataset, shard.name, shard.slice_hash, circumstances)
         if adopted is not None:
-            return self._found(attempt, Outcome.ADOPTED, adopted)
+            return Outcome.ADOPTED, adopted
         start = time.monotonic()
-        _log("begun", attempt, shard=shard.name)
-        # A reader that has what a dead builder left of a shard gets that shard again, and throws it away.
-        readers = self._readers
-        where = Remote(readers[shard.index % len(readers)]) if readers else self._here
-        work = _Attempt(attempt, shard, orders, where, circumstances)
         self._open(work)
-        try:
-            whole = self._write(work)
-        except BaseException:
-            work.drop()
-            raise
-        if not whole:
-            work.drop()
-            return self._end(attempt, Outcome.STOPPED)
+        if not self._make(work):
+            return Outcome.STOPPED, None
         wall = time.monotonic() - start
-        work.circumstances = replace(
+        turn.close()
+        self._settle(work)
+        if not self._ask("may_publish", work.id):
+            return Outcome.STOPPED, None
+        spent = replace(
             circumstances,
             wall_seconds=wall,
             device_seconds=wall * self._spec.devices,
             busy_seconds=work.busy_seconds,
         )
-        return partial(self._publish, work)
+        commit = work.where.commit(work.id, spent)
+        if commit.attempt != work.id:  # another build was first: this attempt was for nothing
+            return Outcome.DUPLICATE, commit
+        return (Outcome.ADOPTED if commit.adopted else Outcome.COMMITTED), commit
 
     def _open(self, work: _Attempt) -> None:
         """Open the shard; a reader that died is waited for, since every attempt before it is back would be lost too."""
         deadline = time.monotonic() + READER_SECONDS
         while True:
             try:
-                work.where.begin(work.id, work.shard)
+                work.where.begin(work.id, work.task.shard)
                 return
             except ShardLostError:
                 if time.monotonic() > deadline or not self._report(work):
                     raise
             time.sleep(WAITING_SECONDS)
 
-    def _found(self, attempt: str, outcome: Outcome, commit: Commit) -> Outcome:
-        """A shard that needed no making counts as far as it is."""
-        self._ask("report", attempt, commit.samples, commit.failed, ())
-        return self._end(attempt, outcome, commit)
-
-    def _publish(self, work: _Attempt) -> Outcome:
-        try:
-            self._settle(work)
-        except BaseException:
-            work.drop()
-            raise
-        if not self._ask("may_publish", work.id):
-            work.drop()
-            return Outcome.STOPPED
-        commit = work.where.commit(work.id, work.circumstances)
-        if commit.attempt != work.id:  # another build was first: this attempt was for nothing
-            return self._end(work.id, Outcome.DUPLICATE, commit)
-        _log("committed", commit.attempt, shard=commit.name)
-        return self._end(work.id, Outcome.ADOPTED if commit.adopted else Outcome.COMMITTED, commit)
-
-    def _end(self, attempt: str, outcome: Outcome, commit: Commit | None = None) -> Outcome:
-        self._ask("end", attempt, outcome, commit)
-        return outcome
-
-    def _write(self, work: _Attempt) -> bool:
+    def _make(self, work: _Attempt) -> bool:
         """Make the samples; False when the run stops before the shard's end.
 
         They are checked, counted and written by a thread, while the device is at the next batch or the next shard.
@@ -249,18 +214,25 @@ class ShardBuilder:
         apart, given_up = self._suspects(work)
         most = 1 if apart else BATCHES_BEHIND  # one at a time, where it matters which one kills
         self._maker.prepare_thread()
-        for step in self._maker.steps(work.shard.samples, apart, given_up):
+        for step in self._maker.steps(work.task.shard.samples, apart, given_up):
             while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
                 work.settle()
             if not self._report(work, step.samples):
                 return False
-            results = self._run(work, step)
-            if results:
-                work.behind.append((work.pen.submit(work.where.write, work.id, results), step.samples))
-                crash_point("mid-shard")
+            self._run(work, step)
         if apart:
             self._settle(work)
         return True
+
+    def _run(self, work: _Attempt, step: Step) -> None:
+        for sample in step.samples:
+            crash_point(f"sample-{sample.id}")
+        with ending_with_the_device():
+            results, busy = self._maker.timed(step.run)
+        work.busy_seconds += busy
+        if results:
+            work.behind.append((work.pen.submit(work.where.write, work.id, results), step.samples))
+            crash_point("mid-shard")
 
     def _settle(self, work: _Attempt) -> None:
         """Wait until all samples are written."""
@@ -268,32 +240,16 @@ class ShardBuilder:
             self._report(work)
             work.settle()
         self._report(work)
-        work.pen.shutdown()
-
-    def _run(self, work: _Attempt, step: Step) -> Sequence[Any]:
-        for sample in step.samples:
-            crash_point(f"sample-{sample.id}")
-        with ending_with_the_device():
-            results, busy = self._maker.timed(step.run)
-        work.busy_seconds += busy
-        failures = [result for result in results if isinstance(result, Failure)]
-        work.made += len(results) - len(failures)
-        work.failed += len(failures)
-        for failure in failures:
-            _log("failed", work.id, shard=work.shard.name, **asdict(failure))
-        if failures:
-            self._monitor.failed_by.remote(_reasons(results, step.samples))
-        return results
 
     def _suspects(self, work: _Attempt) -> tuple[set[str], dict[str, Failure]]:
         """Ids of samples to make alone, as they may kill workers, and why others are not made at all."""
         superseded = RuntimeError("failed before; tried again in a later shard")
         given_up = {
             sample.id: Failure.from_exception("plan", superseded)
-            for sample in work.shard.samples
+            for sample in work.task.shard.samples
             if sample.key in self._spec.superseded
         }
-        deaths = work.orders.deaths
+        deaths = work.task.deaths
         for identity in [identity for identity in deaths if deaths[identity] >= DEATHS_FATAL]:
             error = RuntimeError(f"{deaths[identity]} workers died while making it")
             given_up[identity] = Failure.from_exception("worker", error)
@@ -303,19 +259,5 @@ class ShardBuilder:
         """Tell the monitor how far the attempt is; returns whether to continue."""
         batches = [*(samples for _, samples in work.behind), beginning]
         at_work = tuple(sample.id for samples in batches for sample in samples)
-        return bool(self._ask("report", work.id, work.made, work.failed, at_work))
-
-
-def _reasons(results: Sequence[Any], samples: Sequence[PlannedSample]) -> list[tuple[str, str, str]]:
-    """Why samples failed: class, message and caption, which is known where a step finishes what it began."""
-    captions = [sample.caption for sample in samples] if len(samples) == len(results) else [""] * len(results)
-    return [
-        (result.error_class, result.message, caption)
-        for result, caption in zip(results, captions, strict=True)
-        if isinstance(result, Failure)
-    ]
-
-
-def _log(event: str, attempt: str, **facts: Any) -> None:
-    """A line in this worker's own log, where an attempt's id is looked for."""
-    print(json.dumps({"time": utc_now(), "event": event, "attempt": attempt, **facts}), flush=True)
+        untold, work.untold = work.untold, []
+        return bool(self._ask("report", work.id, work.made, work.failed, at_work, untold))

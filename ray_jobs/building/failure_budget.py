@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ray_jobs.building.messages import FailedSample
+
 GRACE = 20  # samples seen before the failed share counts: one bad sample among the first must not stop a run
 # A message that begins with what its sample is called: 'a.jpg': image does not decode
 NAMED = re.compile(r"""(['"])(.+?)\1: (.*)""", re.DOTALL)
@@ -57,12 +59,12 @@ class FailureBudget:
             )
         return ""
 
-    def add_reasons(self, failures: Sequence[tuple[str, str, str]]) -> None:
-        """Why samples failed: of each one the error's class, its message, and the sample's caption."""
-        for error_class, message, caption in failures:
-            named = NAMED.match(message)
-            name, reason = (named[2], named[3]) if named else (caption, message)
-            cause = self._causes.setdefault(NUMBERS.sub("#", reason), _Cause(reason, error_class))
+    def add_reasons(self, failures: Sequence[FailedSample]) -> None:
+        """Remember why samples failed."""
+        for caption, failure in failures:
+            named = NAMED.match(failure.message)
+            name, reason = (named[2], named[3]) if named else (caption, failure.message)
+            cause = self._causes.setdefault(NUMBERS.sub("#", reason), _Cause(reason, failure.error_class))
             cause.count += 1
             shown = " ".join(name.split())[:LONGEST_NAME]
             if len(cause.names) < MOST_NAMES and shown not in cause.names:

@@ -1,12 +1,41 @@
-"""What builders, monitor and driver tell one another."""
+"""What driver, builders, readers and monitor tell one another."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from projector.making.steps import ShardMaker
 from shards.format.commit import Commit, Maker, Try
 from shards.format.plan import PlannedShard
+from shards.format.sample import Expected, Failure
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What the builders and readers of a run need to know; small and picklable.
+
+    Attributes:
+        run: its id.
+        root: of the dataset.
+        expected: what every sample must hold.
+        spool: local folder for shards under construction; None for each machine's own.
+        shard_bytes: what a full shard takes there, about.
+        maker: makes what leads planned samples through the models; called once the first shard is to be made.
+        make_reader: loads what readers read pictures with; None where there are no readers.
+        superseded: keys of samples that are tried again further on in the plan, and so not made where they failed.
+        devices: held for each builder, its share of the readers included.
+    """
+
+    run: str
+    root: str
+    expected: Expected
+    spool: str | None
+    shard_bytes: int
+    maker: Callable[[], ShardMaker]
+    make_reader: Callable[[], Any] | None = None
+    superseded: frozenset[str] = frozenset()
+    devices: float = 1.0
 
 
 class Outcome(StrEnum):
@@ -46,29 +75,36 @@ def worker_name(maker: Maker) -> str:
 
 
 @dataclass(frozen=True)
-class Orders:
+class Task:
     """What a builder gets when it asks for work.
 
     Attributes:
-        shard: to make; None where nothing is left, or the run is stopping.
+        shard: to make.
         deaths: for its samples that were at work when a worker died, how often.
         earlier: attempts at it in this run that were wasted.
     """
 
-    shard: PlannedShard | None
-    deaths: Mapping[str, int] = field(default_factory=dict)
-    earlier: tuple[Try, ...] = ()
+    shard: PlannedShard
+    deaths: Mapping[str, int]
+    earlier: tuple[Try, ...]
+
+
+FailedSample = tuple[str, Failure]  # its caption, and why there is no sample
 
 
 @dataclass(frozen=True)
-class Stuck:
-    """A builder (host and pid) that has reported nothing for so many seconds, what it works on, and its actor."""
+class Written:
+    """What became of results that were to be written.
 
-    worker: str
-    shard: str
-    seconds: float
-    at_work: tuple[str, ...]
-    handle: Any
+    Attributes:
+        made: samples that are in the shard now.
+        failed: the others, written down as failed.
+        busy_seconds: in which a reader's device was at work on them.
+    """
+
+    made: int
+    failed: list[FailedSample]
+    busy_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +114,6 @@ class Snapshot:
     Attributes:
         made, failed: samples of this run, in committed shards or in shards under way.
         stopping: why the run is being stopped, or empty.
-        abandoned: shards that were given up, as their worker died each time.
         builders: active ones.
         lost: wall seconds of wasted attempts, by outcome.
         under_way: wall seconds of the attempts under way.
@@ -89,7 +124,6 @@ class Snapshot:
     made: int
     failed: int
     stopping: str
-    abandoned: tuple[str, ...] = ()
     builders: int = 0
     lost: Mapping[str, float] = field(default_factory=dict)
     under_way: float = 0.0
@@ -102,14 +136,13 @@ class Event:
     """Something that happened, on one line.
 
     Attributes:
-        time: by the monitor's clock, so that the events of all machines are in order.
         kind: what happened, in a word or two.
-        facts: what is to be known of it, JSON.
+        facts: what is to be known of it, JSON; its time by the monitor's clock, so that events of all machines are in
+            order.
         text: for people, who do not get everything; empty then.
         commit: of a shard that was committed.
     """
 
-    time: str
     kind: str
     facts: Mapping[str, Any]
     text: str = ""

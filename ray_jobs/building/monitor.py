@@ -11,18 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.building.failure_budget import FailureBudget
-from ray_jobs.building.messages import Event, Orders, Outcome, Snapshot, Stuck, worker_name
+from ray_jobs.building.messages import Event, FailedSample, Outcome, Snapshot, Task, worker_name
 from ray_jobs.cli.log import utc_now
 from ray_jobs.planning.shard_schedule import choose
+from shards.dataset.progress_figures import duration
 from shards.format.commit import Commit, Maker, Try
 from shards.format.plan import PlannedShard
 
 MAX_ATTEMPTS = 5  # at one shard within a run; a shard that kills its worker each time must not go on for ever
-UNASKED_SECONDS = (
-    300.0  # that a shard waits with no active builder, which takes longer than any builder's start
-)
-DEATHS_ALONE = 2  # a sample that was at work in so many deaths is made alone, so that the next one names it
-DEATHS_FATAL = 3  # and after so many it is given up
+UNASKED_SECONDS = 300.0  # that a shard waits with no active builder: longer than any builder's start
 TOLD_OF_A_COMMIT = ("samples", "failed", "causes", "bytes", "device", "device_seconds", "busy_seconds")
 
 
@@ -33,6 +30,10 @@ class _Shard:
     deaths: Counter[str] = field(default_factory=Counter)
     earlier: list[Try] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        return len(self.planned.samples)
+
 
 @dataclass
 class _Attempt:
@@ -41,7 +42,6 @@ class _Attempt:
     id: str
     shard: _Shard
     made_by: Maker
-    worker: str
     handle: Any
     begun: float
     seen: float  # when it last reported
@@ -51,11 +51,10 @@ class _Attempt:
     at_work: tuple[str, ...] = ()
     named_stuck: bool = False
 
-
-@dataclass
-class _Pace:
-    samples: int = 0
-    seconds: float = 0.0
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every line about it says."""
+        return {"shard": self.shard.planned.name, "attempt": self.id, "worker": worker_name(self.made_by)}
 
 
 class Monitor:
@@ -72,20 +71,18 @@ class Monitor:
         self._waiting: defaultdict[int, deque[_Shard]] = defaultdict(deque)  # by size
         for shard in shards:
             self._waiting[len(shard.samples)].append(_Shard(shard))
-        self._left = sum(len(shard.samples) for shard in shards)  # samples of shards that are not committed
         self._under_way: dict[str, _Attempt] = {}
         self._process_of: dict[str, Maker] = {}  # by actor, which outlives its processes
         self._dead: set[Maker] = set()
-        self._left_out: set[str] = set()
-        self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
+        self._left_out: set[Maker] = set()
+        self._paces: dict[Maker, tuple[int, float]] = {}  # samples, and the seconds that they took
         self._unasked = time.monotonic()
         self._stopping = ""
         self._too_many_failed = False
-        self._abandoned: list[str] = []
         self._events: list[Event] = []
         self._lost_seconds: defaultdict[str, float] = defaultdict(float)
 
-    def begin(self, attempt: str, made_by: Maker, handle: Any = None) -> Orders:
+    def begin(self, attempt: str, made_by: Maker, handle: Any = None) -> Task | None:
         """A builder asks for work.
 
         Args:
@@ -93,26 +90,28 @@ class Monitor:
             made_by: the builder's process; another process of the same actor has died then, and stays dead even if
                 its node was only out of reach.
             handle: of the actor.
+
+        Returns:
+            None where nothing is left, or the run is stopping.
         """
         if made_by in self._dead:
-            return Orders(None)
+            return None
         last, self._process_of[made_by.actor] = self._process_of.get(made_by.actor, made_by), made_by
         if last != made_by:
             self._dead.add(last)
             for lost in [each.id for each in self._under_way.values() if each.made_by == last]:
                 self.end(lost, Outcome.DIED)
-        worker = worker_name(made_by)
-        shard = None if self._stopping else self._next(worker)
+        shard = None if self._stopping else self._next(made_by)
         if shard is None:
-            return Orders(None)
+            return None
         shard.attempts += 1
         now = time.monotonic()
-        begun = _Attempt(attempt, shard, made_by, worker, handle, begun=now, seen=now, counted=now)
+        begun = _Attempt(attempt, shard, made_by, handle, begun=now, seen=now, counted=now)
         self._under_way[attempt] = begun
-        self._tell("begun", begun, node=made_by.node, log=made_by.log)
-        return Orders(shard.planned.spelled_out(), dict(shard.deaths), tuple(shard.earlier))
+        self._tell("begun", **begun.facts, node=made_by.node, log=made_by.log)
+        return Task(shard.planned.spelled_out(), dict(shard.deaths), tuple(shard.earlier))
 
-    def _next(self, asking: str) -> _Shard | None:
+    def _next(self, asking: Maker) -> _Shard | None:
         """The shard that a builder should make now."""
         while self._waiting:
             size = choose(self._waiting, self._seconds_per_sample(asking), self._seconds_left(asking))
@@ -121,29 +120,40 @@ class Monitor:
                 del self._waiting[size]
             if shard.attempts < MAX_ATTEMPTS:
                 return shard
-            self._abandoned.append(shard.planned.name)
+            name = shard.planned.name
+            text = f"{name}: given up, its worker died each of {MAX_ATTEMPTS} times"
+            self._tell("abandoned", text, shard=name)
         return None
 
-    def _seconds_per_sample(self, builder: str) -> float | None:
-        pace = self._paces.get(builder)
-        return pace.seconds / pace.samples if pace else None
+    def _seconds_per_sample(self, builder: Maker) -> float | None:
+        samples, seconds = self._paces.get(builder, (0, 0.0))
+        return seconds / samples if samples else None
 
-    def _seconds_left(self, asking: str) -> float:
+    def _seconds_left(self, asking: Maker) -> float:
         """Until all builders together would have made what is not made; those not heard of are like the others."""
-        active = {attempt.worker for attempt in self._under_way.values()} | {asking}
+        active = {attempt.made_by for attempt in self._under_way.values()} | {asking}
         known = [seconds for builder in active if (seconds := self._seconds_per_sample(builder))]
         if not known:
             return 0.0
-        left = self._left - sum(attempt.made + attempt.failed for attempt in self._under_way.values())
+        left = sum(size * len(shards) for size, shards in self._waiting.items())
+        left += sum(each.shard.size - each.made - each.failed for each in self._under_way.values())
         return left * len(known) / sum(1 / seconds for seconds in known) / len(active)
 
-    def report(self, attempt: str, made: int, failed: int, at_work: Sequence[str]) -> bool:
+    def report(
+        self,
+        attempt: str,
+        made: int,
+        failed: int,
+        at_work: Sequence[str],
+        failures: Sequence[FailedSample] = (),
+    ) -> bool:
         """Progress within a shard.
 
         Args:
             attempt: whose.
             made, failed: samples finished and given up so far.
             at_work: ids of the samples about to be made.
+            failures: since the last report, for the run's last line.
 
         Returns:
             whether to continue; one that was declared dead, as its node was out of reach, does not.
@@ -152,11 +162,11 @@ class Monitor:
         if found is None:
             return False
         now, finished = time.monotonic(), made + failed - found.made - found.failed
-        if finished > 0 and found.at_work:  # samples of a shard that was adopted were made by nobody here
-            pace = self._paces[found.worker]
-            pace.samples += finished
-            pace.seconds += max(now - found.counted, 1e-6)
+        if finished > 0:
+            samples, seconds = self._paces.get(found.made_by, (0, 0.0))
+            self._paces[found.made_by] = samples + finished, seconds + max(now - found.counted, 1e-6)
             found.counted = now
+        self._budget.add_reasons(failures)
         self._count(found, made, failed)
         found.at_work, found.seen = tuple(at_work), now
         return not self._stopping
@@ -172,28 +182,27 @@ class Monitor:
         """Whether an attempt may commit its shard: one that was declared dead may not."""
         return attempt in self._under_way
 
-    def end(self, attempt: str, outcome: Outcome, commit: Commit | None = None) -> None:
+    def end(self, attempt: str, outcome: Outcome, commit: Commit | None = None, reason: str = "") -> None:
         """A shard was put down; what a dead worker had finished is forgotten, what it was at is remembered.
 
         Args:
             attempt: whose it was; nothing changes where that was declared dead before.
             outcome: what became of it.
             commit: that stands for the shard, this attempt's or another's.
+            reason: why the models cannot be loaded, or the store refuses; in words.
         """
         ended = self._under_way.pop(attempt, None)
         if ended is None:
             return
         shard, dead = ended.shard, outcome is Outcome.DIED
         seconds = round((ended.seen if dead else time.monotonic()) - ended.begun, 3)
-        if outcome.committed:
-            self._left -= len(shard.planned.samples)
-        else:
+        if not outcome.committed:
             self._count(ended, 0, 0)
-            self._waiting[len(shard.planned.samples)].appendleft(shard)
+            self._waiting[shard.size].appendleft(shard)
+        elif commit:
+            self._count(ended, commit.samples, commit.failed)
         if dead:
             shard.deaths.update(ended.at_work)
-        if outcome is Outcome.LEFT_OUT:
-            shard.attempts -= 1
         if outcome.wasted:
             self._lost_seconds[outcome.value] += seconds
             shard.earlier.append(Try(attempt, outcome.value, seconds, ended.made_by))
@@ -203,18 +212,16 @@ class Monitor:
             shard.earlier.remove(tried)
         figures = {name: getattr(commit, name) for name in TOLD_OF_A_COMMIT} if commit else {}
         about = {"at_work": ended.at_work} if dead else {"seconds": seconds}
-        self._tell(outcome.value, ended, commit, **about, **figures)
+        self._tell(outcome.value, commit=commit, **ended.facts, **about, **figures)
+        if outcome is Outcome.LEFT_OUT:
+            self._leave_out(ended, reason)
+        elif reason:
+            self.stop(reason)
 
-    def leave_out(self, builder: str, attempt: str, reason: str) -> None:
-        """A builder cannot load the models: its shard is another's, no attempt was made, and no sample is blamed.
-
-        Args:
-            builder: which.
-            attempt: under which it had a shard.
-            reason: in words, with its device.
-        """
-        self._left_out.add(builder)
-        self.end(attempt, Outcome.LEFT_OUT)
+    def _leave_out(self, ended: _Attempt, reason: str) -> None:
+        """A builder cannot load the models: its shard is another's, no attempt was made, and no sample is blamed."""
+        ended.shard.attempts -= 1
+        self._left_out.add(ended.made_by)
         if len(self._left_out) >= self._builders:
             self.stop(reason)
         else:
@@ -228,18 +235,12 @@ class Monitor:
         nothing_left = not (self._under_way or self._waiting)
         return bool(self._stopping) or nothing_left or now - self._unasked > UNASKED_SECONDS
 
-    def failed_by(self, failures: Sequence[tuple[str, str, str]]) -> None:
-        """Why samples failed, for the run's last line: class, message and caption of each."""
-        self._budget.add_reasons(failures)
-
     def note(self, text: str) -> None:
         """Something people should know."""
-        self._events.append(Event(utc_now(), "note", {}, text))
+        self._tell("note", text)
 
-    def _tell(self, kind: str, attempt: _Attempt, commit: Commit | None = None, **facts: Any) -> None:
-        shard = attempt.shard.planned.name
-        about = {"shard": shard, "attempt": attempt.id, "worker": attempt.worker}
-        self._events.append(Event(utc_now(), kind, about | facts, commit=commit))
+    def _tell(self, kind: str, text: str = "", commit: Commit | None = None, **facts: Any) -> None:
+        self._events.append(Event(kind, {**facts, "time": utc_now()}, text, commit))
 
     def take_events(self) -> list[Event]:
         """What happened since this was asked last."""
@@ -250,14 +251,19 @@ class Monitor:
         """Ask every builder to stop at its next sample boundary; the first reason stays."""
         self._stopping = self._stopping or reason
 
-    def stuck(self, seconds: float) -> list[Stuck]:
-        """Builders that have reported nothing for so long; each is named once."""
+    def stuck(self, seconds: float) -> list[Any]:
+        """The actors of builders that have reported nothing for so long, to be restarted; each is named once."""
         now, found = time.monotonic(), []
         for attempt in self._under_way.values():
             if now - attempt.seen > seconds and not attempt.named_stuck:
                 attempt.named_stuck = True
-                shard, silent = attempt.shard.planned.name, now - attempt.seen
-                found.append(Stuck(attempt.worker, shard, silent, attempt.at_work, attempt.handle))
+                found.append(attempt.handle)
+                text = (
+                    f"{attempt.shard.planned.name}: {worker_name(attempt.made_by)} has finished nothing for "
+                    f"{duration(now - attempt.seen)} "
+                    f"(at work on {', '.join(attempt.at_work) or 'nothing it told of'}); restarting it"
+                )
+                self._tell("stuck", text, **attempt.facts)
         return found
 
     def snapshot(self) -> Snapshot:
@@ -267,8 +273,7 @@ class Monitor:
             made=self._budget.made,
             failed=self._budget.failed,
             stopping=self._stopping,
-            abandoned=tuple(self._abandoned),
-            builders=len({attempt.worker for attempt in self._under_way.values()}),
+            builders=len({attempt.made_by for attempt in self._under_way.values()}),
             lost=dict(self._lost_seconds),
             under_way=sum(now - attempt.begun for attempt in self._under_way.values()),
             commonest=self._budget.commonest(),

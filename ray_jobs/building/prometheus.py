@@ -7,31 +7,38 @@ stands in commits and records (`shards.dataset.progress_figures`).
 
 import os
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ray_jobs.building.messages import Event, Snapshot
-from shards.dataset.progress_figures import Standing
+from ray_jobs.building.messages import Event
 
 TAGS = ("dataset", "task")  # not `job`: Prometheus itself calls what it scrapes so
 # Seconds; shards are meant to take 5 to 15 minutes.
 SHARD_SECONDS = [1.0, 5.0, 15.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0]
-GAUGES = {
-    "pairs_planned": "pairs planned in all",
-    "pairs_made": "pairs made, those in shards under way included",
-    "pairs_per_hour": "pairs an hour since the last pause, by commits",
-    "pairs_seconds_left": "seconds until all are made at that rate",
-    "pairs_builders": "builders at work",
-    "pairs_device_seconds": "device seconds that committed shards took",
-    "pairs_busy_ratio": "share of them in which the device had work",
-    "pairs_gpu_hours": "GPU-hours of shards, of tries that came to nothing and of those under way",
-    "pairs_cost": "their cost, where a price is given",
+GAUGES = {  # name: (figure, what it is)
+    "pairs_planned": ("planned", "pairs planned in all"),
+    "pairs_made": ("made", "pairs made, those in shards under way included"),
+    "pairs_per_hour": ("recent_pairs_per_hour", "pairs an hour since the last pause, by commits"),
+    "pairs_seconds_left": ("seconds_left", "seconds until all are made at that rate"),
+    "pairs_builders": ("builders", "builders at work"),
+    "pairs_device_seconds": ("device_seconds", "device seconds that committed shards took"),
+    "pairs_busy_ratio": ("busy", "share of them in which the device had work"),
+    "pairs_gpu_hours": (
+        "gpu_hours",
+        "GPU-hours of shards, of tries that came to nothing and of those under way",
+    ),
+    "pairs_cost": ("cost", "their cost, where a price is given"),
 }
-SORTED_GAUGES = {  # name: (what it is sorted by, what it is)
-    "pairs_failed": ("cause", "samples that could not be made, those made in a later try included"),
-    "pairs_lost_device_seconds": ("end", "device seconds of tries that came to nothing"),
+SORTED_GAUGES = {  # name: (figure, what it is sorted by, what it is)
+    "pairs_failed": (
+        "failures",
+        "cause",
+        "samples that could not be made, those made in a later try included",
+    ),
+    "pairs_lost_device_seconds": ("lost", "end", "device seconds of tries that came to nothing"),
 }
 EVENTS = "pairs_events"
 SECONDS = "pairs_shard_seconds"
@@ -53,8 +60,10 @@ class RunGauges:
 
     def __init__(self, task: str, root: str) -> None:
         self._tags = {"dataset": label(root), "task": task}
-        self._gauges = {name: Gauge(name, text, TAGS) for name, text in GAUGES.items()}
-        self._sorted = {name: Gauge(name, text, (*TAGS, key)) for name, (key, text) in SORTED_GAUGES.items()}
+        self._gauges = {name: Gauge(name, text, TAGS) for name, (_, text) in GAUGES.items()}
+        self._sorted = {
+            name: Gauge(name, text, (*TAGS, key)) for name, (_, key, text) in SORTED_GAUGES.items()
+        }
         self._events = Counter(EVENTS, "what happened to tries at shards", (*TAGS, "event"))
         self._seconds = Histogram(SECONDS, "seconds from a try's begin to its commit", SHARD_SECONDS, TAGS)
 
@@ -65,28 +74,11 @@ class RunGauges:
             if event.kind == "committed":
                 self._seconds.observe(event.facts["seconds"], self._tags)
 
-    def show(self, far: Standing, made: int, now: Snapshot) -> None:
-        """Set what can go up and down.
-
-        Args:
-            far: by commits and records.
-            made: pairs, those in shards under way included.
-            now: the run.
-        """
-        values = {
-            "pairs_planned": far.planned,
-            "pairs_made": made,
-            "pairs_per_hour": far.recent_pairs_per_hour,
-            "pairs_seconds_left": far.seconds_left,
-            "pairs_builders": now.builders,
-            "pairs_device_seconds": far.device_seconds,
-            "pairs_busy_ratio": far.busy,
-            "pairs_gpu_hours": far.gpu_hours,
-            "pairs_cost": far.cost,
-        }
-        for name, value in values.items():
-            if value is not None:
-                self._gauges[name].set(value, self._tags)
-        for name, by in (("pairs_failed", far.failures), ("pairs_lost_device_seconds", far.lost)):
-            for key, value in by.items():
-                self._sorted[name].set(value, {**self._tags, SORTED_GAUGES[name][0]: label(key)})
+    def show(self, figures: Mapping[str, Any]) -> None:
+        """Set what can go up and down, to the figures that are known by now."""
+        for name, (figure, _) in GAUGES.items():
+            if figures[figure] is not None:
+                self._gauges[name].set(figures[figure], self._tags)
+        for name, (figure, by, _) in SORTED_GAUGES.items():
+            for key, value in figures[figure].items():
+                self._sorted[name].set(value, {**self._tags, by: label(key)})

@@ -14,13 +14,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from projector.making.steps import ShardMaker
 from projector.models.resolve import ModelSource
-from ray_jobs.building.builder import BuilderSpec, ShardBuilder
+from ray_jobs.building.builder import ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
-from ray_jobs.building.messages import Outcome, Snapshot
-from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
+from ray_jobs.building.messages import BuildSpec, Outcome, Snapshot
+from ray_jobs.building.monitor import Monitor
 from ray_jobs.building.reader import Reader
 from ray_jobs.building.run_account import RECORD_SECONDS, Account
-from ray_jobs.building.shard_output import FinishSpec
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import MakingOptions
@@ -28,7 +27,6 @@ from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
 from ray_jobs.cluster.node_checks import check_nodes
 from shards.dataset.dataset import Dataset
-from shards.dataset.progress_figures import duration
 from shards.errors import StorageError
 from shards.format.plan import Plan, PlannedShard
 from shards.stores.lease import HeldError, Lease, sole_writer
@@ -42,17 +40,15 @@ CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is publis
 
 @dataclass(frozen=True)
 class Guard:
-    """What may end a run early, or a builder.
+    """What may end a run early.
 
     Attributes:
         stop: SIGTERM or Ctrl-C.
         lease: on a root whose store cannot keep two writers apart; None elsewhere.
-        stuck_seconds: silence after which a builder is restarted.
     """
 
     stop: StopRequest
     lease: Lease | None
-    stuck_seconds: float
 
     def reason_to_stop(self) -> str:
         """Why the run should stop; empty while it should not."""
@@ -86,7 +82,7 @@ def guarded(
     with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
         writes, spool = [storage.root], options.spool
         check_nodes(cluster, writes=writes, reads=reads, models=models, spool=spool, spool_bytes=shard_bytes)
-        yield cluster, Guard(stop, lease, options.stuck_seconds)
+        yield cluster, Guard(stop, lease)
 
 
 def complete(
@@ -106,7 +102,7 @@ def complete(
         job: whose options they are.
         dataset: opened for writing.
         plan: all that it should hold.
-        options: how many failures are too many.
+        options: how many failures are too many, and how long a builder may be silent.
         crew: who makes it.
         maker: makes what leads planned samples through the models.
         shard_bytes: what a full shard takes in the spool, about.
@@ -117,31 +113,37 @@ def complete(
         exit code.
     """
     Spool.at(options.spool).check_room(shard_bytes)
-    finish = FinishSpec(dataset.storage.root, expected_of(dataset), options.spool, shard_bytes)
-    spec = BuilderSpec(finish, maker, plan.superseded, crew.devices_each, run=uuid.uuid4().hex)
+    spec = BuildSpec(
+        run=uuid.uuid4().hex,
+        root=dataset.storage.root,
+        expected=expected_of(dataset),
+        spool=options.spool,
+        shard_bytes=shard_bytes,
+        maker=maker,
+        make_reader=make_reader,
+        superseded=plan.superseded,
+        devices=crew.devices_each,
+    )
     todo = dataset.missing(plan)
-    todo_samples = sum(len(shard.samples) for shard in todo)
     if len(todo) < len(plan.shards):
         tell("resumed", f"{len(plan.shards) - len(todo)} shards already exist, {len(todo)} to make")
         dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
-    account = Account(job, dataset, options, spec.run, spec.devices, crew.gpus)
-    progress = Progress(job, len(plan), done=len(plan) - todo_samples)
+    progress = Progress(job, len(plan), done=len(plan) - sum(len(shard.samples) for shard in todo))
+    account = Account(job, dataset, spec, crew.gpus, options.price_gpu_hour, progress)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
     monitor = start_monitor(todo, options, job, min(crew.actors, max(1, len(todo))))
     taken = 0
     if todo:
         account.record()
-        readers = start_readers(crew, Reader, spec.finish, make_reader)
-        with _watched(monitor, progress, guard, account, dataset), _losing(monitor):
+        readers = start_readers(crew, Reader, spec)
+        with _watched(monitor, guard, account, dataset, options.stuck_seconds), _losing(monitor):
             for row in _run(len(todo), crew, spec, monitor, readers):
                 taken += row["outcome"] in (Outcome.TAKEN, Outcome.DUPLICATE)
     if taken:
         tell("shared", f"{taken} shards were committed by another build meanwhile")
     end: Snapshot = ray.get(monitor.snapshot.remote())
-    for name in end.abandoned:
-        tell("abandoned", f"{name}: given up, its worker died each of {MAX_ATTEMPTS} times", shard=name)
-    account.show(end, ray.get(monitor.take_events.remote()), progress, final=True)
+    account.show(end, ray.get(monitor.take_events.remote()), final=True)
     dataset.write_manifest()
     missing = dataset.missing(plan)
     if todo:
@@ -162,7 +164,7 @@ def start_monitor(todo: Sequence[PlannedShard], options: MakingOptions, job: str
 
 
 def _run(
-    shards: int, crew: Crew, spec: BuilderSpec, monitor: Any, readers: Sequence[Any]
+    shards: int, crew: Crew, spec: BuildSpec, monitor: Any, readers: Sequence[Any]
 ) -> Iterator[dict[str, Any]]:
     """One pass of Ray Data: a row for each shard, which the monitor chooses when a builder is free.
 
@@ -212,31 +214,19 @@ def _losing(monitor: Any) -> Iterator[None]:
 
 @contextmanager
 def _watched(
-    monitor: Any, progress: Progress, guard: Guard, account: Account, dataset: Dataset
+    monitor: Any, guard: Guard, account: Account, dataset: Dataset, stuck_seconds: float
 ) -> Iterator[None]:
     """Tell how far it is, pass a stop request on and restart stuck builders, from threads beside the pass."""
-    passed_on = False
 
     def look() -> None:
         with suppress(ActorDiedError):  # of the monitor, which ends the pass: see `_losing`
-            look_once()
-
-    def look_once() -> None:
-        nonlocal passed_on
-        if not passed_on and (reason := guard.reason_to_stop()):
-            passed_on = True
-            tell("stopping", f"{reason}: stopping at the next sample boundary")
-            ray.get(monitor.stop.remote(reason))
-        for stuck in ray.get(monitor.stuck.remote(guard.stuck_seconds)):
-            tell(
-                "stuck",
-                f"{stuck.shard}: {stuck.worker} has finished nothing for {duration(stuck.seconds)} "
-                f"(at work on {', '.join(stuck.at_work) or 'nothing it told of'}); restarting it",
-                shard=stuck.shard,
-                worker=stuck.worker,
-            )
-            ray.kill(stuck.handle, no_restart=False)
-        account.show(ray.get(monitor.snapshot.remote()), ray.get(monitor.take_events.remote()), progress)
+            now: Snapshot = ray.get(monitor.snapshot.remote())
+            if not now.stopping and (reason := guard.reason_to_stop()):
+                tell("stopping", f"{reason}: stopping at the next sample boundary")
+                ray.get(monitor.stop.remote(reason))
+            for builder in ray.get(monitor.stuck.remote(stuck_seconds)):
+                ray.kill(builder, no_restart=False)
+            account.show(now, ray.get(monitor.take_events.remote()))
 
     # A store that is slow to take a record must not keep a stop request waiting: a thread each.
     with (

@@ -1,18 +1,16 @@
 """What a run tells of itself while it works: events and figures, on standard output, as metrics and in its record."""
 
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import ray
 
-from ray_jobs.building.messages import Event, Snapshot
+from ray_jobs.building.messages import BuildSpec, Event, Snapshot
 from ray_jobs.building.prometheus import RunGauges
 from ray_jobs.cli.log import tell, tells_json, utc_now
 from ray_jobs.cli.progress import INTERVAL, Progress
-from ray_jobs.cli.run_options import WatchedOptions
 from ray_jobs.cluster.node_probe import recorded_packages
 from shards.dataset.dataset import Dataset
 from shards.dataset.progress_figures import Standing, spending_parts, standing
@@ -28,64 +26,64 @@ class Account:
     Args:
         job: `build` and so on.
         dataset: opened for writing.
-        options: how it is told.
-        run: the run's id.
-        devices: that each builder holds, its share of readers included.
+        spec: which run it is, and what each of its builders holds.
         gpus: that a device stands for; 0 on CPUs.
+        price: of a GPU-hour, where one is given.
+        progress: the line for people.
     """
 
     def __init__(
-        self, job: str, dataset: Dataset, options: WatchedOptions, run: str, devices: float, gpus: float
+        self,
+        job: str,
+        dataset: Dataset,
+        spec: BuildSpec,
+        gpus: float,
+        price: float | None,
+        progress: Progress,
     ) -> None:
-        self._dataset, self._price, self._devices = dataset, options.price_gpu_hour, devices
+        self._dataset, self._price, self._devices, self._progress = dataset, price, spec.devices, progress
         self._commits = {commit.name: commit for commit in dataset.commits()}
         self._made = sum(commit.samples for commit in self._commits.values())
         self._segments = dataset.segments()
         self._others = runs_on_record(dataset.storage)
         begun = utc_now()
         ray_job = ray.get_runtime_context().get_job_id()
-        self._run = RunRecord(run, job, ray_job, begun, begun, "", 0, gpus, {}, 0.0, recorded_packages())
+        self._run = RunRecord(spec.run, job, ray_job, begun, begun, "", 0, gpus, {}, 0.0, recorded_packages())
         self._metrics = RunGauges(job, dataset.storage.root)
-        self._lock = threading.Lock()
         self._figured = 0.0
         self._note = ""
 
-    def show(
-        self, now: Snapshot, events: Sequence[Event], progress: Progress, *, final: bool = False
-    ) -> None:
+    def show(self, now: Snapshot, events: Sequence[Event], *, final: bool = False) -> None:
         """Tell what happened, and how far the run is.
 
         Args:
             now: the run.
             events: since the last call.
-            progress: the line for people.
             final: whether the run is at its end.
         """
         for event in events:
-            tell(event.kind, event.text, **{**event.facts, "time": event.time})
+            tell(event.kind, event.text, **event.facts)
             if event.commit is not None:
                 self._commits[event.commit.name] = event.commit
         self._metrics.count(events)
-        lost = {end: round(seconds * self._devices, 3) for end, seconds in now.lost.items()}
-        with self._lock:
-            self._run = replace(
-                self._run,
-                seen=utc_now(),
-                builders=now.builders,
-                lost=lost,
-                under_way=round(now.under_way * self._devices, 3),
-            )
+        self._run = replace(
+            self._run,
+            seen=utc_now(),
+            builders=now.builders,
+            lost={end: round(seconds * self._devices, 3) for end, seconds in now.lost.items()},
+            under_way=round(now.under_way * self._devices, 3),
+        )
         moment = time.monotonic()
         if final or moment - self._figured >= INTERVAL:
             self._figured = moment
-            far = self._standing()
-            self._metrics.show(far, self._made + now.made, now)
+            far, made = self._standing(), self._made + now.made
+            self._metrics.show({**asdict(far), "made": made, "builders": now.builders})
             live = [f"{now.failed} failed"] if now.failed and not far.failures else []
             self._note = ", ".join(live + spending_parts(far))
             if tells_json():
-                tell("progress", **_figures(far, self._made + now.made))
+                tell("progress", **rounded({**asdict(far), "under_way": made - far.made}))
         if not tells_json():
-            progress.show(now.made + now.failed, self._note, final=final)
+            self._progress.show(now.made + now.failed, self._note, final=final)
 
     def _standing(self) -> Standing:
         runs = [*self._others, self._run]
@@ -95,20 +93,15 @@ class Account:
 
     def record(self, ended: str = "") -> None:
         """Write the run's record; a store that fails is told of, and left to the builders to judge."""
-        with self._lock:
-            self._run = replace(self._run, ended=ended)
-            run = self._run
         try:
             self._dataset.require_present()
-            put_run(self._dataset.storage, run)
+            put_run(self._dataset.storage, replace(self._run, ended=ended))
         except StorageError as error:
             tell("record", f"the run's record could not be written: {error}")
 
 
-def _figures(far: Standing, made: int) -> dict[str, Any]:
-    """A line's worth of figures: no more digits than they deserve."""
-    rounded = {
-        name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(far).items()
-    }
-    lost = {end: round(seconds, 3) for end, seconds in far.lost.items()}
-    return {**rounded, "lost": lost, "under_way": made - far.made}
+def rounded(figures: Any) -> Any:
+    """Figures, and those sorted by what they are of, with no more digits than they deserve."""
+    if isinstance(figures, Mapping):
+        return {name: rounded(figure) for name, figure in figures.items()}
+    return round(figures, 3) if isinstance(figures, float) else figures

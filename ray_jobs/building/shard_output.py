@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,33 +12,17 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from projector.making.broken_device import DeviceBrokenError, device_is_broken
+from ray_jobs.building.messages import BuildSpec, FailedSample, Written
 from ray_jobs.cli.log import utc_now
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
 from shards.errors import StorageError
 from shards.format.commit import Commit
 from shards.format.plan import PlannedShard
-from shards.format.sample import Expected, Failure, Sample
+from shards.format.sample import Failure, Sample
 from shards.format.shard_writer import ShardWriter
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
-
-
-@dataclass(frozen=True)
-class FinishSpec:
-    """What is needed to turn samples into committed shards; small and picklable.
-
-    Attributes:
-        root: dataset root.
-        expected: what every sample must hold.
-        spool: local folder for shards under construction; None for each machine's own.
-        shard_bytes: what a full shard takes there, about.
-    """
-
-    root: str
-    expected: Expected
-    spool: str | None
-    shard_bytes: int
 
 
 class ShardLostError(Exception):
@@ -66,19 +50,22 @@ def ending_with_the_device() -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, DeviceBrokenError) and not device_is_broken():
             raise
-        line = {"time": utc_now(), "event": "device broken, process ends", "error": str(error)}
-        print(json.dumps(line), flush=True)
+        log_line("device broken, process ends", error=str(error))
         os._exit(1)
 
 
-@dataclass
-class _Open:
-    """A shard under construction, and the seconds in which a reader's device was at work on it."""
+def log_line(event: str, **facts: Any) -> None:
+    """A line in this worker's own log."""
+    print(json.dumps({"time": utc_now(), "event": event, **facts}), flush=True)
 
+
+@dataclass(frozen=True)
+class _Open:
+    """A shard under construction."""
+
+    name: str
     writer: ShardWriter
     stack: ExitStack
-    name: str
-    busy_seconds: float = 0.0
 
 
 class Finisher:
@@ -88,7 +75,7 @@ class Finisher:
         spec: what to write, and where to.
     """
 
-    def __init__(self, spec: FinishSpec) -> None:
+    def __init__(self, spec: BuildSpec) -> None:
         self._spec = spec
         self._open: dict[str, _Open] = {}
 
@@ -113,30 +100,24 @@ class Finisher:
             folder = stack.enter_context(self._spool.workspace(planned.name))
             writer = ShardWriter(planned, folder, self.dataset.fingerprint, self._spec.expected)
             stack.enter_context(writer)
-            self._open[attempt] = _Open(writer, stack.pop_all(), planned.name)
+            self._open[attempt] = _Open(planned.name, writer, stack.pop_all())
 
-    def write(self, attempt: str, results: Sequence[Sample | Failure]) -> int:
-        """Write samples, or why there are none; returns how many were not sound, and were written down as failed."""
+    def write(self, attempt: str, results: Sequence[Sample | Failure]) -> Written:
+        """Write samples, or why there are none; a sample that is not sound is written down as failed."""
         writer = self._opened(attempt).writer
-        refused = 0
+        failed: list[FailedSample] = []
         for result in results:
-            if isinstance(result, Failure):
-                writer.fail(result)
-                continue
-            try:
-                writer.add(result)
-            except ValueError as error:
-                writer.fail(Failure.from_exception("check", error))
-                refused += 1
-        return refused
+            failure = result if isinstance(result, Failure) else _refused(writer, result)
+            if failure is not None:
+                failed.append((writer.fail(failure).caption, failure))
+        return Written(len(results) - len(failed), failed)
 
     def commit(self, attempt: str, circumstances: Circumstances) -> Commit:
         """Close a shard and publish it; returns the commit that stands, another build's where that came first."""
         found = self._opened(attempt)
         del self._open[attempt]
-        busy = circumstances.busy_seconds + found.busy_seconds
         with closing(found.stack):
-            return publish(self.dataset, found.writer.close(), replace(circumstances, busy_seconds=busy))
+            return publish(self.dataset, found.writer.close(), circumstances)
 
     def _opened(self, attempt: str) -> _Open:
         if attempt not in self._open:
@@ -147,6 +128,15 @@ class Finisher:
         """Throw away what an attempt has open."""
         if attempt in self._open:
             self._open.pop(attempt).stack.close()
+
+
+def _refused(writer: ShardWriter, sample: Sample) -> Failure | None:
+    """Write a sample; why it was refused, or None where it was not."""
+    try:
+        writer.add(sample)
+    except ValueError as error:
+        return Failure.from_exception("check", error)
+    return None
 
 
 class Remote:

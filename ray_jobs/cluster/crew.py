@@ -1,6 +1,5 @@
 """Who builds: how many actors, with how much of a GPU each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -90,15 +89,15 @@ def with_readers(crew: Crew, options: BuildOptions, cluster: Cluster) -> Crew:
     return replace(crew, actors=actors, readers=readers, reader_gpus=gpus)
 
 
-def start_readers(crew: Crew, make: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """The readers of a crew, as actors that are restarted when they die."""
-    actor: Any = ray.remote(make)
+def start_readers(crew: Crew, made_of: type, spec: object) -> list[Any]:
+    """The readers of a crew, as actors that are restarted when they die, each told the spec."""
+    actor: Any = ray.remote(made_of)
     return [
         actor.options(
             num_cpus=BUILDER_CPUS,
             num_gpus=crew.reader_gpus,
             max_restarts=-1,
             max_concurrency=CALLS_PER_READER,
-        ).remote(*arguments)
+        ).remote(spec)
         for _ in range(crew.readers)
     ]

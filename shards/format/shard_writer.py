@@ -117,9 +117,11 @@ class ShardWriter:
         self._rows.append(sample_row(sample.key, sample.metadata, places))
         self._count(sample.tensors)
 
-    def fail(self, failure: Failure) -> None:
-        """Write down why the next sample is missing."""
-        self._failures.append(failure_row(self._take(), failure))
+    def fail(self, failure: Failure) -> PlannedSample:
+        """Write down why the next sample is missing; returns which one that is."""
+        planned = self._take()
+        self._failures.append(failure_row(planned, failure))
+        return planned
 
     def close(self) -> BuiltShard:
         """Finish the files.

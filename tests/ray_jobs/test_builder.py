@@ -1,6 +1,7 @@
 """A builder, without Ray: a real monitor and a real dataset, and samples that need no model."""
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -14,12 +15,12 @@ from projector.making.batching import BatchMaker
 from projector.making.shard_maker import InOneStage
 from ray_jobs.building import builder as module
 from ray_jobs.building import shard_output
-from ray_jobs.building.builder import BuilderSpec, ShardBuilder
+from ray_jobs.building.builder import ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
-from ray_jobs.building.messages import Outcome
+from ray_jobs.building.messages import BuildSpec, Outcome
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.reader import Reader
-from ray_jobs.building.shard_output import Finisher, FinishSpec
+from ray_jobs.building.shard_output import Finisher
 from ray_jobs.cluster import this_actor
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
@@ -99,12 +100,13 @@ def a_builder(dataset, monkeypatch, tmp_path):
     for used in (shard_output, this_actor):
         monkeypatch.setattr(used, "ray", ray)
     monkeypatch.setattr(module.time, "sleep", lambda _: None)
-    finish = FinishSpec(dataset.storage.root, Expected(("caption",), (-8,), SIDE, SIDE), str(tmp_path), 0)
+    expected = Expected(("caption",), (-8,), SIDE, SIDE)
+    spec = BuildSpec("run", dataset.storage.root, expected, str(tmp_path), 0, drawn)
 
-    def make(monitor, maker=drawn, readers=()):
-        return ShardBuilder(BuilderSpec(finish, maker, run="run"), Called(monitor), readers)
+    def make(monitor, readers=(), **given):
+        return ShardBuilder(replace(spec, **given), Called(monitor), readers)
 
-    make.finish = finish
+    make.spec = spec
     return make
 
 
@@ -128,22 +130,21 @@ def test_a_builder_makes_shard_after_shard_until_none_is_left(dataset, shards, a
 def test_what_another_run_committed_is_taken(shards, a_builder):
     builder = a_builder(a_monitor(shards))
     outcomes(builder, 3)
-    later = a_builder(a_monitor(shards))
-    later._spec = BuilderSpec(a_builder.finish, drawn, run="another run")
+    later = a_builder(a_monitor(shards), run="another run")
     assert outcomes(later, 1) == ["taken"]
 
 
 def test_a_builder_that_is_declared_dead_before_its_commit_commits_nothing(dataset, shards, a_builder):
     monitor = a_monitor(shards[:1])
     builder = a_builder(monitor)
-    make = builder._write
+    make = builder._make
 
     def out_of_reach(work):
         whole = make(work)
         monitor.begin("successor", Maker(host="elsewhere", pid=2, actor="actor"))
         return whole
 
-    builder._write = out_of_reach
+    builder._make = out_of_reach
     assert outcomes(builder, 1) == ["stopped"]
     assert dataset.commits() == []
     assert not builder._here._open, "what it made is thrown away"
@@ -162,7 +163,7 @@ def test_a_store_that_refuses_stops_the_run_with_its_words(shards, a_builder, mo
 
 def test_a_shard_lost_with_its_reader_is_begun_anew(dataset, shards, a_builder, monkeypatch):
     """The reader has forgotten the first attempt, as after a restart; the samples at work are blamed."""
-    reader = Reader(a_builder.finish, lambda: None)
+    reader = Reader(a_builder.spec)
     monkeypatch.setattr(reader, "write", lambda attempt, results: Finisher.write(reader, attempt, results))
     begin, begun = reader.begin, []
 
@@ -181,7 +182,7 @@ def test_a_shard_lost_with_its_reader_is_begun_anew(dataset, shards, a_builder, 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_reader_that_takes_long_to_restart_costs_no_attempts(shards, a_builder, monkeypatch, stopped):
-    reader, refused = Finisher(a_builder.finish), []
+    reader, refused = Finisher(a_builder.spec), []
     begin = reader.begin
 
     def restarting(attempt, planned):
@@ -204,7 +205,7 @@ def test_a_reader_that_takes_long_to_restart_costs_no_attempts(shards, a_builder
 
 
 def test_a_shard_begun_again_throws_away_what_was_open_of_it(shards, a_builder):
-    finisher = Finisher(a_builder.finish)
+    finisher = Finisher(a_builder.spec)
     for attempt in ("first", "second"):
         finisher.begin(attempt, shards[0])
     finisher.begin("other", shards[1])
@@ -221,7 +222,7 @@ def test_models_that_find_no_room_are_one_line_with_the_device(shards, a_builder
         raise error
 
     monitor = a_monitor(shards)
-    builder = a_builder(monitor, maker)
+    builder = a_builder(monitor, maker=maker)
     assert outcomes(builder, 1) == ["left out"]
     said = f"the models cannot be loaded on {builder._itself.host}:{builder._itself.pid}, CPU: "
     assert monitor.snapshot().stopping == said + " ".join(str(error).split())
@@ -244,7 +245,7 @@ def test_a_builder_that_cannot_load_keeps_its_row_until_the_others_are_done(shar
         loads.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    builder = a_builder(monitor, maker)
+    builder = a_builder(monitor, maker=maker)
     monkeypatch.setattr(module.time, "sleep", others_go_on)
     assert outcomes(builder, 2) == ["left out", "nothing"]
     assert (len(loads), len(waits)) == (1, 2)
@@ -258,5 +259,5 @@ def test_a_reader_that_cannot_load_is_one_line_and_leaves_no_builder_out(a_build
     with pytest.raises(
         StorageError, match=r"a reader's model cannot be loaded on .*: CUDA error: out of memory"
     ) as told:
-        _ = Reader(a_builder.finish, load)._reader
+        _ = Reader(replace(a_builder.spec, make_reader=load))._reader
     assert type(told.value) is StorageError

@@ -9,6 +9,7 @@ from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.run import _why_incomplete
 from shards.format.commit import Commit, Maker, tar_key
 from shards.format.plan import PlannedSample, PlannedShard
+from shards.format.sample import Failure
 
 
 def a_shard(index, size=4):
@@ -31,8 +32,16 @@ def begin(monitor, worker, attempt, handle=None):
     return monitor.begin(attempt, a_process(worker), handle)
 
 
-def report(monitor, attempt, made=0, failed=0, at_work=()):
-    return monitor.report(attempt, made, failed, tuple(at_work))
+def report(monitor, attempt, made=0, failed=0, at_work=(), failures=()):
+    return monitor.report(attempt, made, failed, tuple(at_work), failures)
+
+
+def failure(error_class, message, caption):
+    return caption, Failure("image", error_class, message, 1, "")
+
+
+def events(monitor, kind):
+    return [event for event in monitor.take_events() if event.kind == kind]
 
 
 def eight_seconds_at_work(monitor, clock):
@@ -55,8 +64,8 @@ def clock(monkeypatch):
 
 def test_each_attempt_gets_a_shard_until_none_is_left():
     monitor = a_monitor(4, 4)
-    shards = [begin(monitor, "w", attempt).shard for attempt in "012"]
-    assert [shard and shard.name for shard in shards] == ["train-000000", "train-000001", None]
+    tasks = [begin(monitor, "w", attempt) for attempt in "012"]
+    assert [task and task.shard.name for task in tasks] == ["train-000000", "train-000001", None]
 
 
 def test_counts_add_up_over_shards_and_a_restarted_shard_starts_anew():
@@ -85,9 +94,11 @@ def test_a_shard_put_down_unfinished_counts_for_nothing():
 def test_a_shard_is_given_up_after_its_attempts():
     monitor = a_monitor(4, 4)
     begin(monitor, "b", "other")
-    tries = [begin(monitor, f"a.{number}", f"{number}").shard for number in range(1, MAX_ATTEMPTS + 2)]
-    assert [shard is not None for shard in tries] == [True] * MAX_ATTEMPTS + [False]
-    assert monitor.snapshot().abandoned == ("train-000001",)
+    tries = [begin(monitor, f"a.{number}", f"{number}") for number in range(1, MAX_ATTEMPTS + 2)]
+    assert [task is not None for task in tries] == [True] * MAX_ATTEMPTS + [False]
+    (abandoned,) = events(monitor, "abandoned")
+    assert abandoned.facts["shard"] == "train-000001"
+    assert abandoned.text == "train-000001: given up, its worker died each of 5 times"
 
 
 def test_what_a_dead_worker_had_goes_to_whoever_asks_next():
@@ -98,7 +109,7 @@ def test_what_a_dead_worker_had_goes_to_whoever_asks_next():
     begin(monitor, "b", "2")
     again = begin(monitor, "a.2", "3").shard.name
     assert {again, begin(monitor, "b", "4").shard.name} == {"train-000000", "train-000001"}
-    assert begin(monitor, "b", "5").shard is None
+    assert begin(monitor, "b", "5") is None
 
 
 def test_a_process_that_was_declared_dead_gets_nothing_and_ends_nothing():
@@ -106,7 +117,7 @@ def test_a_process_that_was_declared_dead_gets_nothing_and_ends_nothing():
     monitor = a_monitor(4, 4)
     begin(monitor, "a", "0")
     assert begin(monitor, "a.2", "1").shard.name == "train-000000"
-    assert begin(monitor, "a", "2").shard is None
+    assert begin(monitor, "a", "2") is None
     assert report(monitor, "1", made=2), "its successor goes on"
     assert begin(monitor, "b", "3").shard.name == "train-000001"
 
@@ -129,7 +140,7 @@ def test_failures_over_the_limit_stop_the_run_but_not_the_first_few():
     assert report(monitor, "0", made=0, failed=GRACE - 1)
     assert not report(monitor, "0", made=GRACE - 3, failed=3)
     assert "3 of 20 samples failed" in monitor.snapshot().stopping
-    assert begin(monitor, "b", "1").shard is None
+    assert begin(monitor, "b", "1") is None
 
 
 def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_again():
@@ -138,14 +149,15 @@ def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_agai
     assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == ("", False)
     for number in range(5):
         message = f"'{number} a.jpg': picture of {400 + number} x 4 pixels is too narrow"
-        monitor.failed_by([("ImageError", message, "a caption")])
-    monitor.failed_by([("SampleError", "holds a special token", "a  red\nfox"), ("SampleError", "x", "")])
+        report(monitor, "0", failures=[failure("ImageError", message, "a caption")])
+    special = failure("SampleError", "holds a special token", "a  red\nfox")
+    report(monitor, "0", failures=[special, failure("SampleError", "x", "")])
     told = "picture of 400 x 4 pixels is too narrow (0 a.jpg, 1 a.jpg, 2 a.jpg, …)"
     assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == (told, False)
     assert not report(monitor, "0", made=13, failed=7)
     assert monitor.snapshot().lasting
     for _ in range(6):
-        monitor.failed_by([("SampleError", "holds a special token", "a  red\nfox")])
+        report(monitor, "0", made=13, failed=7, failures=[special])
     assert (monitor.snapshot().commonest, monitor.snapshot().lasting) == (
         "holds a special token (a red fox, …)",
         False,
@@ -183,10 +195,23 @@ def test_failures_one_after_the_other_stop_the_run_and_a_success_between_them_do
 
 
 def test_the_first_reason_to_stop_stays():
-    monitor = a_monitor()
+    monitor = a_monitor(4)
+    begin(monitor, "a", "0")
     monitor.stop("first")
     monitor.stop("second")
+    monitor.end("0", Outcome.REFUSED, reason="third")
     assert monitor.snapshot().stopping == "first"
+
+
+def test_a_store_that_refuses_a_builder_that_is_thought_dead_stops_nobody():
+    """Its node was out of reach: what it cannot reach, others may."""
+    monitor = a_monitor(4)
+    begin(monitor, "a", "0")
+    begin(monitor, "a.2", "1")
+    monitor.end("0", Outcome.REFUSED, reason="no route to the store")
+    assert monitor.snapshot().stopping == ""
+    monitor.end("1", Outcome.REFUSED, reason="no route to the store")
+    assert monitor.snapshot().stopping == "no route to the store"
 
 
 def test_a_silent_builder_is_named_once_with_what_it_was_making(clock):
@@ -198,14 +223,12 @@ def test_a_silent_builder_is_named_once_with_what_it_was_making(clock):
     report(monitor, "1")
     clock[0] += 20
     assert monitor.stuck(100) == []
-    (stuck,) = monitor.stuck(60)
-    assert (stuck.worker, stuck.shard, stuck.at_work, stuck.handle) == (
-        "a:1",
-        "train-000000",
-        ("x",),
-        "actor a",
+    assert monitor.stuck(60) == ["actor a"]
+    (stuck,) = events(monitor, "stuck")
+    assert stuck.text == (
+        "train-000000: a:1 has finished nothing for 1 min 10 s (at work on x); restarting it"
     )
-    assert stuck.seconds == 70
+    assert (stuck.facts["shard"], stuck.facts["worker"]) == ("train-000000", "a:1")
     assert monitor.stuck(60) == []
 
 
@@ -238,13 +261,14 @@ def test_what_another_build_made_is_not_waited_for(clock):
     monitor.end("0", Outcome.COMMITTED)
     begin(monitor, "a", "1")
     monitor.end("1", Outcome.COMMITTED)  # it was there
-    assert monitor._seconds_left("a:1") == 6.0
+    assert monitor._seconds_left(a_process("a")) == 6.0
 
 
 def test_an_adopted_shard_tells_nothing_of_a_builders_pace(clock):
     monitor = a_monitor(8, 8)
     begin(monitor, "a", "0")
-    report(monitor, "0", made=8)
+    monitor.end("0", Outcome.ADOPTED, made_by_attempt("earlier"))
+    assert counts(monitor) == (4, 0)
     assert monitor._paces == {}
 
 
@@ -278,8 +302,8 @@ def test_seconds_of_a_dead_attempt_are_lost_and_told_to_whoever_tries_again(cloc
     clock[0] += 5
     report(monitor, "first", made=2)
     clock[0] += 60  # dead, and nobody noticed: it was last heard of after five seconds
-    orders = begin(monitor, "a.2", "second")
-    assert [(tried.attempt, tried.end, tried.seconds) for tried in orders.earlier] == [("first", "died", 5.0)]
+    task = begin(monitor, "a.2", "second")
+    assert [(tried.attempt, tried.end, tried.seconds) for tried in task.earlier] == [("first", "died", 5.0)]
     assert monitor.snapshot().lost == {"died": 5.0}
     clock[0] += 7
     assert monitor.snapshot().under_way == 7.0
@@ -308,15 +332,14 @@ def test_what_each_outcome_does(clock, outcome):
     report(monitor, "0", made=3)
     clock[0] += 3
     monitor.end("0", outcome)
-    orders = begin(monitor, "b", "1")
-    assert (orders.shard is None) == outcome.committed
+    task = begin(monitor, "b", "1")
+    assert (task is None) == outcome.committed
     assert counts(monitor) == ((3, 0) if outcome.committed else (0, 0))
     assert monitor.snapshot().lost == (
         {outcome.value: 3.0 if outcome is not Outcome.DIED else 0.0} if outcome.wasted else {}
     )
-    assert [tried.end for tried in orders.earlier] == (
-        [outcome.value] if outcome.wasted and not outcome.committed else []
-    )
+    if task:
+        assert [tried.end for tried in task.earlier] == ([outcome.value] if outcome.wasted else [])
 
 
 def test_an_attempt_that_was_declared_dead_and_is_heard_of_again_changes_nothing():
@@ -336,7 +359,7 @@ def test_an_attempt_that_was_declared_dead_and_is_heard_of_again_changes_nothing
 
 def leave_out(monitor, worker, attempt, reason):
     begun = begin(monitor, worker, attempt)
-    monitor.leave_out(worker, attempt, reason)
+    monitor.end(attempt, Outcome.LEFT_OUT, reason=reason)
     return begun
 
 
@@ -345,12 +368,11 @@ def test_a_builder_that_cannot_load_is_left_out_and_its_shard_goes_to_another(cl
     broken = leave_out(monitor, "broken", "0", "the models cannot be loaded on broken, GPU 1: out of memory")
     assert broken.shard.name == "train-000000"
     assert not monitor.snapshot().stopping
-    notes = [event.text for event in monitor.take_events() if event.kind == "note"]
-    assert notes == [
+    assert [note.text for note in events(monitor, "note")] == [
         "the models cannot be loaded on broken, GPU 1: out of memory; it is left out, the other builders continue"
     ]
-    orders = begin(monitor, "sound", "1")
-    assert (orders.shard.name, orders.deaths, orders.earlier) == ("train-000000", {}, ())
+    task = begin(monitor, "sound", "1")
+    assert (task.shard.name, task.deaths, task.earlier) == ("train-000000", {}, ())
     assert not monitor.is_finished()
     monitor.end("1", Outcome.COMMITTED)
     assert not monitor.is_finished()
