@@ -31,10 +31,11 @@ from training import hardware
 
 from projector.making.batching import BatchMaker
 from projector.making.shard_maker import InOneStage
-from ray_jobs.building.run import Guard, complete
+from ray_jobs.building.run import complete
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import StopRequest
 from ray_jobs.cluster.crew import Crew
+from ray_jobs.cluster.guard import Guard
 from ray_jobs.planning.shard_schedule import simulate
 from shards.dataset.dataset import Dataset
 from shards.format.plan import PlannedSample, make_plan, shard_sizes

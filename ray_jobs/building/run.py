@@ -4,7 +4,6 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,7 +12,6 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from projector.making.steps import ShardMaker
-from projector.models.resolve import ModelSource
 from ray_jobs.building.builder import ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
 from ray_jobs.building.messages import BuildSpec, Outcome, Snapshot
@@ -23,66 +21,16 @@ from ray_jobs.building.run_account import RECORD_SECONDS, Account
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import MakingOptions
-from ray_jobs.cluster.connect import Cluster, StopRequest, connected
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
-from ray_jobs.cluster.node_checks import check_nodes
+from ray_jobs.cluster.guard import Guard
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
 from shards.format.plan import Plan, PlannedShard
-from shards.stores.lease import HeldError, Lease, sole_writer
 from shards.stores.spool import Spool
-from shards.stores.store import Storage
 from shards.tools.verify import expected_of
 
 MANIFEST_SECONDS = 600.0  # between manifests: what is read anew, a request a shard, after a driver was killed
 CALLS_AT_ONCE = 2  # of a builder: one makes a shard while the other's is published
-
-
-@dataclass(frozen=True)
-class Guard:
-    """What may end a run early.
-
-    Attributes:
-        stop: SIGTERM or Ctrl-C.
-        lease: on a root whose store cannot keep two writers apart; None elsewhere.
-    """
-
-    stop: StopRequest
-    lease: Lease | None
-
-    def reason_to_stop(self) -> str:
-        """Why the run should stop; empty while it should not."""
-        if self.stop:
-            return "stopped by a signal"
-        try:
-            if self.lease is not None:
-                self.lease.check()
-        except HeldError as error:
-            return str(error)
-        return ""
-
-
-@contextmanager
-def guarded(
-    options: MakingOptions,
-    storage: Storage,
-    shard_bytes: int,
-    models: Sequence[ModelSource],
-    reads: Sequence[str] = (),
-) -> Iterator[tuple[Cluster, Guard]]:
-    """Join a cluster whose nodes are fit, as the only one that writes to a root, heeding signals.
-
-    Args:
-        options: of the job.
-        storage: the root.
-        shard_bytes: what a full shard takes in the spool, about.
-        models, reads: what every node must find.
-    """
-    stop = StopRequest()
-    with connected() as cluster, stop.heeded(), sole_writer(storage) as lease:
-        writes, spool = [storage.root], options.spool
-        check_nodes(cluster, writes=writes, reads=reads, models=models, spool=spool, spool_bytes=shard_bytes)
-        yield cluster, Guard(stop, lease)
 
 
 def complete(

@@ -10,12 +10,13 @@ from projector.making.shard_maker import FusedMaker, StagedMaker
 from projector.making.steps import ShardMaker
 from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
-from ray_jobs.building.run import complete, guarded
+from ray_jobs.building.run import complete
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.crew import Crew, crew_for, with_readers
+from ray_jobs.cluster.guard import guarded
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.planning.build_plan import plan_of, prompts_of
 from ray_jobs.planning.model_placement import (

@@ -10,11 +10,12 @@ from projector.making.reread import RereadSettings, rereading
 from projector.models.resolve import OWN_MODELS, ModelSource, VisionSource, resolve_vision
 from projector.models.resolve_readers import resolve_text
 from projector.options import GRAFT
-from ray_jobs.building.run import complete, guarded
+from ray_jobs.building.run import complete
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, ExtractOptions
 from ray_jobs.cluster.crew import crew_for
+from ray_jobs.cluster.guard import guarded
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.jobs.build import arithmetic
 from ray_jobs.planning.size_estimate import bytes_per_sample

@@ -12,13 +12,14 @@ from typing import Any
 from projector.making.imported import ImportSettings, load_import
 from projector.models.image_settings import check_max_tokens
 from projector.models.resolve_readers import ReaderSources, resolve_readers
-from ray_jobs.building.run import complete, guarded
+from ray_jobs.building.run import complete
 from ray_jobs.cli.import_options import ImportOptions
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import PIXEL_MULTIPLE, BuildOptions
 from ray_jobs.cluster.connect import Cluster, nodes_without
 from ray_jobs.cluster.crew import crew_for
+from ray_jobs.cluster.guard import guarded
 from ray_jobs.cluster.node_probe import recorded_packages
 from ray_jobs.jobs.build import arithmetic
 from ray_jobs.planning.size_estimate import bytes_per_sample
