@@ -17,15 +17,9 @@ import ray
 
 from projector.making.steps import STRETCH, ShardMaker, Step
 from ray_jobs.building.messages import BuildSpec, FailedSample, Outcome, Task, Written, worker_name
-from ray_jobs.building.shard_output import (
-    CannotLoadError,
-    Finisher,
-    Remote,
-    ShardLostError,
-    ending_with_the_device,
-    loading,
-    log_line,
-)
+from ray_jobs.building.shard_output import Finisher, Remote, ShardLostError
+from ray_jobs.cli.log import log_line
+from ray_jobs.cluster.device_trouble import CannotLoadError, ending_with_the_device, loading
 from ray_jobs.cluster.this_actor import device_name, whereabouts
 from shards.dataset.crash_points import crash_point
 from shards.dataset.publish import Circumstances, adopt

@@ -12,7 +12,8 @@ import torch
 from projector.making.batching import BatchMaker, make_sound
 from projector.making.device_clock import DeviceClock
 from ray_jobs.building.messages import BuildSpec, Written
-from ray_jobs.building.shard_output import Finisher, ending_with_the_device, loading
+from ray_jobs.building.shard_output import Finisher
+from ray_jobs.cluster.device_trouble import ending_with_the_device, loading
 from shards.dataset.crash_points import crash_point
 from shards.errors import StorageError
 from shards.format.sample import Sample

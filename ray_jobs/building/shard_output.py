@@ -1,9 +1,7 @@
 """Where a shard is checked, written and committed: in the builder, or in the `Reader` that it sends its samples to."""
 
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,12 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from projector.making.broken_device import DeviceBrokenError, device_is_broken
 from ray_jobs.building.messages import BuildSpec, FailedSample, Written
-from ray_jobs.cli.log import utc_now
 from shards.dataset.dataset import Dataset
 from shards.dataset.publish import Circumstances, publish
-from shards.errors import StorageError
 from shards.format.commit import Commit
 from shards.format.plan import PlannedShard
 from shards.format.sample import Failure, Sample
@@ -27,36 +22,6 @@ from shards.stores.spool import Spool
 
 class ShardLostError(Exception):
     """A shard under construction is gone with the process that had it."""
-
-
-class CannotLoadError(StorageError):
-    """A device on which the models cannot be loaded; others may do."""
-
-
-@contextmanager
-def loading(what: str, kind: type[StorageError]) -> Iterator[None]:
-    """Turn what torch says of a device that is full, broken or occupied into an error of one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise kind(f"{what}: {' '.join(str(error).split())[:500]}") from error
-
-
-@contextmanager
-def ending_with_the_device() -> Iterator[None]:
-    """End this process when its GPU is broken: every later sample would fail here, and Ray starts another process."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, DeviceBrokenError) and not device_is_broken():
-            raise
-        log_line("device broken, process ends", error=str(error))
-        os._exit(1)
-
-
-def log_line(event: str, **facts: Any) -> None:
-    """A line in this worker's own log."""
-    print(json.dumps({"time": utc_now(), "event": event, **facts}), flush=True)
 
 
 @dataclass(frozen=True)

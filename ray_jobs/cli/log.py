@@ -68,3 +68,8 @@ def tell(event: str, text: str = "", **facts: Any) -> None:
     if not logger.handlers:
         start_log("text")
     logger.info("%s", text, extra={"facts": {"event": event, **facts}})
+
+
+def log_line(event: str, **facts: Any) -> None:
+    """A line in a worker's own log, JSON whatever the driver tells."""
+    print(json.dumps({"time": utc_now(), "event": event, **facts}), flush=True)

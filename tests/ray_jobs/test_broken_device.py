@@ -6,7 +6,7 @@ import sys
 
 CHILD = """
 from projector.making.broken_device import DeviceBrokenError
-from ray_jobs.building.shard_output import ending_with_the_device
+from ray_jobs.cluster.device_trouble import ending_with_the_device
 with ending_with_the_device():
     print("at work", flush=True)
     raise DeviceBrokenError("an illegal memory access was encountered")
@@ -23,9 +23,9 @@ def test_the_process_ends_and_its_log_says_why():
 
 
 AS_TORCH_SAYS_IT = """
-from ray_jobs.building import shard_output
-shard_output.device_is_broken = lambda: True
-with shard_output.ending_with_the_device():
+from ray_jobs.cluster import device_trouble
+device_trouble.device_is_broken = lambda: True
+with device_trouble.ending_with_the_device():
     raise RuntimeError("CUDA error: unspecified launch failure")
 """
 
