@@ -38,6 +38,7 @@ FOLDERS = (
     "ray_jobs.cli",
     "ray_jobs.cluster",
     "ray_jobs.planning",
+    "ray_jobs.progress",
     "ray_jobs.building",
     "ray_jobs.report",
     "ray_jobs.jobs",

@@ -1,12 +1,12 @@
-"""What driver, builders, readers and monitor tell one another."""
+"""What driver, monitor, builders and readers tell one another of shards and attempts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from projector.making.steps import ShardMaker
-from shards.format.commit import Commit, Maker, Try
+from shards.format.commit import Maker, Try
 from shards.format.plan import PlannedShard
 from shards.format.sample import Expected, Failure
 
@@ -22,7 +22,7 @@ class BuildSpec:
         spool: local folder for shards under construction; None for each machine's own.
         shard_bytes: what a full shard takes there, about.
         maker: makes what leads planned samples through the models; called once the first shard is to be made.
-        make_reader: loads what readers read pictures with; None where there are no readers.
+        make_reader: loads what readers read pictures with, where there are readers.
         superseded: keys of samples that are tried again further on in the plan, and so not made where they failed.
         devices: held for each builder, its share of the readers included.
     """
@@ -105,45 +105,3 @@ class Written:
     made: int
     failed: list[FailedSample]
     busy_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The run so far.
-
-    Attributes:
-        made, failed: samples of this run, in committed shards or in shards under way.
-        stopping: why the run is being stopped, or empty.
-        builders: active ones.
-        lost: wall seconds of wasted attempts, by outcome.
-        under_way: wall seconds of the attempts under way.
-        commonest: why most samples failed that did in this run, with three of their names; empty where none did.
-        lasting: whether the run was stopped for failures, most of which come again in every run.
-    """
-
-    made: int
-    failed: int
-    stopping: str
-    builders: int = 0
-    lost: Mapping[str, float] = field(default_factory=dict)
-    under_way: float = 0.0
-    commonest: str = ""
-    lasting: bool = False
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened, on one line.
-
-    Attributes:
-        kind: what happened, in a word or two.
-        facts: what is to be known of it, JSON; its time by the monitor's clock, so that events of all machines are in
-            order.
-        text: for people, who do not get everything; empty then.
-        commit: of a shard that was committed.
-    """
-
-    kind: str
-    facts: Mapping[str, Any]
-    text: str = ""
-    commit: Commit | None = None

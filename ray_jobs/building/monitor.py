@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.building.failure_budget import FailureBudget
-from ray_jobs.building.messages import Event, FailedSample, Outcome, Snapshot, Task, worker_name
+from ray_jobs.building.messages import FailedSample, Outcome, Task, worker_name
 from ray_jobs.cli.log import utc_now
 from ray_jobs.planning.shard_schedule import choose
+from ray_jobs.progress.snapshot import Event, Snapshot
 from shards.dataset.progress_figures import duration
 from shards.format.commit import Commit, Maker, Try
 from shards.format.plan import PlannedShard

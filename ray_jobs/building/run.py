@@ -14,15 +14,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from projector.making.steps import ShardMaker
 from ray_jobs.building.builder import ShardBuilder
 from ray_jobs.building.failure_budget import FailureBudget
-from ray_jobs.building.messages import BuildSpec, Outcome, Snapshot
+from ray_jobs.building.messages import BuildSpec, Outcome
 from ray_jobs.building.monitor import Monitor
 from ray_jobs.building.reader import Reader
-from ray_jobs.building.run_account import RECORD_SECONDS, Account
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import MakingOptions
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
 from ray_jobs.cluster.guard import Guard
+from ray_jobs.progress.run_account import RECORD_SECONDS, Account, summary, why_incomplete
+from ray_jobs.progress.snapshot import Snapshot
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
 from shards.format.plan import Plan, PlannedShard
@@ -77,7 +78,7 @@ def complete(
         tell("resumed", f"{len(plan.shards) - len(todo)} shards already exist, {len(todo)} to make")
         dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
     progress = Progress(job, len(plan), done=len(plan) - sum(len(shard.samples) for shard in todo))
-    account = Account(job, dataset, spec, crew.gpus, options.price_gpu_hour, progress)
+    account = Account(job, dataset, progress, spec.run, spec.devices, crew.gpus, options.price_gpu_hour)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
     monitor = start_monitor(todo, options, job, min(crew.actors, max(1, len(todo))))
@@ -97,9 +98,9 @@ def complete(
     if todo:
         account.record(ended="incomplete" if missing else "complete")
     if not missing:
-        tell("complete", _summary(dataset) + (f"; most failed by: {end.commonest}" if end.commonest else ""))
+        tell("complete", summary(dataset) + (f"; most failed by: {end.commonest}" if end.commonest else ""))
         return 0
-    tell("incomplete", _why_incomplete(job, end, len(missing), len(plan.shards)))
+    tell("incomplete", why_incomplete(job, end, len(missing), len(plan.shards)))
     return guard.stop.exit_code or 1
 
 
@@ -183,23 +184,3 @@ def _watched(
         repeated(dataset.write_manifest, MANIFEST_SECONDS),
     ):
         yield
-
-
-def _why_incomplete(job: str, end: Snapshot, missing: int, shards: int) -> str:
-    """What ended a run before its plan was whole, and what to do."""
-    why = end.stopping or f"{missing} shards could not be made"
-    if end.commonest:
-        why += f"; most failed by: {end.commonest}"
-    if end.lasting:
-        return (
-            f"not complete: {why}; {missing} of {shards} shards missing. These fail alike every time: mend them in "
-            f"the source, or raise {job}.max_failed_fraction and {job}.max_consecutive_failures to leave them out."
-        )
-    return f"not complete: {why}; {missing} of {shards} shards missing. Run it again to go on."
-
-
-def _summary(dataset: Dataset) -> str:
-    commits = dataset.commits()
-    samples, failed = sum(commit.samples for commit in commits), sum(commit.failed for commit in commits)
-    size = sum(commit.bytes for commit in commits) / 1e6
-    return f"complete: {samples} samples, {failed} failed, {len(commits)} shards, {size:,.1f} MB"

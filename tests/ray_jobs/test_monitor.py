@@ -4,9 +4,10 @@ import pytest
 
 from ray_jobs.building import monitor as module
 from ray_jobs.building.failure_budget import GRACE, FailureBudget
-from ray_jobs.building.messages import Outcome, Snapshot
+from ray_jobs.building.messages import Outcome
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
-from ray_jobs.building.run import _why_incomplete
+from ray_jobs.progress.run_account import why_incomplete
+from ray_jobs.progress.snapshot import Snapshot
 from shards.format.commit import Commit, Maker, tar_key
 from shards.format.plan import PlannedSample, PlannedShard
 from shards.format.sample import Failure
@@ -166,13 +167,13 @@ def test_the_commonest_reason_is_told_with_three_names_and_whether_it_comes_agai
 
 def test_the_last_line_says_what_to_do():
     of_the_source = Snapshot(0, 7, "7 of 20 samples failed", commonest="is HTML (a, b, c, …)", lasting=True)
-    assert _why_incomplete("import", of_the_source, 2, 3) == (
+    assert why_incomplete("import", of_the_source, 2, 3) == (
         "not complete: 7 of 20 samples failed; most failed by: is HTML (a, b, c, …); 2 of 3 shards missing. These fail "
         "alike every time: mend them in the source, or raise import.max_failed_fraction and "
         "import.max_consecutive_failures to leave them out."
     )
     other = Snapshot(0, 0, "stopped by a signal")
-    assert _why_incomplete("build", other, 2, 3) == (
+    assert why_incomplete("build", other, 2, 3) == (
         "not complete: stopped by a signal; 2 of 3 shards missing. Run it again to go on."
     )
 

@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from ray_jobs.building.prometheus import EVENTS, GAUGES, SECONDS, SORTED_GAUGES, label
 from ray_jobs.cli.log import start_log, tell
+from ray_jobs.progress.prometheus import EVENTS, GAUGES, SECONDS, SORTED_GAUGES, label
 from ray_support import ROOT, build_command, with_workers
 from shards.__main__ import main as shards_main
 from shards.dataset.dataset import Dataset

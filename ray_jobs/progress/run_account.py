@@ -7,11 +7,11 @@ from typing import Any
 
 import ray
 
-from ray_jobs.building.messages import BuildSpec, Event, Snapshot
-from ray_jobs.building.prometheus import RunGauges
 from ray_jobs.cli.log import tell, tells_json, utc_now
 from ray_jobs.cli.progress import INTERVAL, Progress
 from ray_jobs.cluster.node_probe import recorded_packages
+from ray_jobs.progress.prometheus import RunGauges
+from ray_jobs.progress.snapshot import Event, Snapshot
 from shards.dataset.dataset import Dataset
 from shards.dataset.progress_figures import Standing, spending_parts, standing
 from shards.dataset.run_records import RunRecord, put_run, runs_on_record
@@ -26,29 +26,31 @@ class Account:
     Args:
         job: `build` and so on.
         dataset: opened for writing.
-        spec: which run it is, and what each of its builders holds.
-        gpus: that a device stands for; 0 on CPUs.
-        price: of a GPU-hour, where one is given.
         progress: the line for people.
+        run: the run's id.
+        devices: that each builder holds, its share of readers included.
+        gpus: that a device stands for; 0 on CPUs.
+        price: of a GPU-hour; None where none is given.
     """
 
     def __init__(
         self,
         job: str,
         dataset: Dataset,
-        spec: BuildSpec,
+        progress: Progress,
+        run: str,
+        devices: float,
         gpus: float,
         price: float | None,
-        progress: Progress,
     ) -> None:
-        self._dataset, self._price, self._devices, self._progress = dataset, price, spec.devices, progress
+        self._dataset, self._progress, self._devices, self._price = dataset, progress, devices, price
         self._commits = {commit.name: commit for commit in dataset.commits()}
         self._made = sum(commit.samples for commit in self._commits.values())
         self._segments = dataset.segments()
         self._others = runs_on_record(dataset.storage)
         begun = utc_now()
         ray_job = ray.get_runtime_context().get_job_id()
-        self._run = RunRecord(spec.run, job, ray_job, begun, begun, "", 0, gpus, {}, 0.0, recorded_packages())
+        self._run = RunRecord(run, job, ray_job, begun, begun, "", 0, gpus, {}, 0.0, recorded_packages())
         self._metrics = RunGauges(job, dataset.storage.root)
         self._figured = 0.0
         self._note = ""
@@ -105,3 +107,24 @@ def rounded(figures: Any) -> Any:
     if isinstance(figures, Mapping):
         return {name: rounded(figure) for name, figure in figures.items()}
     return round(figures, 3) if isinstance(figures, float) else figures
+
+
+def why_incomplete(job: str, end: Snapshot, missing: int, shards: int) -> str:
+    """What ended a run before its plan was whole, and what to do."""
+    why = end.stopping or f"{missing} shards could not be made"
+    if end.commonest:
+        why += f"; most failed by: {end.commonest}"
+    if end.lasting:
+        return (
+            f"not complete: {why}; {missing} of {shards} shards missing. These fail alike every time: mend them in "
+            f"the source, or raise {job}.max_failed_fraction and {job}.max_consecutive_failures to leave them out."
+        )
+    return f"not complete: {why}; {missing} of {shards} shards missing. Run it again to go on."
+
+
+def summary(dataset: Dataset) -> str:
+    """What a dataset holds that is complete."""
+    commits = dataset.commits()
+    samples, failed = sum(commit.samples for commit in commits), sum(commit.failed for commit in commits)
+    size = sum(commit.bytes for commit in commits) / 1e6
+    return f"complete: {samples} samples, {failed} failed, {len(commits)} shards, {size:,.1f} MB"

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from ray_jobs.building.messages import Event
+from ray_jobs.progress.snapshot import Event
 
 TAGS = ("dataset", "task")  # not `job`: Prometheus itself calls what it scrapes so
 # Seconds; shards are meant to take 5 to 15 minutes.
