@@ -63,8 +63,21 @@ class Called:
         return SimpleNamespace(remote=getattr(self._itself, name))
 
 
+class HalfRefused(Drawn):
+    """The first sample of each batch is not sound, which only the check before writing finds."""
+
+    def _make(self, batch):
+        first, *others = super()._make(batch)
+        infinite = np.full_like(first.tensors["text"], np.inf)
+        return [replace(first, tensors={**first.tensors, "text": infinite}), *others]
+
+
 def drawn():
     return InOneStage(Drawn())
+
+
+def half_refused():
+    return InOneStage(HalfRefused())
 
 
 @pytest.fixture
@@ -125,6 +138,18 @@ def test_a_builder_makes_shard_after_shard_until_none_is_left(dataset, shards, a
     assert (monitor.snapshot().made, monitor.snapshot().builders) == (SAMPLES, 0)
     assert all(commit.made_by.actor == "actor" for commit in dataset.commits())
     assert outcomes(a_builder(a_monitor(shards)), 3) == ["there"] * 3, "nothing is made twice"
+
+
+def test_a_sample_that_the_check_refuses_counts_once_and_its_reason_has_its_caption(
+    dataset, shards, a_builder
+):
+    monitor = a_monitor(shards)
+    assert outcomes(a_builder(monitor, maker=half_refused), 3) == ["committed"] * 3
+    assert [(commit.samples, commit.failed) for commit in dataset.commits()] == [(1, 1)] * 3
+    end = monitor.snapshot()
+    assert (end.made, end.failed) == (3, 3)
+    captions = [shard.spelled_out().samples[0].caption for shard in shards]
+    assert end.commonest.endswith(f" ({', '.join(captions)})"), end.commonest
 
 
 def test_what_another_run_committed_is_taken(shards, a_builder):

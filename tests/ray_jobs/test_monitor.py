@@ -204,7 +204,7 @@ def test_the_first_reason_to_stop_stays():
     assert monitor.snapshot().stopping == "first"
 
 
-def test_a_store_that_refuses_a_builder_that_is_thought_dead_stops_nobody():
+def test_a_store_that_refuses_an_attempt_that_was_declared_dead_stops_nobody():
     """Its node was out of reach: what it cannot reach, others may."""
     monitor = a_monitor(4)
     begin(monitor, "a", "0")
