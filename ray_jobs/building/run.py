@@ -22,7 +22,7 @@ from ray_jobs.cli.progress import Progress, repeated
 from ray_jobs.cli.run_options import MakingOptions
 from ray_jobs.cluster.crew import BUILDER_CPUS, Crew, start_readers
 from ray_jobs.cluster.guard import Guard
-from ray_jobs.progress.run_account import RECORD_SECONDS, Account, summary, why_incomplete
+from ray_jobs.progress.run_progress import RECORD_SECONDS, RunProgress, summary, why_incomplete
 from ray_jobs.progress.snapshot import Snapshot
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
@@ -77,26 +77,26 @@ def complete(
     if len(todo) < len(plan.shards):
         tell("resumed", f"{len(plan.shards) - len(todo)} shards already exist, {len(todo)} to make")
         dataset.write_manifest()  # what a killed driver left unread is read once, not again by the next resume
-    progress = Progress(job, len(plan), done=len(plan) - sum(len(shard.samples) for shard in todo))
-    account = Account(job, dataset, progress, spec.run, spec.devices, crew.gpus, options.price_gpu_hour)
+    line = Progress(job, len(plan), done=len(plan) - sum(len(shard.samples) for shard in todo))
+    progress = RunProgress(job, dataset, line, spec.run, spec.devices, crew.gpus, options.price_gpu_hour)
     # Two builds on one root in the same order would make the same shards side by side; shuffled, they share them.
     random.shuffle(todo)
     monitor = start_monitor(todo, options, job, min(crew.actors, max(1, len(todo))))
     taken = 0
     if todo:
-        account.record()
+        progress.record()
         readers = start_readers(crew, Reader, spec)
-        with _watched(monitor, guard, account, dataset, options.stuck_seconds), _losing(monitor):
+        with _watched(monitor, guard, progress, dataset, options.stuck_seconds), _losing(monitor):
             for row in _run(len(todo), crew, spec, monitor, readers):
                 taken += row["outcome"] in (Outcome.TAKEN, Outcome.DUPLICATE)
     if taken:
         tell("shared", f"{taken} shards were committed by another build meanwhile")
     end: Snapshot = ray.get(monitor.snapshot.remote())
-    account.show(end, ray.get(monitor.take_events.remote()), final=True)
+    progress.show(end, ray.get(monitor.take_events.remote()), final=True)
     dataset.write_manifest()
     missing = dataset.missing(plan)
     if todo:
-        account.record(ended="incomplete" if missing else "complete")
+        progress.record(ended="incomplete" if missing else "complete")
     if not missing:
         tell("complete", summary(dataset) + (f"; most failed by: {end.commonest}" if end.commonest else ""))
         return 0
@@ -163,7 +163,7 @@ def _losing(monitor: Any) -> Iterator[None]:
 
 @contextmanager
 def _watched(
-    monitor: Any, guard: Guard, account: Account, dataset: Dataset, stuck_seconds: float
+    monitor: Any, guard: Guard, progress: RunProgress, dataset: Dataset, stuck_seconds: float
 ) -> Iterator[None]:
     """Tell how far it is, pass a stop request on and restart stuck builders, from threads beside the pass."""
 
@@ -175,12 +175,12 @@ def _watched(
                 ray.get(monitor.stop.remote(reason))
             for builder in ray.get(monitor.stuck.remote(stuck_seconds)):
                 ray.kill(builder, no_restart=False)
-            account.show(now, ray.get(monitor.take_events.remote()))
+            progress.show(now, ray.get(monitor.take_events.remote()))
 
     # A store that is slow to take a record must not keep a stop request waiting: a thread each.
     with (
         repeated(look, 0.5),
-        repeated(account.record, RECORD_SECONDS),
+        repeated(progress.record, RECORD_SECONDS),
         repeated(dataset.write_manifest, MANIFEST_SECONDS),
     ):
         yield

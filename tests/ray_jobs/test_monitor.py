@@ -6,7 +6,7 @@ from ray_jobs.building import monitor as module
 from ray_jobs.building.failure_budget import GRACE, FailureBudget
 from ray_jobs.building.messages import Outcome
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
-from ray_jobs.progress.run_account import why_incomplete
+from ray_jobs.progress.run_progress import why_incomplete
 from ray_jobs.progress.snapshot import Snapshot
 from shards.format.commit import Commit, Maker, tar_key
 from shards.format.plan import PlannedSample, PlannedShard

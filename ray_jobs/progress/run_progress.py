@@ -1,4 +1,4 @@
-"""What a run tells of itself while it works: events and figures, on standard output, as metrics and in its record."""
+"""What a run reports of itself: events and figures, on standard output, as metrics and in its record."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ from shards.errors import StorageError
 RECORD_SECONDS = 60.0  # between records: what a killed driver loses track of
 
 
-class Account:
-    """Keeps a run's books. Builders report their commits by way of the monitor, so it asks the store for none.
+class RunProgress:
+    """Reports how far a run is. Commits come from the builders, by way of the monitor, so it asks the store for none.
 
     Args:
         job: `build` and so on.
         dataset: opened for writing.
-        progress: the line for people.
+        line: for people.
         run: the run's id.
         devices: that each builder holds, its share of readers included.
         gpus: that a device stands for; 0 on CPUs.
@@ -37,13 +37,13 @@ class Account:
         self,
         job: str,
         dataset: Dataset,
-        progress: Progress,
+        line: Progress,
         run: str,
         devices: float,
         gpus: float,
         price: float | None,
     ) -> None:
-        self._dataset, self._progress, self._devices, self._price = dataset, progress, devices, price
+        self._dataset, self._line, self._devices, self._price = dataset, line, devices, price
         self._commits = {commit.name: commit for commit in dataset.commits()}
         self._made = sum(commit.samples for commit in self._commits.values())
         self._segments = dataset.segments()
@@ -56,7 +56,7 @@ class Account:
         self._note = ""
 
     def show(self, now: Snapshot, events: Sequence[Event], *, final: bool = False) -> None:
-        """Tell what happened, and how far the run is.
+        """Report what happened, and how far the run is.
 
         Args:
             now: the run.
@@ -85,7 +85,7 @@ class Account:
             if tells_json():
                 tell("progress", **rounded({**asdict(far), "under_way": made - far.made}))
         if not tells_json():
-            self._progress.show(now.made + now.failed, self._note, final=final)
+            self._line.show(now.made + now.failed, self._note, final=final)
 
     def _standing(self) -> Standing:
         runs = [*self._others, self._run]
