@@ -31,10 +31,6 @@ class _Shard:
     deaths: Counter[str] = field(default_factory=Counter)
     earlier: list[Try] = field(default_factory=list)
 
-    @property
-    def size(self) -> int:
-        return len(self.planned.samples)
-
 
 @dataclass
 class _Attempt:
@@ -43,6 +39,7 @@ class _Attempt:
     id: str
     shard: _Shard
     made_by: Maker
+    worker: str
     handle: Any
     begun: float
     seen: float  # when it last reported
@@ -55,7 +52,7 @@ class _Attempt:
     @property
     def facts(self) -> dict[str, Any]:
         """What every line about it says."""
-        return {"shard": self.shard.planned.name, "attempt": self.id, "worker": worker_name(self.made_by)}
+        return {"shard": self.shard.planned.name, "attempt": self.id, "worker": self.worker}
 
 
 class Monitor:
@@ -75,8 +72,8 @@ class Monitor:
         self._under_way: dict[str, _Attempt] = {}
         self._process_of: dict[str, Maker] = {}  # by actor, which outlives its processes
         self._dead: set[Maker] = set()
-        self._left_out: set[Maker] = set()
-        self._paces: dict[Maker, tuple[int, float]] = {}  # samples, and the seconds that they took
+        self._left_out: set[str] = set()
+        self._paces: dict[str, tuple[int, float]] = {}  # by worker: samples, and the seconds that they took
         self._unasked = time.monotonic()
         self._stopping = ""
         self._too_many_failed = False
@@ -102,17 +99,18 @@ class Monitor:
             self._dead.add(last)
             for lost in [each.id for each in self._under_way.values() if each.made_by == last]:
                 self.end(lost, Outcome.DIED)
-        shard = None if self._stopping else self._next(made_by)
+        worker = worker_name(made_by)
+        shard = None if self._stopping else self._next(worker)
         if shard is None:
             return None
         shard.attempts += 1
         now = time.monotonic()
-        begun = _Attempt(attempt, shard, made_by, handle, begun=now, seen=now, counted=now)
+        begun = _Attempt(attempt, shard, made_by, worker, handle, begun=now, seen=now, counted=now)
         self._under_way[attempt] = begun
         self._tell("begun", **begun.facts, node=made_by.node, log=made_by.log)
         return Task(shard.planned.spelled_out(), dict(shard.deaths), tuple(shard.earlier))
 
-    def _next(self, asking: Maker) -> _Shard | None:
+    def _next(self, asking: str) -> _Shard | None:
         """The shard that a builder should make now."""
         while self._waiting:
             size = choose(self._waiting, self._seconds_per_sample(asking), self._seconds_left(asking))
@@ -126,18 +124,18 @@ class Monitor:
             self._tell("abandoned", text, shard=name)
         return None
 
-    def _seconds_per_sample(self, builder: Maker) -> float | None:
+    def _seconds_per_sample(self, builder: str) -> float | None:
         samples, seconds = self._paces.get(builder, (0, 0.0))
         return seconds / samples if samples else None
 
-    def _seconds_left(self, asking: Maker) -> float:
+    def _seconds_left(self, asking: str) -> float:
         """Until all builders together would have made what is not made; those not heard of are like the others."""
-        active = {attempt.made_by for attempt in self._under_way.values()} | {asking}
+        active = {attempt.worker for attempt in self._under_way.values()} | {asking}
         known = [seconds for builder in active if (seconds := self._seconds_per_sample(builder))]
         if not known:
             return 0.0
         left = sum(size * len(shards) for size, shards in self._waiting.items())
-        left += sum(each.shard.size - each.made - each.failed for each in self._under_way.values())
+        left += sum(len(e.shard.planned.samples) - e.made - e.failed for e in self._under_way.values())
         return left * len(known) / sum(1 / seconds for seconds in known) / len(active)
 
     def report(
@@ -164,8 +162,8 @@ class Monitor:
             return False
         now, finished = time.monotonic(), made + failed - found.made - found.failed
         if finished > 0:
-            samples, seconds = self._paces.get(found.made_by, (0, 0.0))
-            self._paces[found.made_by] = samples + finished, seconds + max(now - found.counted, 1e-6)
+            samples, seconds = self._paces.get(found.worker, (0, 0.0))
+            self._paces[found.worker] = samples + finished, seconds + max(now - found.counted, 1e-6)
             found.counted = now
         self._budget.add_reasons(failures)
         self._count(found, made, failed)
@@ -199,7 +197,7 @@ class Monitor:
         seconds = round((ended.seen if dead else time.monotonic()) - ended.begun, 3)
         if not outcome.committed:
             self._count(ended, 0, 0)
-            self._waiting[shard.size].appendleft(shard)
+            self._waiting[len(shard.planned.samples)].appendleft(shard)
         elif commit:
             self._count(ended, commit.samples, commit.failed)
         if dead:
@@ -222,7 +220,7 @@ class Monitor:
     def _leave_out(self, ended: _Attempt, reason: str) -> None:
         """A builder cannot load the models: its shard is another's, no attempt was made, and no sample is blamed."""
         ended.shard.attempts -= 1
-        self._left_out.add(ended.made_by)
+        self._left_out.add(ended.worker)
         if len(self._left_out) >= self._builders:
             self.stop(reason)
         else:
@@ -260,7 +258,7 @@ class Monitor:
                 attempt.named_stuck = True
                 found.append(attempt.handle)
                 text = (
-                    f"{attempt.shard.planned.name}: {worker_name(attempt.made_by)} has finished nothing for "
+                    f"{attempt.shard.planned.name}: {attempt.worker} has finished nothing for "
                     f"{duration(now - attempt.seen)} "
                     f"(at work on {', '.join(attempt.at_work) or 'nothing it told of'}); restarting it"
                 )
@@ -274,7 +272,7 @@ class Monitor:
             made=self._budget.made,
             failed=self._budget.failed,
             stopping=self._stopping,
-            builders=len({attempt.made_by for attempt in self._under_way.values()}),
+            builders=len({attempt.worker for attempt in self._under_way.values()}),
             lost=dict(self._lost_seconds),
             under_way=sum(now - attempt.begun for attempt in self._under_way.values()),
             commonest=self._budget.commonest(),

@@ -262,7 +262,7 @@ def test_what_another_build_made_is_not_waited_for(clock):
     monitor.end("0", Outcome.COMMITTED)
     begin(monitor, "a", "1")
     monitor.end("1", Outcome.COMMITTED)  # it was there
-    assert monitor._seconds_left(a_process("a")) == 6.0
+    assert monitor._seconds_left("a:1") == 6.0
 
 
 def test_an_adopted_shard_tells_nothing_of_a_builders_pace(clock):
