@@ -14,20 +14,22 @@ Found = TypeVar("Found")
 class DeviceClock:
     """Times the passes of models between events that the GPU records when it gets to them.
 
-    On a CPU the process is the device, and all of its work counts.
+    It lets the CPU be one piece of work ahead of the GPU, and no more. On a CPU the process is the device, and all of
+    its work counts.
 
     Args:
         modules: whose passes count, none of them inside another.
-        event: makes what has `record`, `synchronize` and `elapsed_time`, in milliseconds; None: CUDA's own, where there
-            is a GPU.
+        event: makes what has `record`, `synchronize`, `query` and `elapsed_time`, in milliseconds; None: CUDA's own,
+            where there is a GPU.
     """
 
     def __init__(self, modules: Iterable[nn.Module], event: Callable[[], Any] | None = None) -> None:
         if event is None and torch.cuda.is_available():
-            event = partial(torch.cuda.Event, enable_timing=True)
+            event = partial(torch.cuda.Event, enable_timing=True, blocking=True)
         self._event = event
         self._begun: Any = None  # of the pass under way; of one that fails, until the next begins
-        self._passes: list[tuple[Any, Any]] = []
+        self._passes: list[tuple[Any, Any]] = []  # that are not counted yet
+        self._given: Any = None  # the end of the last piece of work
         if event is not None:
             for module in modules:
                 module.register_forward_pre_hook(self._begin)
@@ -46,19 +48,21 @@ class DeviceClock:
         return mark
 
     def timed(self, work: Callable[[], Found]) -> tuple[Found, float]:
-        """Do some work.
+        """Do some work, and wait until the device is done with the work given before.
 
         Args:
             work: whose models run on the current stream; its results need not be there when it returns.
 
         Returns:
-            what it returns, and the seconds in which the device was at it.
+            what it returns, and the seconds of all passes that ended since the last call.
         """
         begun = time.monotonic()
-        self._passes.clear()
         found = work()
         if self._event is None:
             return found, time.monotonic() - begun
-        if self._passes:
-            self._passes[-1][1].synchronize()
-        return found, sum(first.elapsed_time(last) for first, last in self._passes) / 1e3
+        before, self._given = self._given, self._mark()
+        if before is not None:
+            before.synchronize()
+        ended = [(first, last) for first, last in self._passes if last.query()]
+        self._passes = self._passes[len(ended) :]  # they end in the order in which they were given
+        return found, sum(first.elapsed_time(last) for first, last in ended) / 1e3

@@ -7,15 +7,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import nn
 
 from projector.making.batching import BatchMaker, Stage
-from projector.making.reading import DTYPES, ReadingSettings, as_array, load_readers, vision_tensors
+from projector.making.reading import DTYPES, ReadingSettings, load_readers, vision_tensors
 from projector.models.compile_and_batch import compile_checked, find_batch_size
+from projector.models.copies import Arriving
 from projector.models.frozen_transformer import padded_length
 from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
@@ -27,6 +28,7 @@ from shards.format.sample import LATENTS, Array, Failure, ImageFormat, Sample, a
 
 READ_TOGETHER = 4  # pictures, where the batch size of making them is searched for
 PNG_THREADS = 4  # a batch's pictures side by side
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +55,28 @@ class Pictured:
     Attributes:
         planned: the sample.
         tensors: `text`, `text.kind` and, where they are kept, `latents`, as they are stored.
-        picture: RGB.
-        image: the same, encoded, or being encoded.
+        picture: RGB, or still being made.
+        image: the same, encoded.
         image_format: of `image`.
         source: of an imported picture, what the sample says of where it is from.
     """
 
     planned: PlannedSample
     tensors: Mapping[str, Array]
-    picture: Image.Image
+    picture: Future[Image.Image]
     image: Future[bytes]
     image_format: ImageFormat = "png"
     source: Mapping[str, Any] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Pictured"], tuple[Any, ...]]:
         """Another process is sent the encoded picture alone, which holds it whole."""
-        return _received, (self.planned, self.tensors, self.image.result(), self.image_format, self.source)
+        return _received, (
+            self.planned,
+            dict(self.tensors),
+            self.image.result(),
+            self.image_format,
+            self.source,
+        )
 
 
 def _received(
@@ -79,13 +87,13 @@ def _received(
     source: Mapping[str, Any] | None,
 ) -> Pictured:
     picture = open_image(image).convert("RGB")
-    return Pictured(planned, tensors, picture, finished(image), image_format, source)
+    return Pictured(planned, tensors, finished(picture), finished(image), image_format, source)
 
 
-def finished(image: bytes) -> Future[bytes]:
-    """A picture that is encoded already."""
-    done: Future[bytes] = Future()
-    done.set_result(image)
+def finished(result: Found) -> Future[Found]:
+    """What is there already, for those who would wait for it."""
+    done: Future[Found] = Future()
+    done.set_result(result)
     return done
 
 
@@ -232,16 +240,21 @@ class PictureMaker(PictureSource):
         seeds = [planned.seed for planned, _ in conditioned]
         with Stage("image"):
             try:
-                images, latents = self._images.generate_with_latents(embeddings, seeds)
+                levels, latents = self._images.generate_with_latents(embeddings, seeds)
             except torch.OutOfMemoryError:
                 if len(seeds) > 1 or self._images.decodes_in_tiles:
                     raise
                 self._images.decode_in_tiles()
-                images, latents = self._images.generate_with_latents(embeddings, seeds)
-        for (planned, encoding), image, latent in zip(conditioned, images, latents, strict=True):
-            png = self._encoders.submit(as_png, image)  # while the device goes on
-            kept = {LATENTS: as_array(latent)} if self._keep_latents else {}
-            yield Pictured(planned, text_tensors(encoding) | kept, image, png)
+                levels, latents = self._images.generate_with_latents(embeddings, seeds)
+        arriving = Arriving({}, {"levels": levels})
+        pictures = [
+            self._encoders.submit(lambda at: Image.fromarray(arriving["levels"][at]), at)
+            for at in range(len(seeds))
+        ]
+        for (planned, encoding), picture, latent in zip(conditioned, pictures, latents, strict=True):
+            png = self._encoders.submit(lambda drawn: as_png(drawn.result()), picture)
+            kept = {LATENTS: latent} if self._keep_latents else {}
+            yield Pictured(planned, text_tensors(encoding, kept), picture, png)
 
 
 class PictureReader(BatchMaker[Pictured, Sample]):
@@ -280,7 +293,8 @@ class PictureReader(BatchMaker[Pictured, Sample]):
         return tuple(module for vision in self._visions.values() for module in vision.modules)
 
     def _make(self, batch: Sequence[Pictured]) -> list[Sample | Failure]:
-        pictures, captions = [item.picture for item in batch], [item.planned.caption for item in batch]
+        pictures = [item.picture.result() for item in batch]
+        captions = [item.planned.caption for item in batch]
         seen: dict[str, list[VisionEncoding | SampleError]] = {}
         for reader, vision in self._visions.items():
             self._residence.let_in(vision)
@@ -293,7 +307,7 @@ class PictureReader(BatchMaker[Pictured, Sample]):
 
     def _whole(self, item: Pictured, seen: Mapping[str, VisionEncoding | SampleError]) -> Sample | Failure:
         """A sample of what its readers saw."""
-        tensors = vision_tensors(seen, self._vl_tokens)
+        tensors = vision_tensors(seen, self._vl_tokens, item.tensors)
         if isinstance(tensors, Failure):
             return tensors
         with Stage("check"):
@@ -301,11 +315,11 @@ class PictureReader(BatchMaker[Pictured, Sample]):
                 item.planned,
                 image=item.image.result(),
                 image_format=item.image_format,
-                tensors={**item.tensors, **tensors},
+                tensors=tensors,
                 source=item.source,
             )
 
 
-def text_tensors(encoding: TextEncoding) -> dict[str, Array]:
-    """The conditioning of a sample as it is stored."""
-    return {"text": as_array(encoding.embeddings), "text.kind": encoding.kind.numpy()}
+def text_tensors(encoding: TextEncoding, others: Mapping[str, torch.Tensor]) -> Mapping[str, Array]:
+    """The conditioning of a sample as it is stored, and others of its tensors from the device."""
+    return Arriving({"text.kind": encoding.kind.numpy()}, {"text": encoding.embeddings, **others})

@@ -87,8 +87,8 @@ class ImportedPictures(PictureSource):
             }
             yield Pictured(
                 planned,
-                text_tensors(encoding),
-                picture.pixels,
+                text_tensors(encoding, {}),
+                finished(picture.pixels),
                 finished(picture.data),
                 MEMBER,
                 source,

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ml_dtypes
-import numpy as np
 import torch
 
+from projector.models.copies import Arriving
 from projector.models.int8 import Quantize
 from projector.models.resolve import ModelSource
 from projector.models.text_encoder import SampleError
@@ -63,30 +62,24 @@ def load_readers(
 
 
 def vision_tensors(
-    seen: Mapping[str, VisionEncoding | SampleError], vl_tokens: str = "all"
-) -> dict[str, Array] | Failure:
-    """What readers saw in one picture, as it is stored.
+    seen: Mapping[str, VisionEncoding | SampleError], vl_tokens: str, others: Mapping[str, Array]
+) -> Mapping[str, Array] | Failure:
+    """A sample's tensors as they are stored; what readers saw may still be on its way from the device.
 
     Args:
         seen: hidden states by reader, which names of tensors begin with.
         vl_tokens: `all`, or `pooled:N` to average each kind of VL token down to at most N.
+        others: of the sample's tensors, by name.
 
     Returns:
         arrays by name (FORMAT.md, the embeddings); or why a reader could not read it.
     """
-    tensors: dict[str, Array] = {}
+    here, coming = dict(others), dict[str, torch.Tensor]()
     for reader, vision in seen.items():
         if isinstance(vision, SampleError):
             return Failure.from_exception("vl", vision)
         kept = pooled(vision, vl_tokens)
         for mode, states in kept.states.items():
-            tensors[f"{reader}.{mode}.kind"] = kept.kind[mode].numpy()
-            tensors |= {f"{reader}.{mode}.{layer}": as_array(state) for layer, state in states.items()}
-    return tensors
-
-
-def as_array(tensor: torch.Tensor) -> Array:
-    """A tensor as a numpy array of bfloat16, rounded to nearest even."""
-    bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint16).numpy()
-    array: Array = np.ascontiguousarray(bits).view(ml_dtypes.bfloat16)
-    return array
+            here[f"{reader}.{mode}.kind"] = kept.kind[mode].numpy()
+            coming |= {f"{reader}.{mode}.{layer}": state for layer, state in states.items()}
+    return Arriving(here, coming)

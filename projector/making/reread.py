@@ -77,7 +77,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
         self, planned: PlannedSample, original: Sample, seen: Mapping[str, VisionEncoding | SampleError]
     ) -> Sample | Failure:
         """A sample with what its readers saw."""
-        tensors = vision_tensors(seen, self.settings.vl_tokens)
+        tensors = vision_tensors(seen, self.settings.vl_tokens, original.tensors)
         if isinstance(tensors, Failure):
             return tensors
         with Stage("check"):
@@ -85,7 +85,7 @@ class RereadMaker(BatchMaker[PlannedSample, Sample]):
                 planned,
                 image=original.image,
                 image_format=original.image_format,
-                tensors={**original.tensors, **tensors},
+                tensors=tensors,
                 source=original.metadata.get("source"),
             )
 

@@ -1,5 +1,6 @@
 """How a shard goes through the models: in the steps that a builder takes (`steps`)."""
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -48,6 +49,28 @@ class ModelMaker(ShardMaker):
         """Compute in one thread on a CPU: sums must not depend on how many cores happened to be free."""
         torch.set_num_threads(1)
 
+    def steps(
+        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
+    ) -> Iterator[Step]:
+        """The steps of a shard; after the last one, and after each where it matters which one kills, one that waits."""
+        for step in self._steps(planned, apart, given_up):
+            yield step
+            if apart:
+                yield Step(step.samples, wait)
+        if not apart:
+            yield Step((), wait)
+
+    @abstractmethod
+    def _steps(
+        self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
+    ) -> Iterator[Step]:
+        """The steps that make something."""
+
+
+def wait() -> list[Any]:
+    """Finish nothing: timed as a step, this waits for the step before it (`DeviceClock.timed`)."""
+    return []
+
 
 class InOneStage(ModelMaker):
     """One maker takes planned samples to the end.
@@ -60,7 +83,7 @@ class InOneStage(ModelMaker):
         super().__init__(maker.modules)
         self.maker = maker
 
-    def steps(
+    def _steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
         """A step per batch."""
@@ -179,7 +202,7 @@ class FusedMaker(ModelMaker):
             in_turn=one_at_a_time,
         )
 
-    def steps(
+    def _steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
         """Captions first; then pictures by stretches, which are read in plan order: one by one, or all at the end."""
@@ -187,8 +210,7 @@ class FusedMaker(ModelMaker):
         alone = {*apart, *given_up}
         pictured: dict[str, Any] = {}
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
-            for batch in drawn:
-                yield Step(wanted(batch, given_up), partial(draw, self.pictures, pictured, batch, given_up))
+            yield from draw_steps(self.pictures, pictured, drawn, given_up)
             if not self._in_turn:
                 yield from self._read(pictured, stretch, alone, given_up)
         if self._in_turn:
@@ -235,7 +257,7 @@ class StagedMaker(ModelMaker):
         read_ahead(source.here())
         return cls(PictureMaker.load(source, settings, Residence()), settings.batch_size or READ_TOGETHER)
 
-    def steps(
+    def _steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
         """Captions first, then pictures batch by batch; they are handed on in the batches that `FusedMaker` reads.
@@ -251,11 +273,29 @@ class StagedMaker(ModelMaker):
 
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
             waiting = deque(batches(lambda: self._read_together, stretch, alone))
-            for batch in drawn:
-                yield Step(wanted(batch, given_up), partial(draw, self.pictures, pictured, batch, given_up))
+            for step in draw_steps(self.pictures, pictured, drawn, given_up):
+                yield step
                 while waiting and all(sample.id in pictured for sample in waiting[0]):
                     ready = waiting.popleft()
                     yield Step(wanted(ready, given_up), partial(hand_on, ready))
+
+
+def draw_steps(
+    pictures: PictureSource,
+    pictured: dict[str, Any],
+    drawn: Iterator[Sequence[PlannedSample]],
+    given_up: Mapping[str, Failure],
+) -> Iterator[Step]:
+    """A step per batch of pictures, and one that waits for the last; see `draw`.
+
+    While a step prepares its batch the device is at the batch before, which is then at work in it, too.
+    """
+    before: Sequence[PlannedSample] = ()
+    for batch in drawn:
+        now = wanted(batch, given_up)
+        yield Step((*before, *now), partial(draw, pictures, pictured, batch, given_up))
+        before = now
+    yield Step(before, wait)
 
 
 def draw(

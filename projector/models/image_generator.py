@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from projector.models.copies import onto
 from projector.models.image_settings import caption_rows
 
 
@@ -36,6 +38,7 @@ class ImageGenerator:
             raise ValueError(f"guidance {guidance} needs the conditioning of the empty prompt")
         self.pipeline = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
+        _calculate_once(self.pipeline.scheduler)
         self.height, self.width, self.steps = height, width, steps
         self.guidance, self.negative = guidance, negative
 
@@ -119,7 +122,8 @@ class ImageGenerator:
             ValueError: a conditioning has more rows than the transformer has positions for, or references are not as
                 many as pictures.
         """
-        return self.generate_with_latents(embeddings, seeds, references=references, weight=weight)[0]
+        levels, _ = self.generate_with_latents(embeddings, seeds, references=references, weight=weight)
+        return [Image.fromarray(pixels) for pixels in levels.cpu().numpy()]
 
     @torch.inference_mode()
     def generate_with_latents(
@@ -129,8 +133,12 @@ class ImageGenerator:
         *,
         references: Sequence[torch.Tensor] | None = None,
         weight: float = 1.0,
-    ) -> tuple[list[Image.Image], torch.Tensor]:
-        """The same, with what the decoder makes the pictures from: (B, C, H / 8, W / 8) float32 latents."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same without waiting for the device, and with what the decoder makes the pictures from.
+
+        Returns:
+            (B, H, W, 3) uint8 RGB pictures and (B, C, H / 8, W / 8) float32 latents, on the device.
+        """
         last: list[torch.Tensor] = []
 
         def keep(_pipeline: Any, _step: int, _time: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -160,11 +168,36 @@ class ImageGenerator:
                 width=self.width,
                 num_inference_steps=self.steps,
                 guidance_scale=self.guidance,
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                latents=self._noise(seeds),
                 output_type="pt",
                 callback_on_step_end=keep,
             ).images
-        return as_pictures(decoded), last[0].float()
+        return as_levels(decoded), last[0].float()
+
+    def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
+        """(B, C, H / 8, W / 8): what the pipeline draws on the CPU; its own copy to the device would wait for that."""
+        transformer, scale = self.pipeline.transformer, self.pipeline.vae_scale_factor
+        shape = (1, transformer.in_channels, self.height // scale, self.width // scale)
+        drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+        return onto(transformer.device, torch.cat(drawn))
+
+
+def _calculate_once(scheduler: Any) -> None:
+    """Have a scheduler keep the noise levels of its last call: each time their copy would wait for the device."""
+    calculate = scheduler.set_timesteps
+    asked: Any = None
+    found: dict[str, Any] = {}
+
+    @wraps(calculate)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        nonlocal asked
+        if asked != (args, kwargs):
+            calculate(*args, **kwargs)
+            asked = (args, kwargs)
+            found.update(vars(scheduler))
+        vars(scheduler).update(found)
+
+    scheduler.set_timesteps = set_timesteps
 
 
 @contextmanager
@@ -198,14 +231,13 @@ def _towards(transformer: Any, references: Sequence[torch.Tensor], weight: float
             hook.remove()
 
 
-def as_pictures(decoded: torch.Tensor) -> list[Image.Image]:
+def as_levels(decoded: torch.Tensor) -> torch.Tensor:
     """Decoded pictures as diffusers' `numpy_to_pil` rounds them, but on the device: a quarter of the bytes cross.
 
     Args:
         decoded: (B, 3, H, W), 0 to 1.
 
     Returns:
-        RGB pictures.
+        (B, H, W, 3) uint8.
     """
-    levels = (decoded.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)
-    return [Image.fromarray(pixels) for pixels in levels.cpu().numpy()]
+    return (decoded.permute(0, 2, 3, 1).float() * 255).round().to(torch.uint8)

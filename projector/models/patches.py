@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from projector.models.copies import onto
+
 LEVELS = 256
 
 
@@ -43,7 +45,7 @@ class PatchMaker:
         """
         self._table = self._table.to(device)
         sized = [self._sized(image) for image in images]
-        patches = torch.cat([self._patches(torch.from_numpy(pixels).to(device)) for pixels in sized])
+        patches = torch.cat([self._patches(onto(device, torch.from_numpy(pixels))) for pixels in sized])
         size = self._processor.patch_size
         grids = [[1, pixels.shape[1] // size, pixels.shape[2] // size] for pixels in sized]
         return patches, torch.tensor(grids)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from projector.models.copies import onto
 from projector.models.int8 import Quantize, quantize_weights
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 
@@ -124,8 +125,8 @@ class TextEncoder:
         longest = max(len(ids) for ids, _ in items)
         padding = self.tokenizer.pad_token_id or 0
         # On the right, as the pipeline pads: causal attention then never sees it.
-        ids = torch.tensor([ids + [padding] * (longest - len(ids)) for ids, _ in items], device=device)
-        lengths = torch.tensor([len(ids) for ids, _ in items], device=device)
+        ids = onto(device, torch.tensor([ids + [padding] * (longest - len(ids)) for ids, _ in items]))
+        lengths = onto(device, torch.tensor([len(ids) for ids, _ in items]))
         mask = torch.arange(longest, device=device)[None] < lengths[:, None]
         states = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return [

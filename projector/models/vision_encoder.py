@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from projector.models.copies import onto
 from projector.models.graft import graft_text_encoder
 from projector.models.int8 import Quantize, quantize_weights
 from projector.models.patches import PatchMaker
@@ -73,6 +74,25 @@ class _Packed:
             places[mode] = torch.cat([torch.arange(shared), torch.arange(len(row), len(row) + len(own))])
             row += own
         return cls(row, places)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a pass of the language model takes, on its device.
+
+    Attributes:
+        ids: (B, S) tokens.
+        positions: (3, B, S).
+        mask: (B, 1, S, S) bool; None where causal attention does.
+        grid: (B, 3) frames, rows and columns of the pictures.
+        places: (V,) of each picture's text modes in its row.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+    grid: torch.Tensor
+    places: list[dict[str, torch.Tensor]]
 
 
 class VisionLanguageEncoder:
@@ -197,20 +217,21 @@ class VisionLanguageEncoder:
     def _encode(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[VisionEncoding]:
         device = self.model.language_model.embed_tokens.weight.device
         patches, grid = self._patches(images, device)
-        seen = self.model.get_image_features(
-            patches.to(self.model.visual.dtype), grid.to(device), return_dict=True
-        )
-        # From here to the language model nothing looks at the device, so that it has the vision tower to run meanwhile.
         image_tokens = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
         tokens = [
             {mode: self._tokenize(mode, caption, count) for mode in self.text_modes}
             for caption, count in zip(captions, image_tokens, strict=True)
         ]
+        # All of this before the vision tower, which looks at the device: until then that is at the batch before.
+        inputs = self._inputs(tokens, grid, device)
+        seen = self.model.get_image_features(
+            patches.to(self.model.visual.dtype), inputs.grid, return_dict=True
+        )
         return [
             VisionEncoding(
                 states, {mode: torch.tensor(of.kinds, dtype=torch.uint8) for mode, of in by_mode.items()}
             )
-            for states, by_mode in zip(self._forward(tokens, grid, seen), tokens, strict=True)
+            for states, by_mode in zip(self._forward(inputs, seen), tokens, strict=True)
         ]
 
     def _tokenize(self, mode: str, caption: str, image_tokens: int) -> _Tokens:
@@ -230,10 +251,10 @@ class VisionLanguageEncoder:
                 kinds.append(KIND_MARKER if kind == KIND_TEMPLATE and token in markers else kind)
         return _Tokens(ids, kinds)
 
-    def _forward(
-        self, tokens: Sequence[Mapping[str, _Tokens]], grid: torch.Tensor, seen: Any
-    ) -> list[dict[str, dict[int, torch.Tensor]]]:
-        """One pass of the language model over a batch, padded on the right; all text modes of a picture in one row.
+    def _inputs(
+        self, tokens: Sequence[Mapping[str, _Tokens]], grid: torch.Tensor, device: torch.device
+    ) -> _Inputs:
+        """A batch for one pass of the language model, padded on the right; all text modes of a picture in one row.
 
         Attention is causal, so what modes begin with alike, the whole picture, has the same states in all of them.
         It stands in the row once; behind it each mode's own end, which does not see the other modes' ends.
@@ -246,27 +267,34 @@ class VisionLanguageEncoder:
             ids[index, : len(row.ids)] = torch.tensor(row.ids)
             for mode, where in row.places.items():
                 positions[:, index, where] = self._positions(tokens[index][mode], grid[index])
-        device = self.model.language_model.embed_tokens.weight.device
-        # One mode needs no mask: attention is causal, and padding on the right is seen by nobody. Without a mask it
-        # runs in the fastest kernel.
-        mask = _packed_mask(packed, longest, device) if len(self.text_modes) > 1 else None
-        ids = ids.to(device)
+        return _Inputs(
+            ids=onto(device, ids),
+            positions=onto(device, positions),
+            # One mode needs no mask: attention is causal, and padding on the right is seen by nobody. Without a mask
+            # it runs in the fastest kernel.
+            mask=_packed_mask(packed, longest, device) if len(self.text_modes) > 1 else None,
+            grid=onto(device, grid),
+            places=[{mode: onto(device, where) for mode, where in row.places.items()} for row in packed],
+        )
+
+    def _forward(self, inputs: _Inputs, seen: Any) -> list[dict[str, dict[int, torch.Tensor]]]:
+        """One pass of the language model over a batch; states of each picture by text mode and layer."""
         self._captured.clear()
         self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions.to(device),
-            image_grid_thw=grid.to(device),
-            mm_token_type_ids=(ids == self._image_id).int() * IMAGE_TOKEN_TYPE,
+            input_ids=inputs.ids,
+            attention_mask=inputs.mask,
+            position_ids=inputs.positions,
+            image_grid_thw=inputs.grid,
+            mm_token_type_ids=(inputs.ids == self._image_id).int() * IMAGE_TOKEN_TYPE,
             mm_encoder_outputs={"image": seen},
             use_cache=False,
         )
         states = [
             {
-                mode: {layer: self._captured[layer][index, where.to(device)] for layer in self.layers}
-                for mode, where in row.places.items()
+                mode: {layer: self._captured[layer][index, where] for layer in self.layers}
+                for mode, where in places.items()
             }
-            for index, row in enumerate(packed)
+            for index, places in enumerate(inputs.places)
         ]
         self._captured.clear()
         return states
@@ -295,7 +323,7 @@ def _packed_mask(packed: Sequence[_Packed], longest: int, device: torch.device) 
     for of_row, row in zip(modes, packed, strict=True):
         for of_mode, where in zip(of_row, row.places.values(), strict=True):
             of_mode[where] = True
-    modes = modes.to(device)
+    modes = onto(device, modes)
     together = (modes[:, :, :, None] & modes[:, :, None]).any(1)
     return (together.tril() | torch.eye(longest, dtype=torch.bool, device=device))[:, None]
 
@@ -343,7 +371,7 @@ def pool_by_kind(state: torch.Tensor, kind: torch.Tensor, length: int) -> torch.
     """
     parts = []
     for number in range(len(KIND_NAMES)):
-        rows = state[(kind == number).to(state.device)].float()
+        rows = state[onto(state.device, torch.nonzero(kind == number)[:, 0])].float()
         if len(rows) > length:
             rows = torch.nn.functional.adaptive_avg_pool1d(rows.T[None], length)[0].T
         parts.append(rows)

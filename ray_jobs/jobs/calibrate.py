@@ -134,7 +134,7 @@ def time_samples(make: Callable[[], ShardMaker], planned: Sequence[PlannedSample
     results: list[Any] = []
     for part in (planned[:half], planned[-half:]):
         begun = time.monotonic()
-        results = [result for step in maker.steps(part, (), {}) for result in step.run()]
+        results = [result for step in maker.steps(part, (), {}) for result in maker.timed(step.run)[0]]
         seconds = time.monotonic() - begun
     failures = [result for result in results if isinstance(result, Failure)]
     if failures:

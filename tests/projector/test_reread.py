@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from projector.making.generated import PairSettings, as_array
+from projector.making.generated import PairSettings
 from projector.making.reread import RereadMaker, RereadSettings
 from projector.making.shard_maker import FusedMaker, InOneStage
+from projector.models.copies import as_array
 from projector.models.int8 import Int8Linear
 from projector.models.resolve import resolve_vision
 from projector.models.vision_encoder import VisionLanguageEncoder

@@ -12,7 +12,7 @@ import ray
 import torch
 import transformers
 
-from projector.making.generated import as_array
+from projector.models.copies import as_array
 from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.__main__ import main

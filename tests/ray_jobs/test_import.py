@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
-from projector.making.generated import as_array
+from projector.models.copies import as_array
 from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.text_encoder import TextEncoder
 from ray_jobs.__main__ import main

@@ -42,8 +42,8 @@ def made(folder):
     ]
     captions.append("a small green striped star at the top left, dusk background")
     encodings = text.encode(captions)
-    pictures, latents = images.generate_with_latents([e.embeddings for e in encodings], [5, 6, 7])
-    return list(zip(pictures, latents, strict=True))
+    levels, latents = images.generate_with_latents([e.embeddings for e in encodings], [5, 6, 7])
+    return [(Image.fromarray(pixels.numpy()), rows) for pixels, rows in zip(levels, latents, strict=True)]
 
 
 def as_png(picture):
