@@ -41,6 +41,9 @@ class Arriving(Mapping[str, Array]):
             self._arrived.synchronize()
         return as_array(tensor)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._here or name in self._coming  # Mapping's own would look, and wait
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self._here, *self._coming])
 

@@ -116,3 +116,18 @@ def test_guidance_by_a_reference_and_away_from_the_empty_prompt(tiny, conditioni
 def test_as_many_references_as_pictures(generator, conditioning):
     with pytest.raises(ValueError, match="1 references for 2 conditionings"):
         generator.generate(conditioning[:2], [1, 2], references=conditioning[:1])
+
+
+def test_noise_levels_are_calculated_once_and_begin_anew_with_each_batch(tiny, conditioning):
+    generator = ImageGenerator.from_pretrained(
+        str(tiny / "image"), device="cpu", dtype=torch.float32, height=64, width=64, steps=3
+    )
+    scheduler = generator.pipeline.scheduler
+    first = generator.generate(conditioning[:1], [5])[0]
+    levels = scheduler.timesteps
+    again = generator.generate(conditioning[:1], [5])[0]
+    assert scheduler.timesteps is levels
+    generator.one_step([16])
+    assert len(scheduler.timesteps) == 1, "another number of steps has levels of its own"
+    last = generator.generate(conditioning[:1], [5])[0]
+    assert first.tobytes() == again.tobytes() == last.tobytes()
