@@ -210,7 +210,7 @@ class FusedMaker(ModelMaker):
         alone = {*apart, *given_up}
         pictured: dict[str, Any] = {}
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
-            yield from draw_steps(self.pictures, pictured, drawn, given_up)
+            yield from draw_steps(self.pictures, pictured, drawn, apart, given_up)
             if not self._in_turn:
                 yield from self._read(pictured, stretch, alone, given_up)
         if self._in_turn:
@@ -273,7 +273,7 @@ class StagedMaker(ModelMaker):
 
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
             waiting = deque(batches(lambda: self._read_together, stretch, alone))
-            for step in draw_steps(self.pictures, pictured, drawn, given_up):
+            for step in draw_steps(self.pictures, pictured, drawn, apart, given_up):
                 yield step
                 while waiting and all(sample.id in pictured for sample in waiting[0]):
                     ready = waiting.popleft()
@@ -284,17 +284,19 @@ def draw_steps(
     pictures: PictureSource,
     pictured: dict[str, Any],
     drawn: Iterator[Sequence[PlannedSample]],
+    apart: Collection[str],
     given_up: Mapping[str, Failure],
 ) -> Iterator[Step]:
     """A step per batch of pictures, and one that waits for the last; see `draw`.
 
-    While a step prepares its batch the device is at the batch before, which is then at work in it, too.
+    While a step prepares its batch the device is at the batch before, which is then at work in it, too; not where
+    samples are made alone, since each step is waited for then.
     """
     before: Sequence[PlannedSample] = ()
     for batch in drawn:
         now = wanted(batch, given_up)
         yield Step((*before, *now), partial(draw, pictures, pictured, batch, given_up))
-        before = now
+        before = () if apart else now
     yield Step(before, wait)
 
 
