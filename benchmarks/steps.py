@@ -66,7 +66,7 @@ class _Bare:
 
     def __init__(self, run: Trainer, batches: list[Batch]) -> None:
         options = run.options
-        self.reduced = precision(options, ALONE) == "bfloat16"
+        self.reduced = precision(options, ALONE.device) == "bfloat16"
         self.network = ProjectorNetwork(run.network.shape)
         self.network.load_state_dict(run.network.state_dict())
         self.optimizer = torch.optim.AdamW(
