@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,20 @@ class Run:
     """Validation loss of each epoch, raw."""
 
 
+def train_epoch(
+    network: nn.Module, loader: DataLoader, optimizer: torch.optim.Optimizer, precision: Any
+) -> None:
+    """The steps of an epoch, computed under the context `precision`."""
+    for vl, text in loader:
+        with precision:
+            projected = network(vl)
+        loss = F.mse_loss(projected.float(), text)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+
 def train(
     root: Path,
     arch: str,
@@ -115,14 +130,7 @@ def train(
     for epoch in range(epochs):
         begun = time.perf_counter()
         network.train()
-        for vl, text in train_loader:
-            with reduced:
-                projected = network(vl)
-            loss = F.mse_loss(projected.float(), text)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
+        train_epoch(network, train_loader, optimizer, reduced)
         network.eval()
         total = 0.0
         with torch.no_grad():

@@ -1,11 +1,27 @@
-"""How near training comes to what the arithmetic alone takes: step rate on resident pairs, ridge against epochs."""
+"""How near training comes to what the arithmetic alone takes: step rate on resident pairs, ridge against epochs.
 
+    python benchmarks/steps.py                        shares of the bare step
+    python benchmarks/steps.py --guide                the MLP beside the guide's
+
+All of it in CPU seconds of one thread, in turns within one process: other work on the machine weighs little.
+"""
+
+import argparse
+import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import guide
 import torch
+from synthetic import Synthetic
+from synthetic_files import write_guide_files
+from torch.utils.data import DataLoader
 
 from projector.data.align import soft_targets
 from projector.data.packed import Batch
@@ -17,45 +33,85 @@ from projector.training.worker import Trainer, precision
 from projector.training.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
-ROUNDS = 3
+ROUNDS = 5
 PAIRS = 320  # ten batches
 
 
-def shares(pairs: PairSource) -> dict[str, Any]:
+def shares(
+    pairs: PairSource,
+    archs: Sequence[Arch] = ("linear", "mlp", "attention"),
+    aligns: Sequence[Align] = ("pool", "soft"),
+    rounds: int = ROUNDS,
+) -> dict[str, Any]:
     """Share of the bare step rate that `Trainer` reaches, by architecture and alignment, in CPU seconds."""
     some = in_memory(list(pairs.read(0, min(PAIRS, len(pairs)))))
-    found: dict[str, Any] = {}
-    for arch in ("linear", "mlp", "attention"):
-        for align in ("pool", "soft"):
-            found[f"{arch}, {align}"] = _share(some, arch, align)  # type: ignore[arg-type]
-    return found
+    return {f"{arch}, {align}": _share(some, arch, align, rounds) for arch in archs for align in aligns}
 
 
-def _share(pairs: PairSource, arch: Arch, align: Align) -> dict[str, float]:
-    """Ours and bare epochs in turns over the same pairs; the first turn is not counted."""
-    options = TrainOptions(arch=arch, align=align, epochs=ROUNDS + 1, objective="embedding")
-    run = Trainer(options, ALONE, pairs, in_memory(list(pairs.read(0, 8))), None)
-    size = options.batch_size
-    batches = [run.train_set.batch(part) for part in torch.split(torch.arange(len(pairs)), size)]
-    bare = _Bare(run, batches)
-    ours_seconds, bare_seconds = [], []
-    for turn in range(ROUNDS + 1):
-        begun = time.process_time()  # of this process alone: the machine may have other work
-        run.epoch(on_progress=None, should_stop=None, save=lambda **_: None)
-        middle = time.process_time()
-        bare.epoch()
-        ended = time.process_time()
-        run.close_epoch()
-        if turn:
-            ours_seconds.append(middle - begun)
-            bare_seconds.append(ended - middle)
-    ours, plain = min(ours_seconds), min(bare_seconds)
+def _share(pairs: PairSource, arch: Arch, align: Align, rounds: int) -> dict[str, float]:
+    """Ours and bare epochs in turns over the same pairs."""
+    run = _trainer(pairs, arch, align, "float32", rounds)
+    batches = [
+        run.train_set.batch(part) for part in torch.split(torch.arange(len(pairs)), run.options.batch_size)
+    ]
+    seconds = _in_turns({"ours": run, "bare": _Bare(run, batches).epoch}, rounds)
     return {
-        "samples_per_cpu_second": round(len(pairs) / ours, 1),
-        "bare_samples_per_cpu_second": round(len(pairs) / plain, 1),
-        "share_of_bare": round(plain / ours, 3),
+        "samples_per_cpu_second": round(len(pairs) / statistics.median(seconds["ours"]), 1),
+        "bare_samples_per_cpu_second": round(len(pairs) / statistics.median(seconds["bare"]), 1),
+        "share_of_bare": _ratio(seconds["bare"], seconds["ours"]),
         "target": 0.97,
     }
+
+
+def against_guide(world: Synthetic, count: int, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Pairs a CPU second of the MLP's steps over those of the guide's loop, its files in the page cache."""
+    pairs = in_memory(list(world.source(count)))
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_guide_files(Path(folder), world, {"train": range(count)}, text_mode="none")
+        loader = DataLoader(guide.PtFiles(Path(folder) / "train"), batch_size=guide.BATCH, shuffle=True)
+        network = guide.make_network("mlp", world.width)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=guide.RATE, weight_decay=guide.DECAY)
+        epochs: dict[str, Any] = {
+            "guide": lambda: guide.train_epoch(network, loader, optimizer, nullcontext())
+        }
+        for align in ("pool", "soft"):
+            for precision in ("float32", "bfloat16"):
+                epochs[f"{align}, {precision}"] = _trainer(pairs, "mlp", align, precision, rounds)
+        seconds = _in_turns(epochs, rounds)
+    for name in list(epochs)[1:]:
+        target = 1.0 if name.endswith("float32") else 2.5
+        found[name] = {"over_guide": _ratio(seconds["guide"], seconds[name]), "target": target}
+    return {"guide_pairs_per_cpu_second": round(count / statistics.median(seconds["guide"]), 1), **found}
+
+
+def _trainer(pairs: PairSource, arch: Arch, align: Align, precision: Any, rounds: int) -> Trainer:
+    options = TrainOptions(
+        arch=arch, align=align, epochs=rounds + 1, objective="embedding", precision=precision
+    )
+    return Trainer(options, ALONE, pairs, in_memory(list(pairs.read(0, 8))), None)
+
+
+def _in_turns(epochs: dict[str, Trainer | Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of this process for the steps of each epoch; the first turn is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in epochs}
+    for turn in range(rounds + 1):
+        for name, found in epochs.items():
+            begun = time.process_time()
+            if isinstance(found, Trainer):
+                found.epoch(on_progress=None, should_stop=None, save=lambda **_: None)
+            else:
+                found()
+            if turn:
+                seconds[name].append(time.process_time() - begun)
+            if isinstance(found, Trainer):
+                found.close_epoch()
+    return seconds
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> float:
+    """How many times faster ours is: the median over turns."""
+    return round(statistics.median(a / b for a, b in zip(theirs, ours, strict=True)), 3)
 
 
 class _Bare:
@@ -129,3 +185,26 @@ def ridge_against_linear(pairs: PairSource, count: int) -> dict[str, Any]:
         "seconds": medians,
         "ridge_over_two_epochs": over,
     }
+
+
+def main(words: list[str]) -> None:
+    """Run, and print the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--archs", nargs="*", default=["linear", "mlp", "attention"])
+    parser.add_argument("--aligns", nargs="*", default=["pool", "soft"])
+    parser.add_argument("--guide", action="store_true", help="only the MLP beside the guide's")
+    options = parser.parse_args(words)
+    torch.set_num_threads(1)
+    world = Synthetic.realistic(options.width)
+    if options.guide:
+        found = against_guide(world, options.pairs, options.rounds)
+    else:
+        found = shares(world.source(options.pairs), options.archs, options.aligns, options.rounds)
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

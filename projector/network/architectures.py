@@ -176,7 +176,7 @@ class ProjectorNetwork(nn.Module):
     def standardised(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs per dimension; with positions where the network knows them and does not see them by itself."""
         with torch.autocast(x.device.type, enabled=False):
-            standardised = (x.float() - self.input_mean) / self.input_std
+            standardised = (x.float() - self.input_mean).div_(self.input_std)
             if not self.shape.suffix or not self.keeps_positions:
                 return standardised
             lengths = mask.sum(1) if mask is not None else x.new_full((x.shape[0],), x.shape[1])
