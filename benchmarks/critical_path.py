@@ -176,7 +176,7 @@ def sleeping_maker(device: SleepingDevice, side: int) -> FusedMaker:
         PictureMaker(text, images, TOGETHER, Residence()),
         PictureReader({"vl": vision}, "all", TOGETHER, Residence()),
     )
-    maker._clock = DeviceClock((), partial(Mark, device))
+    maker._clock = DeviceClock((), partial(Mark, device), ahead=True)
     return maker
 
 

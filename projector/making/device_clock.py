@@ -14,19 +14,21 @@ Found = TypeVar("Found")
 class DeviceClock:
     """Times the passes of models between events that the GPU records when it gets to them.
 
-    It lets the CPU be one piece of work ahead of the GPU, and no more. On a CPU the process is the device, and all of
-    its work counts.
+    On a CPU the process is the device, and all of its work counts.
 
     Args:
         modules: whose passes count, none of them inside another.
+        ahead: let the CPU be one piece of work ahead of the GPU, and no more; otherwise each is waited for.
         event: makes what has `record`, `synchronize`, `query` and `elapsed_time`, in milliseconds; None: CUDA's own,
             where there is a GPU.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], event: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], event: Callable[[], Any] | None = None, *, ahead: bool = False
+    ) -> None:
         if event is None and torch.cuda.is_available():
             event = partial(torch.cuda.Event, enable_timing=True, blocking=True)
-        self._event = event
+        self._event, self._ahead = event, ahead
         self._begun: Any = None  # of the pass under way; of one that fails, until the next begins
         self._passes: list[tuple[Any, Any]] = []  # that are not counted yet
         self._given: Any = None  # the end of the last piece of work
@@ -48,7 +50,7 @@ class DeviceClock:
         return mark
 
     def timed(self, work: Callable[[], Found]) -> tuple[Found, float]:
-        """Do some work, and wait until the device is done with the work given before.
+        """Do some work, and wait until the device is done with it; where the CPU is ahead, with that of the last call.
 
         Args:
             work: whose models run on the current stream; its results need not be there when it returns.
@@ -61,8 +63,9 @@ class DeviceClock:
         if self._event is None:
             return found, time.monotonic() - begun
         before, self._given = self._given, self._mark()
-        if before is not None:
-            before.synchronize()
+        awaited = before if self._ahead else self._given
+        if awaited is not None:
+            awaited.synchronize()
         ended = [(first, last) for first, last in self._passes if last.query()]
         self._passes = self._passes[len(ended) :]  # they end in the order in which they were given
         return found, sum(first.elapsed_time(last) for first, last in ended) / 1e3

@@ -39,7 +39,7 @@ class ModelMaker(ShardMaker):
 
     def __init__(self, modules: Sequence[nn.Module], notes: Sequence[str] = ()) -> None:
         super().__init__(notes)
-        self._clock = DeviceClock(modules)
+        self._clock = DeviceClock(modules, ahead=True)
 
     def timed(self, work: Callable[[], Found]) -> tuple[Found, float]:
         """See `DeviceClock.timed`."""

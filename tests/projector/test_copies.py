@@ -111,7 +111,7 @@ class FakeMaker(BatchMaker):
 def test_the_cpu_is_one_step_ahead_unless_it_matters_which_one_kills(suspects, expected):
     device = FakeDevice()
     maker = InOneStage(FakeMaker(device))
-    maker._clock = DeviceClock((), device.event)
+    maker._clock = DeviceClock((), device.event, ahead=True)
     prompts = [Prompt(f"caption {number}") for number in range(3)]
     planned = (
         make_plan(prompts, seed=1, val_fraction=0, samples_per_shard=50, segments=(3,)).shards[0].samples

@@ -76,8 +76,15 @@ def test_the_share_falls_when_the_device_waits_for_the_cpu(device, models, cpu_s
     assert busy / device.now == pytest.approx(share)
 
 
-def test_the_cpu_is_one_piece_of_work_ahead_and_passes_count_once_they_ended(device, models):
+def test_work_that_was_given_ahead_is_waited_for_and_counts_once(device, models):
     clock = DeviceClock(models, device.event)
+    assert clock.timed(lambda: [model(3.0) for model in models])[1] == pytest.approx(6.0)
+    assert device.now == pytest.approx(6.0)
+    assert clock.timed(lambda: None)[1] == 0.0
+
+
+def test_the_cpu_is_one_piece_of_work_ahead_and_passes_count_once_they_ended(device, models):
+    clock = DeviceClock(models, device.event, ahead=True)
 
     def work():
         for model in models:
@@ -99,7 +106,6 @@ def test_a_pass_that_failed_is_not_counted(device):
     with pytest.raises(RuntimeError, match="shapes"):
         clock.timed(lambda: model(torch.ones(1, 3)))
     assert clock.timed(lambda: model(torch.ones(1, 2)))[1] == 0.0
-    assert clock._passes == []
 
 
 def test_a_batch_that_fails_and_is_made_one_by_one_counts_what_was_made(device):
@@ -117,8 +123,7 @@ def test_a_batch_that_fails_and_is_made_one_by_one_counts_what_was_made(device):
         device.now += 5.0
         return [model(1), model(1)]
 
-    clock = DeviceClock([model], device.event)
-    assert clock.timed(work)[1] + clock.timed(lambda: None)[1] == pytest.approx(2.0)
+    assert DeviceClock([model], device.event).timed(work)[1] == pytest.approx(2.0)
 
 
 def test_on_a_cpu_all_work_counts(models, monkeypatch):
