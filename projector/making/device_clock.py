@@ -1,6 +1,7 @@
 """Seconds in which a device was at work, by its own clock: it may have waited while its process was busy."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
@@ -18,9 +19,9 @@ class DeviceClock:
 
     Args:
         modules: whose passes count, none of them inside another.
-        ahead: let the CPU be one piece of work ahead of the GPU, and no more; otherwise each is waited for.
         event: makes what has `record`, `synchronize`, `query` and `elapsed_time`, in milliseconds; None: CUDA's own,
             where there is a GPU.
+        ahead: let the CPU be one piece of work ahead of the GPU, and no more; otherwise each is waited for.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class DeviceClock:
             event = partial(torch.cuda.Event, enable_timing=True, blocking=True)
         self._event, self._ahead = event, ahead
         self._begun: Any = None  # of the pass under way; of one that fails, until the next begins
-        self._passes: list[tuple[Any, Any]] = []  # that are not counted yet
+        self._passes: deque[tuple[Any, Any]] = deque()  # that are not counted yet
         self._given: Any = None  # the end of the last piece of work
         if event is not None:
             for module in modules:
@@ -66,6 +67,8 @@ class DeviceClock:
         awaited = before if self._ahead else self._given
         if awaited is not None:
             awaited.synchronize()
-        ended = [(first, last) for first, last in self._passes if last.query()]
-        self._passes = self._passes[len(ended) :]  # they end in the order in which they were given
-        return found, sum(first.elapsed_time(last) for first, last in ended) / 1e3
+        milliseconds = 0.0
+        while self._passes and self._passes[0][1].query():  # they end in the order in which they were given
+            first, last = self._passes.popleft()
+            milliseconds += first.elapsed_time(last)
+        return found, milliseconds / 1e3
