@@ -6,16 +6,22 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
 from ray_jobs.cli.log import start_log, tell
+from ray_jobs.cli.progress import Progress
+from ray_jobs.progress import run_progress
 from ray_jobs.progress.prometheus import EVENTS, GAUGES, SECONDS, SORTED_GAUGES, label
+from ray_jobs.progress.run_progress import RunProgress
+from ray_jobs.progress.snapshot import Event, Snapshot
 from ray_support import ROOT, build_command, with_workers
 from shards.__main__ import main as shards_main
 from shards.dataset.dataset import Dataset
+from shards.dataset.run_records import read_run
 from shards.stores.local import open_storage
 from shards.tools.info import info
 
@@ -67,6 +73,44 @@ def test_lines_for_people_and_lines_of_json(capsys):
 )
 def test_labels_are_ascii(text, value):
     assert label(text) == value
+
+
+@pytest.fixture
+def json_lines():
+    start_log("json")
+    yield
+    start_log("text")
+
+
+def test_a_run_reports_events_figures_and_its_record(json_lines, tmp_path, monkeypatch, capsys):
+    """Device seconds are those of a builder and its share of the readers: 1.5 a second here."""
+    job = SimpleNamespace(get_job_id=lambda: "01")
+    monkeypatch.setattr(run_progress, "ray", SimpleNamespace(get_runtime_context=lambda: job))
+    gauged = []
+    gauges = SimpleNamespace(count=lambda events: None, show=gauged.append)
+    monkeypatch.setattr(run_progress, "RunGauges", lambda *_: gauges)
+    dataset = Dataset.create_or_open(open_storage(str(tmp_path / "data")), {"test": 1}, {})
+    dataset.grow(SAMPLES, append=False)
+    progress = RunProgress("build", dataset, Progress("build", SAMPLES), "f" * 32, 1.5, 1.0, 3.0)
+    now = Snapshot(made=5, failed=1, stopping="", builders=2, lost={"died": 1200.0}, under_way=1200.0)
+    progress.show(now, [Event("note", {"time": "then"}, "for people")], final=True)
+    note, figures = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (note["event"], note["text"], note["time"]) == ("note", "for people", "then")
+    assert figures["event"] == "progress"
+    assert (figures["planned"], figures["made"], figures["under_way"], figures["builders"]) == (
+        SAMPLES,
+        0,
+        5,
+        2,
+    )
+    assert (figures["lost"], figures["gpu_hours"], figures["cost"]) == ({"died": 1800.0}, 1.0, 3.0)
+    (shown,) = gauged
+    assert (shown["made"], shown["builders"], shown["lost"]) == (5, 2, {"died": 1800.0})
+    assert {figure for figure, *_ in (*GAUGES.values(), *SORTED_GAUGES.values())} <= shown.keys()
+    for ended in ("", "complete"):
+        progress.record(ended)
+        record = read_run(dataset.storage, "f" * 32)
+        assert (record.ended, record.builders, record.lost) == (ended, 2, {"died": 1800.0})
 
 
 def scraped(head):
