@@ -143,13 +143,13 @@ def test_a_dataset_only_grows_and_only_when_told(make_dataset):
 
 
 def test_growth_leaves_the_first_shards_byte_for_byte(make_dataset, tmp_path):
-    dataset, plan = make_dataset(plan=a_plan(1000, per_shard=64))
+    dataset, plan = make_dataset(plan=a_plan(200, per_shard=16))
     before = {
         entry.key: (entry.tag, dataset.storage.get_bytes(entry.key))
         for entry in dataset.storage.list("train/")
     }
-    segments = dataset.grow(1500, append=True)
-    grown = a_plan(1500, per_shard=64, segments=segments)
+    segments = dataset.grow(300, append=True)
+    grown = a_plan(300, per_shard=16, segments=segments)
     assert set(plan.samples) < set(grown.samples)
     todo = dataset.missing(grown)
     assert {shard.name for shard in todo} == {s.name for s in grown.shards} - {s.name for s in plan.shards}
@@ -160,7 +160,7 @@ def test_growth_leaves_the_first_shards_byte_for_byte(make_dataset, tmp_path):
         for entry in dataset.storage.list("train/")
     }
     assert before.items() <= after.items()
-    assert sum(commit.samples for commit in dataset.commits()) == 1500
+    assert sum(commit.samples for commit in dataset.commits()) == 300
 
 
 def test_commits_are_read_from_the_manifest_only_while_it_is_true(make_dataset):
