@@ -19,9 +19,9 @@ def tiny_sources(tiny):
     return resolve_models(ModelPaths(image=str(tiny / "image"), vl=str(tiny / "vl")))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
-    """Small matrices: threads cost more than they bring, and sums are in one order."""
+    """For a module's fixtures, too. Small matrices: threads cost more than they bring, and sums are in one order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

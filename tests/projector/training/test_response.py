@@ -1,5 +1,6 @@
 """Training through the frozen image model, on the tiny one."""
 
+import functools
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -109,8 +110,28 @@ def turned(encodings):
 
 
 def options(output, **changes):
-    given = {"objective": "response", "epochs": 4, "batch_size": 8, "output": str(output), "log": []}
+    given = {"objective": "response", "epochs": 3, "batch_size": 8, "output": str(output), "log": []}
     return TrainOptions(**given | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(sources, tmp_path_factory):
+    """A run to read and to compare with, of few epochs."""
+    output = tmp_path_factory.mktemp("trained")
+    train(options(output), *sources)
+    return output
+
+
+@pytest.fixture(scope="module")
+def learn(sources, tmp_path_factory):
+    """A run long enough to learn something: `learn(arch)` gives its folder and summary, of one run of each kind."""
+
+    @functools.cache
+    def learnt(arch):
+        output = tmp_path_factory.mktemp(arch)
+        return output, train(options(output, arch=arch, epochs=8, length=8), *sources)
+
+    return learnt
 
 
 def test_a_trajectory_is_the_pipelines_own(model, encodings):
@@ -156,10 +177,10 @@ def test_states_on_the_way_are_those_that_were_passed(model, encodings):
 
 
 @pytest.mark.parametrize("arch", ["linear", "mlp", "attention"])
-def test_the_model_answers_more_alike_after_training(tmp_path, sources, arch):
-    summary = train(options(tmp_path, arch=arch, epochs=8, length=8), *sources)
+def test_the_model_answers_more_alike_after_training(learn, arch):
+    output, summary = learn(arch)
     assert summary["best_val_loss"] < 0.8 * summary["ridge_val_loss"]
-    assert curve(tmp_path)[-1][2] == pytest.approx(summary["best_val_loss"]) or summary["best_epoch"] < 8
+    assert curve(output)[-1][2] == pytest.approx(summary["best_val_loss"]) or summary["best_epoch"] < 8
 
 
 @pytest.fixture(scope="module")
@@ -195,19 +216,18 @@ def test_flow_matching_without_pictures_is_refused(tmp_path, sources):
         train(options(tmp_path, response="flow"), *sources)
 
 
-def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, sources):
-    train(options(tmp_path / "whole"), *sources)
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, sources, trained):
     looks = iter([False, True])
-    train(options(tmp_path / "cut"), *sources, should_stop=lambda: next(looks, False))
+    first = train(options(tmp_path / "cut"), *sources, should_stop=lambda: next(looks, False))
+    assert first["stopped"] == "asked"
     train(options(tmp_path / "cut"), *sources)
-    for name, tensor in weights(tmp_path / "whole").items():
+    for name, tensor in weights(trained).items():
         torch.testing.assert_close(weights(tmp_path / "cut")[name], tensor)
 
 
-def test_micro_batches_change_nothing(tmp_path, sources):
-    for size in (8, 3):
-        train(options(tmp_path / str(size), micro_batch=size), *sources)
-    for one, other in zip(curve(tmp_path / "8"), curve(tmp_path / "3"), strict=True):
+def test_micro_batches_change_nothing(tmp_path, sources, trained):
+    train(options(tmp_path, micro_batch=3), *sources)
+    for one, other in zip(curve(trained), curve(tmp_path), strict=True):
         assert other == pytest.approx(one, rel=1e-3)
 
 
@@ -220,6 +240,7 @@ def train_in_a_world(job):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_workers_judge_and_learn_what_one_does(tmp_path, monkeypatch):
     monkeypatch.setattr(ResponseTrainer, "most_judged", FEW)
     # Encoded here, in one thread as theirs: the last bits of captions move pictures that random models draw.
@@ -230,9 +251,8 @@ def test_two_workers_judge_and_learn_what_one_does(tmp_path, monkeypatch):
     np.testing.assert_allclose(curve(tmp_path / "2"), curve(tmp_path / "1"), rtol=1e-4)
 
 
-def test_a_whole_conditioning_is_prefix_rows_and_end(tmp_path, sources, encodings):
-    train(options(tmp_path, epochs=1), *sources)
-    projector = Projector.from_pretrained(str(tmp_path))
+def test_a_whole_conditioning_is_prefix_rows_and_end(trained, sources, encodings):
+    projector = Projector.from_pretrained(str(trained))
     pair = next(iter(sources[1]))
     whole = projector.conditioning(pair.vl)
     template = sources[0].template
@@ -248,9 +268,8 @@ def test_a_whole_conditioning_is_prefix_rows_and_end(tmp_path, sources, encoding
     torch.testing.assert_close(projector(pair.vl), whole[len(template.prefix) : -len(template.suffix)])
 
 
-def test_rows_of_shorter_inputs_do_not_feel_the_padding(tmp_path, sources):
-    train(options(tmp_path, epochs=1), *sources)
-    network = Projector.from_pretrained(str(tmp_path)).network
+def test_rows_of_shorter_inputs_do_not_feel_the_padding(trained, sources):
+    network = Projector.from_pretrained(str(trained)).network
     vl = [pair.vl.float() for pair in list(sources[1])[:2]]
     padded = torch.nn.utils.rnn.pad_sequence(vl, batch_first=True, padding_value=9.0)
     mask = torch.arange(padded.shape[1]) < torch.tensor([[len(vl[0])], [len(vl[1])]])
@@ -296,12 +315,13 @@ def test_what_only_embeddings_have_chooses_them():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_image_model_has_the_precision_asked_for(tmp_path, sources, precision):
-    summary = train(options(tmp_path, epochs=1, precision=precision), *sources)
-    judge = ResponseTrainer(
-        options(tmp_path / "judge", precision=precision), World.join("cpu"), *sources, None
+def test_the_image_model_has_the_precision_asked_for(tmp_path, sources, monkeypatch, precision):
+    seen, real = set(), FrozenTransformer.velocities
+    monkeypatch.setattr(
+        FrozenTransformer, "velocities", lambda self, *given: seen.add(self.dtype) or real(self, *given)
     )
-    assert (summary["precision"], judge.model.dtype) == (precision, getattr(torch, precision))
+    summary = train(options(tmp_path, epochs=1, precision=precision), *sources)
+    assert (summary["precision"], seen) == (precision, {getattr(torch, precision)})
 
 
 def test_what_gains_nothing_over_its_start_is_not_told_to_be_ridge(tmp_path, sources):
@@ -341,9 +361,8 @@ def test_a_start_elsewhere_is_not_said_to_beat_ridge(tmp_path, sources):
     assert "ridge, which was not fitted" in summary["recommendation"]
 
 
-def test_a_prompt_and_a_picture_in_both_modes(tmp_path, sources, encodings):
-    train(options(tmp_path, epochs=1), *sources)
-    projector = Projector.from_pretrained(str(tmp_path))
+def test_a_prompt_and_a_picture_in_both_modes(trained, sources, encodings):
+    projector = Projector.from_pretrained(str(trained))
     vl, prompt = next(iter(sources[1])).vl, encodings[0]
     own = prompt.kind == KIND_CAPTION
     joined = projector.conditioning(vl, prompt.embeddings, prompt.kind)
@@ -420,7 +439,7 @@ def test_prompts_stand_before_a_references_rows_as_concat_puts_them(model, scene
 def test_learning_behind_prompts_lowers_the_error_behind_them(scene_sources, tmp_path):
     runs = {}
     for share in (0.0, 0.7):
-        train(options(tmp_path / f"{share}", epochs=6, learning_rate=3e-3, compose=share), *scene_sources)
+        train(options(tmp_path / f"{share}", epochs=4, learning_rate=3e-3, compose=share), *scene_sources)
         runs[share] = Projector.from_pretrained(str(tmp_path / f"{share}"))
     judge = ResponseTrainer(options(tmp_path / "judge", compose=0.5), World.join("cpu"), *scene_sources, None)
     wholes = {share: judge.validate(run.network) for share, run in runs.items()}
@@ -459,15 +478,15 @@ def test_a_picture_takes_the_memory_that_the_papers_sizes_give():
     assert picture_bytes(published, 1024, 1024, 2) == pytest.approx(1.6e9, rel=0.25)
 
 
-def test_captions_that_cannot_be_edited_are_learnt_alone(sources, tmp_path):
-    for share in (0.0, 0.5):
-        train(options(tmp_path / f"{share}", compose=share), *sources)
-    assert curve(tmp_path / "0.0") == curve(tmp_path / "0.5")
+def test_captions_that_cannot_be_edited_are_learnt_alone(sources, trained, tmp_path):
+    assert TrainOptions().compose > 0
+    train(options(tmp_path, compose=0.0), *sources)
+    assert curve(tmp_path) == curve(trained)
 
 
-def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothing(model, sources, tmp_path):
-    summary = train(options(tmp_path, epochs=8, compose=0.0), *sources)
-    projector, held_out = Projector.from_pretrained(str(tmp_path)), sources[1]
+def test_velocity_error_is_what_training_lowers_and_ranks_it_before_doing_nothing(model, sources, learn):
+    output, summary = learn("linear")
+    projector, held_out = Projector.from_pretrained(str(output)), sources[1]
     methods = {"identity": Method(lambda vl: vl), "projector": Method(projector)}
     conditioned = conditioned_by(methods, {"projector": projector}, held_out)
     errors = velocity_errors(conditionings(conditioned, held_out, grafted=held_out), held_out, model)
