@@ -167,10 +167,10 @@ def _answer(client: socket.socket, answer: bytes, kind: str) -> None:
         if not body:  # nothing to cut but the head itself
             return
     elif kind == "trickle":
-        step = max(1, len(answer) // 20)
+        step = max(1, len(answer) // 8)
         for start in range(0, len(answer), step):
             client.sendall(answer[start : start + step])
-            time.sleep(0.005)
+            time.sleep(0.003)
     else:
         client.sendall(answer)
 

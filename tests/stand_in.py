@@ -28,12 +28,13 @@ class StandInMaker(ShardMaker):
     """Noise drawn by each sample's id in place of a picture and of hidden states.
 
     Args:
-        settings: of the build: size, layers, text modes and whether there are latents count.
+        height, width: of a picture in pixels.
+        layers, text_modes, latents: what there is of each sample.
     """
 
-    def __init__(self, settings) -> None:
+    def __init__(self, *, height, width, layers, text_modes, latents) -> None:
         super().__init__()
-        self.settings = settings
+        self.size, self.layers, self.text_modes, self.latents = (height, width), layers, text_modes, latents
 
     def steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
@@ -58,20 +59,21 @@ class StandInMaker(ShardMaker):
             return random.normal(size=(len(kinds), HIDDEN)).astype(ml_dtypes.bfloat16)
 
         tensors = {"text": states(TEXT_KIND), "text.kind": np.array(TEXT_KIND, dtype=np.uint8)}
-        for mode in self.settings.text_modes:
+        for mode in self.text_modes:
             tensors[f"vl.{mode}.kind"] = np.array(KINDS[mode], dtype=np.uint8)
-            tensors |= {f"vl.{mode}.{layer}": states(KINDS[mode]) for layer in self.settings.layers}
-        if self.settings.latents:
+            tensors |= {f"vl.{mode}.{layer}": states(KINDS[mode]) for layer in self.layers}
+        if self.latents:
             tensors["latents"] = random.normal(size=(2, 4, 4)).astype(ml_dtypes.bfloat16)
-        noise = random.integers(256, size=(self.settings.height, self.settings.width, 3), dtype=np.uint8)
+        noise = random.integers(256, size=(*self.size, 3), dtype=np.uint8)
         picture = io.BytesIO()
         Image.fromarray(noise).save(picture, format="PNG", compress_level=1)
         return make_sample(planned, image=picture.getvalue(), image_format="png", tensors=tensors)
 
 
 def stand_in_of(_placement, _sources, settings):
-    """In the place of `build.maker_of`."""
-    return partial(StandInMaker, settings)
+    """In the place of `build.maker_of`; without the settings' own class, for which workers would import torch."""
+    wanted = ("height", "width", "layers", "text_modes", "latents")
+    return partial(StandInMaker, **{name: getattr(settings, name) for name in wanted})
 
 
 @contextmanager
