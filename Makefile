@@ -1,4 +1,4 @@
-# The doors: setup, demo, test, test-all, check. Each works from a fresh checkout with Python 3.11+ and make.
+# The doors: setup, demo, test, test-ci, test-all, check. Each works from a fresh checkout with Python 3.11+ and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= runs/demo
 PICTURES ?= runs/pictures
 
-.PHONY: setup demo test test-all check format pictures clean
+.PHONY: setup demo test test-ci test-all check format pictures clean
 
 setup: $(STAMP)
 
@@ -22,12 +22,18 @@ demo: setup
 	$(BIN)/python -m ray_jobs demo --demo.output $(DEMO)
 
 # Two workers (tests/conftest.py divides the tests), and one thread each for two processors.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+# What takes many seconds each, too: further jobs, whole pages in a browser.
+test-ci: setup
+	$(PYTEST) -m "not slow"
 
 # What takes minutes each, too: clusters of several nodes, kills at random moments, the whole ladder.
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff format --check .

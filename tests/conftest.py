@@ -36,7 +36,7 @@ class _Parts(LoadScopeScheduling):
 
     def _split_scope(self, nodeid):
         path = Path(nodeid.split("::")[0])
-        together = self.config.option.markexpr == "not slow" and _on_one_head(path)
+        together = "not slow" in self.config.option.markexpr and _on_one_head(path)
         return "on one head" if together else str(path)
 
 

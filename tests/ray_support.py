@@ -92,6 +92,19 @@ def environment_of(variables):
         os.environ.update(kept)
 
 
+@contextmanager
+def without_module(name):
+    """Have every import of a module fail in this process for the time of a block, as if it were not installed."""
+    hidden = {each for each in sys.modules if each == name or each.startswith(f"{name}.")}
+    kept = {each: sys.modules.pop(each) for each in hidden}
+    sys.modules[name] = None
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(kept)
+
+
 def run_here(words, environment):
     """Run a job in this process, which saves it the seconds of its imports.
 

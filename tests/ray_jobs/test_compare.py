@@ -65,17 +65,11 @@ def compare_words(checkpoint, **changes):
 
 @pytest.fixture(scope="module")
 def compared(head, checkpoint, tmp_path_factory):
-    """What a comparison left, what it left after growing, and what both printed."""
-    folder = tmp_path_factory.mktemp("compared")
-    first = compare_words(checkpoint, output=folder / "after", actors=1)
-    second = compare_words(checkpoint, output=folder / "after", actors=1, alphas="0,0.5,1", scorer="none")
-    done = run_here(first, head.environment)
+    """What a comparison left, and what it printed."""
+    folder = tmp_path_factory.mktemp("compared") / "first"
+    done = run_here(compare_words(checkpoint, output=folder, actors=1), head.environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    shutil.copytree(folder / "after", folder / "before")
-    next(folder.glob("after/pictures/*/projector.blend.0.5.png")).unlink()
-    again = run_here(second, head.environment)
-    assert again.returncode == 0, again.stdout + again.stderr
-    return folder / "before", folder / "after", done.stdout + again.stdout
+    return folder, done.stdout
 
 
 def content_of(folder):
@@ -92,13 +86,13 @@ def made_of(case):
 
 @pytest.mark.ray
 def test_a_comparison(compared, undisturbed, checkpoint):
-    before, after, printed = compared
+    folder, printed = compared
     trained_on = json.loads((checkpoint / "config.json").read_text())["dataset"]
     assert (trained_on["picture"], trained_on["quantize"]) == ({"height": 64, "width": 64}, "none")
     total = 2 * (4 + 2 * 13)
-    assert printed.startswith(f"2 references, 6 cases, {total} pictures, to {after}, on 1 node")
+    assert printed.startswith(f"2 references, 6 cases, {total} pictures, to {folder}, on 1 node")
     assert f"compare: {total}/{total} pictures (100%)" in printed
-    result = content_of(before)
+    result = content_of(folder)
     told = [result[name] for name in ("modes", "alphas", "blend", "checkpoint", "references")]
     modes = ["alone", "concat", "guidance", "blend"]
     assert told == [modes, [0, 0.5], "interpolate", str(checkpoint), 2]
@@ -126,39 +120,39 @@ def test_a_comparison(compared, undisturbed, checkpoint):
         own, other = (samples[(number // 3 + step) % 2] for step in (0, 1))
         assert case["prompt"] == ("", other.caption, part_of(other.caption, 0))[number % 3]
         assert case["reference"] == f"pictures/{case['case']}/reference.png"
-        kept = open_image((before / case["reference"]).read_bytes()).convert("RGB")
+        kept = open_image((folder / case["reference"]).read_bytes()).convert("RGB")
         assert kept.tobytes() == open_image(own.image).convert("RGB").tobytes()
         assert case["seed"] == result["cases"][number - number % 3]["seed"]
         found = [(entry["method"], entry["mode"], entry["value"]) for entry in case["pictures"]]
         assert found == made_of(case)
-        assert open_image((before / case["grid"]).read_bytes()).width > 3 * 256
+        assert open_image((folder / case["grid"]).read_bytes()).width > 3 * 256
 
 
 @pytest.mark.ray
 def test_every_picture_is_listed_for_others_to_judge(compared):
-    before, *_ = compared
-    cases = json.loads((before / "cases.json").read_text())
+    folder, _ = compared
+    cases = json.loads((folder / "cases.json").read_text())
     assert cases == [
         {name: entry[name] for name in ("method", "mode", "value", "file")}
         | {name: case[name] for name in ("case", "reference", "prompt")}
-        for case in content_of(before)["cases"]
+        for case in content_of(folder)["cases"]
         for entry in case["pictures"]
     ]
     for entry in cases:
         value = f"{entry['value']:g}"
         name = f"{entry['method']}.{entry['mode']}.{value}.png"
         assert entry["file"] == f"pictures/{entry['case']}/{name}"
-        assert open_image((before / entry["file"]).read_bytes()).size == (64, 64)
+        assert open_image((folder / entry["file"]).read_bytes()).size == (64, 64)
 
 
 @pytest.mark.ray
 def test_tensorboard_shows_the_grids(compared):
-    before, _, _ = compared
-    shown = EventAccumulator(str(before / "tensorboard"))
+    folder, _ = compared
+    shown = EventAccumulator(str(folder / "tensorboard"))
     shown.Reload()
     grids = {
-        f"compare/{case['case']}": (before / case["grid"]).read_bytes()
-        for case in content_of(before)["cases"]
+        f"compare/{case['case']}": (folder / case["grid"]).read_bytes()
+        for case in content_of(folder)["cases"]
     }
     assert len(grids) == 6
     assert {tag: shown.Images(tag)[0].encoded_image_string for tag in shown.Tags()["images"]} == grids
@@ -171,9 +165,15 @@ def test_without_tensorboard_a_comparison_goes_without(tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-def test_only_what_is_not_there_is_made_when_it_is_run_again_or_grows(compared):
-    before, after, printed = compared
-    assert "compare: 92/92 pictures (100%)" in printed
+@pytest.mark.long
+def test_only_what_is_not_there_is_made_when_it_is_run_again_or_grows(head, compared, checkpoint, tmp_path):
+    before, after = compared[0], tmp_path / "after"
+    shutil.copytree(before, after)
+    next(after.glob("pictures/*/projector.blend.0.5.png")).unlink()
+    again = compare_words(checkpoint, output=after, actors=1, alphas="0,0.5,1", scorer="none")
+    done = run_here(again, head.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "compare: 92/92 pictures (100%)" in done.stdout
     known, now = (
         {path.relative_to(folder): path for path in folder.glob("pictures/*/*.*.*.png")}
         for folder in (before, after)

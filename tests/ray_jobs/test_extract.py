@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from projector.models.copies import as_array
 from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.__main__ import main
-from ray_support import ROOT, options_of, run_here, with_workers
+from ray_support import options_of, run_here, with_workers, without_module
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_plan, read_samples
 from shards.format.sample import open_image
@@ -61,14 +59,8 @@ def poisoned(head, tmp_path_factory):
 def extracted(undisturbed, vl_alone, poisoned, tmp_path_factory):
     """The undisturbed build's pictures, read again without any image model."""
     output = tmp_path_factory.mktemp("extracted") / "data"
-    done = subprocess.run(
-        [sys.executable, "-m", "ray_jobs", *map(str, extract_words(undisturbed, output, vl=vl_alone))],
-        env=poisoned,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    with without_module("diffusers"):
+        done = run_here(extract_words(undisturbed, output, vl=vl_alone), poisoned)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0].startswith(f"24 samples of {undisturbed} in ")
     assert "extract: 24/24 samples (100%)" in done.stdout
@@ -154,6 +146,7 @@ def test_it_follows_a_source_that_grows_and_refuses_one_that_shrank(
     assert "was planned for 24; complete the source first" in refused.stderr
 
 
+@pytest.mark.long
 def test_a_damaged_source_stops_the_run_and_fails_no_sample(undisturbed, head, tmp_path):
     source, output = tmp_path / "source", tmp_path / "new"
     shutil.copytree(undisturbed, source)

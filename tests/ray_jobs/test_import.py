@@ -18,7 +18,7 @@ from projector.models.copies import as_array
 from projector.models.resolve import CACHE_VARIABLE, own_folder
 from projector.models.text_encoder import TextEncoder
 from ray_jobs.__main__ import main
-from ray_support import ROOT, bytes_of, kill, options_of, run_here, with_workers
+from ray_support import ROOT, bytes_of, kill, options_of, run_here, with_workers, without_module
 from s3_support import use
 from shards.dataset.dataset import Dataset
 from shards.dataset.failed_samples import failures, retryable
@@ -93,7 +93,8 @@ def coco(tmp_path_factory):
 def imported(coco, poisoned, readers_alone, tmp_path_factory):
     """That COCO, imported by one actor without anything disturbing it."""
     output = tmp_path_factory.mktemp("imported") / "data"
-    done = run_alone(poisoned, output, actors=1, **coco, **readers_alone)
+    with without_module("diffusers"):
+        done = run_here(import_words(output, actors=1, **coco, **readers_alone), poisoned)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(
         f"the source holds {PICTURES} samples to take; left out: 48 further caption\n"
@@ -219,6 +220,7 @@ def test_corrupt_pictures_are_written_down_once(head, readers_alone, tmp_path):
     assert (findings.problems, findings.complete) == ([], True)
 
 
+@pytest.mark.long
 def test_failures_that_come_again_are_named_and_not_answered_with_run_it_again(head, readers_alone, tmp_path):
     for number in range(30):
         data = encoded(number) if number % 2 else b"<html>moved</html>"

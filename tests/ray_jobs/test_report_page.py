@@ -4,16 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 from ray_jobs.__main__ import main
 from report_example import HOSTILE, write_dataset, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine: install it to test the page"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install it to test the page"),
+]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OPEN = "for (const each of document.querySelectorAll('details')) each.open = true"
 
@@ -30,6 +29,10 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    from playwright.sync_api import (
+        sync_playwright,
+    )  # half a second, which runs without these tests need not wait
+
     with sync_playwright() as playwright:
         # Without its sandbox: as root, which CI is, Chromium refuses to start otherwise.
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -141,6 +144,8 @@ def test_a_phone_scrolls_only_downwards(show):
 def test_everybody_can_read_it(show, scheme):
     page = show(color_scheme=scheme)
     page.evaluate(OPEN)
+    from axe_playwright_python.sync_playwright import Axe
+
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert "color-contrast" in {rule["id"] for rule in found.response["passes"]}
