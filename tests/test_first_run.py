@@ -18,7 +18,7 @@ from ray_support import ROOT
 from shards.scenes.captions import canonical
 from shards.scenes.scene import sample_scene
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 MINI = ROOT / "projector" / "models" / "mini"
 
 

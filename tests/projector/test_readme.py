@@ -71,6 +71,7 @@ def test_the_readme_does_the_same_with_the_stock_pipeline(folder):
     assert names["conditioning"][rows - len(text) + last :].equal(text[last:])
 
 
+@pytest.mark.long
 def test_the_card_runs_by_names_of_the_hub(folder):
     name = "someone/cats"
     output = folder / "out"

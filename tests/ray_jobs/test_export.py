@@ -252,6 +252,7 @@ print(sorted({name.split(".")[0] for name in sys.modules} & {"ray", "diffusers",
 """
 
 
+@pytest.mark.long
 def test_the_folder_and_the_installed_project_are_all_it_takes(run, tmp_path):
     """A fresh environment that sees the dependencies alone, the project from a wheel, nothing of this checkout."""
     assert export(run, tmp_path / "out") == 0

@@ -17,6 +17,7 @@ from projector.training.whole_start import fixed_wordings
 from projector.training.world import World
 from shards.scenes.captions import canonical, varied
 from shards.scenes.scene import sample_scene
+from whole_ridge_support import fit_together
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -162,20 +163,11 @@ def test_inputs_are_spread_without_their_padding():
     torch.testing.assert_close(placed[1], x[1, :6].view(3, 2, WIDTH).mean(1), rtol=1e-5, atol=1e-6)
 
 
-def in_a_world(job):
-    rank, size, meeting, inputs, targets = job
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    places = torch.arange(PAIRS)[rank::size]
-    found = fit_whole(inputs[places], targets[places], places, ALIKE, 6, World(rank, size, CPU))
-    torch.distributed.destroy_process_group()
-    return applied(found, inputs)
-
-
 def test_two_workers_find_what_one_does(world, tmp_path):
     inputs, targets = world
-    jobs = [(rank, 2, str(tmp_path / "meeting"), inputs, targets) for rank in range(2)]
+    jobs = [(rank, 2, str(tmp_path / "meeting"), inputs, targets, ALIKE, 6) for rank in range(2)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
-        first, second = workers.map(in_a_world, jobs)
+        first, second = (applied(found, inputs) for found in workers.map(fit_together, jobs))
     alone = applied(fit_whole(inputs, targets, torch.arange(PAIRS), ALIKE, 6, ALONE), inputs)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-5)
