@@ -21,7 +21,15 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 # Files whose tests share a Ray head and what was built on it.
-ON_ONE_HEAD = ("test_build", "test_compare", "test_evaluate", "test_extract", "test_import", "test_train")
+ON_ONE_HEAD = (
+    "test_build",
+    "test_compare",
+    "test_compare_inputs",
+    "test_evaluate",
+    "test_extract",
+    "test_import",
+    "test_train",
+)
 
 
 def _on_one_head(path):

@@ -205,3 +205,22 @@ def write_run(run: Path) -> None:
         for pairs, loss in ((1000, 0.41), (5000, 0.33), (10_000, 0.3), (20_000, 0.28))
     ]
     (run / "ladder.json").write_text(json.dumps({"curve": curve, "verdict": "more data pays: double it"}))
+
+
+# What an earlier version wrote of an evaluation.
+OLD_METHODS = {
+    name: {"mse_standardized": error, "per_dim_correlation": 0.5, "mse": 1.0}
+    for name, error in (("identity", 7.0), ("projector", 0.25), ("ridge", 0.3))
+}
+OLD = {"pairs": 3, "tokens": 9, "layer": -8, "text_mode": "none", "methods": OLD_METHODS}
+
+
+def drawn_and_read(fidelity, low, high):
+    """An evaluation whose pictures were read: ridge is behind in embeddings and velocities, and 0.4 in fidelity."""
+    content = evaluation(0.28, doubt=0.01) | {"judged": {"velocity_error": 64, "fidelity": 32}}
+    for name, value in (("projector", fidelity), ("ridge", 0.4), ("identity", 0.3)):
+        content["methods"][name] |= {"fidelity": value, "velocity_error": 1 - value}
+    content["methods"]["projector"]["against"]["fidelity"] = {
+        "baseline": "ridge", "difference": fidelity - 0.4, "interval": [low, high], "p": 0.002, "better": low > 0,
+    }  # fmt: skip
+    return content

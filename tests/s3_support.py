@@ -243,3 +243,7 @@ def fault_proxy():
     """Make proxies before servers: `fault_proxy(server, rate=0.2, seed=1)`."""
     with ExitStack() as proxies:
         yield lambda server, **options: proxies.enter_context(FaultProxy(server.port, **options))
+
+
+# On each server; the fixture `server` opens it.
+EACH = pytest.mark.parametrize("server", servers(), indirect=True)

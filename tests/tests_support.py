@@ -83,3 +83,8 @@ def commit_shard(dataset: Dataset, planned: PlannedShard, folder: Path, **option
     """Build and commit a shard."""
     built = write_shard(dataset, planned, folder / f"{planned.name}-{len(list(folder.glob('*')))}", **options)
     return publish(dataset, built, Circumstances("test", 1.0, 0.5, "CPU"))
+
+
+def keys(store, prefix=""):
+    """Keys of a store in the order of its listing."""
+    return [entry.key for entry in store.list(prefix)]

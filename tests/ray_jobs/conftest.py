@@ -13,8 +13,12 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 
+from projector.data.dataset_pairs import training_pairs
 from projector.models.resolve import CACHE_VARIABLE, resolve_models
+from projector.options import TrainOptions
+from projector.training.loop import train
 from ray_support import (
     CREDENTIALS,
     RAY,
@@ -213,3 +217,24 @@ def undisturbed_stand_in(run_stand_in, tmp_path_factory):
     done = run_stand_in(output, actors=1)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
+
+
+@pytest.fixture(scope="session")
+def checkpoint(undisturbed, tmp_path_factory):
+    """A projector trained on the built dataset."""
+    folder = tmp_path_factory.mktemp("run") / "linear"
+    options = TrainOptions(
+        data=str(undisturbed), output=str(folder), arch="linear", epochs=1, objective="embedding"
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine, threads on such small tensors mostly wait for one another
+    train(options, training_pairs(options, "train"), training_pairs(options, "val"), device="cpu")
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture
+def tiny_sources(monkeypatch, environment):
+    """The tiny models, found in the cache that the processes under test use."""
+    monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
+    return resolve_models("tiny")

@@ -1,23 +1,13 @@
-"""Preflight: each fault is named with its node, on paper and on a cluster that is broken in every way at once."""
+"""Preflight on paper: each fault of a node is named, and the driver finds out what a store cannot do."""
 
-import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fault_proxy import FaultProxy
-from projector.models.resolve import CACHE_VARIABLE, resolve_models
 from projector.options import TrainOptions
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.cluster import node_checks as fitness
-from ray_jobs.cluster import node_probe as node
 from ray_jobs.cluster.connect import Cluster
 from ray_jobs.cluster.node_checks import Node, check_nodes, faults_of
 from ray_jobs.cluster.node_probe import (
@@ -25,18 +15,17 @@ from ray_jobs.cluster.node_probe import (
     Answer,
     Device,
     Question,
-    code_hash,
-    glance_at,
     look_around,
 )
 from ray_jobs.jobs import preflight
 from ray_jobs.jobs.preflight import crowded, placed, preflight_verdict, table
-from ray_support import RAY, ROOT, SMALL
 from s3_support import use
 from shards.errors import StorageError, UsageError
 from shards.stores import s3 as s3_store
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0+cu130", "code": "c0ffee"}
+
+
 SOUND = Answer(
     versions=VERSIONS,
     devices=(Device("H100", 79 * 10**9, 80 * 10**9),) * 2,
@@ -46,6 +35,8 @@ SOUND = Answer(
     spool_free=10**12,
     faults={},
 )
+
+
 MODELS = {"org/image": "aa", "org/vl": "bb"}
 
 
@@ -145,138 +136,6 @@ def test_models_are_placed_on_the_smallest_gpu(tiny_sources):
         placed(BuildOptions(actors=3), cluster, tiny_sources, [])
 
 
-@pytest.fixture
-def tiny_sources(monkeypatch, environment):
-    monkeypatch.setenv(CACHE_VARIABLE, environment[CACHE_VARIABLE])
-    return resolve_models("tiny")
-
-
-@pytest.fixture
-def hub(tiny_sources, tmp_path, monkeypatch):
-    """A model in the hub's cache of this machine, and what the hub would be asked at."""
-    revision, cache = "5" * 40, tmp_path / "hub"
-    snapshot = cache / "models--org--vl" / "snapshots" / revision
-    shutil.copytree(tiny_sources.vl.path, snapshot)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return snapshot, replace(tiny_sources.vl, id="org/vl", revision=revision, path="/on/the/driver")
-
-
-def test_a_model_from_the_hub_is_found_in_the_cache_of_each_machine(hub, tiny_sources):
-    snapshot, model = hub
-    assert model.here() == str(snapshot)
-    assert glance_at(model) == glance_at(tiny_sources.vl)
-    (snapshot / "model.safetensors").unlink()
-    with pytest.raises(
-        UsageError, match="org/vl: not in the hub's cache here, and not to be had from the hub"
-    ):
-        glance_at(model)
-
-
-def test_a_model_that_the_hub_has_is_to_be_fetched(hub, monkeypatch):
-    snapshot, model = hub
-    shutil.rmtree(snapshot)
-    asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *about, **how: asked.append((*about, how)))
-    assert glance_at(model) == TO_BE_FETCHED
-    how = {"revision": model.revision, "dry_run": True}
-    assert asked == [("org/vl", name, how) for name in sorted(model.files)]
-
-
-def test_a_folder_that_only_the_driver_has(tiny_sources):
-    away = replace(tiny_sources.vl, path="/on/the/driver")
-    assert away.here() == tiny_sources.vl.path  # the tiny models are made where they are not
-    with pytest.raises(UsageError, match=r"model mine: /on/the/driver is not on .*; copy the folder there"):
-        glance_at(replace(away, id="mine"))
-
-
-def test_other_weights_in_files_of_the_same_size_look_different(tiny_sources, tmp_path):
-    copy = shutil.copytree(tiny_sources.vl.path, tmp_path / "vl")
-    model = replace(tiny_sources.vl, path=str(copy))
-    assert glance_at(model) == glance_at(tiny_sources.vl)
-    weights = bytearray((copy / "model.safetensors").read_bytes())
-    weights[-1] ^= 1
-    (copy / "model.safetensors").write_bytes(weights)
-    assert glance_at(model) != glance_at(tiny_sources.vl)
-    (copy / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"lacks model\.safetensors here"):
-        glance_at(replace(model, id="mine"))
-
-
-def test_a_look_around_in_a_folder(tmp_path):
-    root = tmp_path / "data"
-    root.mkdir()
-    (root / ".tmp-seen").write_text(".tmp-seen")
-    found = look_around(
-        Question((str(root),), (str(root),), ".tmp-seen", spool=str(tmp_path / "spool"), spool_bytes=1)
-    )
-    assert found.faults == {"store": f"{root} is empty here; use a shared file system or s3://bucket/prefix"}
-    assert (found.exclusive, found.clock_ahead, found.devices, found.models) == (True, None, None, {})
-    assert found.spool_free > 0
-    assert sorted(path.name for path in root.iterdir()) == [".tmp-seen"]
-    found = look_around(Question((str(tmp_path / "other"),), probe=".tmp-seen"))
-    assert (
-        "is not the same place here as where the job was started: it is a local folder"
-        in found.faults["store"]
-    )
-
-
-@pytest.mark.server
-@pytest.mark.parametrize("server", ["moto", "rclone"])
-def test_a_look_around_in_a_store(server, request, monkeypatch, tmp_path):
-    store = request.getfixturevalue(server)
-    use(monkeypatch, store.env)
-    root = f"s3://{store.new_bucket()}/data"
-    with fitness.probed([root]) as probe:
-        found = look_around(Question((root,), probe=probe))
-        assert found.faults == {}
-        assert abs(found.clock_ahead) < 60
-        assert found.exclusive == (server == "moto")
-        assert "is not the same place here" in look_around(Question((root,), probe="x")).faults["store"]
-        with FaultProxy(store.port, clock=-1200.0) as proxy:
-            use(monkeypatch, store.env_through(proxy.endpoint))
-            assert 1140 < look_around(Question((root,), probe=probe)).clock_ahead < 1260
-        use(monkeypatch, store.env)
-    bucket = root.split("/")[2]
-    assert "Contents" not in store.client.list_objects_v2(Bucket=bucket)
-    wrong = look_around(Question((f"s3://{bucket}-not/data",)))
-    assert "make the bucket or check its name" in wrong.faults["store"] or "404" in wrong.faults["store"]
-
-
-def test_code_is_told_apart_by_what_it_says(monkeypatch, tmp_path):
-    before = code_hash()
-    for room in node.ROOMS:
-        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(node, "__file__", str(tmp_path / "ray_jobs" / "cluster" / "node_probe.py"))
-    assert code_hash() == before
-    with (tmp_path / "shards" / "format" / "plan.py").open("a") as file:
-        file.write("# another version\n")
-    assert code_hash() != before
-
-
-@pytest.mark.parametrize("words", [{}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "1,3"}])
-def test_gpus_that_a_node_was_started_without_stay_hidden(words):
-    """The worker's own variable is Ray's, to hide what it has not reserved; its parent is the node's raylet."""
-    hide = "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''"
-    worker = f"{hide}; from ray_jobs.cluster import node_probe; print(node_probe.visible_to_ray())"
-    raylet = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], check=True)"
-    clean = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run(
-        [sys.executable, "-c", raylet], env=clean | words, cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.stdout.strip(), done.returncode) == (str(words.get("CUDA_VISIBLE_DEVICES")), 0), done.stderr
-
-
-def test_gpus_are_listed_by_a_process_of_its_own(monkeypatch):
-    monkeypatch.setattr(node, "LIST_DEVICES", "import os; print('[[\"A\", 1, 2]]', end='' * len(os.environ))")
-    assert node.devices_here() == (Device("A", 1, 2),)
-    monkeypatch.setattr(node, "LIST_DEVICES", "raise RuntimeError('no driver')")
-    with pytest.raises(
-        StorageError, match="torch cannot list the GPUs: RuntimeError: no driver; check driver"
-    ):
-        node.devices_here()
-
-
 def test_a_job_asks_the_nodes_where_there_are_several(tmp_path, monkeypatch):
     nodes = [a_node(models={}), a_node(silent="gone"), a_node(silent="gone")]
     monkeypatch.setattr(fitness, "ask_nodes", lambda question, **_: asked.append(question) or nodes)
@@ -296,130 +155,6 @@ def test_a_job_asks_the_nodes_where_there_are_several(tmp_path, monkeypatch):
 def test_there_is_something_to_check_for():
     with pytest.raises(UsageError, match=r"build\.output or train\.output is needed"):
         preflight.preflight(preflight.PreflightOptions(), BuildOptions(), TrainOptions())
-
-
-# A head, then a sound node and preflight, then the broken nodes and preflight; nodes are told how to differ.
-BROKEN = """
-import json, os, subprocess, sys, time
-import ray
-from ray.cluster_utils import Cluster
-from ray_jobs.__main__ import main
-
-ray_command, sound, *broken = json.loads(sys.argv[1])
-cluster, started = Cluster(), []
-cluster.add_node(num_cpus=1, include_dashboard=False)
-ray.init(cluster.address, log_to_driver=False)
-
-def join(nodes):
-    for told in nodes:
-        environment = {name: value for name, value in {**os.environ, **told["environment"]}.items() if value}
-        join = [ray_command, "start", "--block", "--num-cpus=1", f"--address={cluster.address}", *told["words"]]
-        hidden = f"mount --bind {told['empty']} {told['hidden']} && " if "hidden" in told else ""
-        words = ["unshare", "--mount", "sh", "-c", hidden + 'exec "$0" "$@"', *join]
-        with open(f"{os.environ['RAY_TMPDIR']}/{len(started)}.log", "w") as log:
-            started.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
-        # One after the other: side by side on few processors they miss Ray's time for a node to register.
-        while sum(node["Alive"] for node in ray.nodes()) < 1 + len(started):
-            assert started[-1].poll() is None, open(log.name).read()[-2000:]
-            time.sleep(0.1)
-
-try:
-    join([sound])
-    print("fit:", main(sys.argv[2:]), flush=True)
-    join(broken)
-    print("broken:", main(sys.argv[2:]), flush=True)
-    print("build:", main(["build", *sys.argv[3:-2]]), flush=True)
-finally:
-    ray.shutdown()
-    cluster.shutdown()
-"""
-
-
-@pytest.fixture
-def altered(tmp_path):
-    """The project as another checkout would have it, beside an older transformers."""
-    folder = tmp_path / "altered"
-    for room in node.ROOMS:
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    with (folder / "projector" / "align.py").open("a") as file:
-        file.write("# another version\n")
-    (folder / "transformers-5.0.0.dist-info").mkdir()
-    (folder / "transformers-5.0.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 5.0.0\n")
-    return folder
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.server
-def test_a_cluster_that_is_broken_in_every_way(environment, altered, moto, tmp_path):
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("a mount namespace needs privileges")
-    models = shutil.copytree(resolve_models("tiny").image.path, tmp_path / "models" / "image").parent
-    shutil.copytree(resolve_models("tiny").vl.path, models / "vl")
-    empty, blocked, folder = (
-        tmp_path / "empty",
-        tmp_path / "blocked",
-        tempfile.mkdtemp(prefix="ray", dir="/tmp"),
-    )
-    empty.mkdir()
-    blocked.mkdir()
-    (blocked / f"z-image-projector-spool-{os.getuid()}").write_text("a file where the spool would be")
-    root = f"s3://{moto.new_bucket()}/data"
-    options = {"output": root, "models.image": str(models / "image"), "models.vl": str(models / "vl")}
-    found = ["--preflight.output", str(tmp_path / "found")]
-    words = [word for name, value in (SMALL | options).items() for word in (f"--build.{name}", str(value))]
-    with FaultProxy(moto.port, clock=-1200.0) as proxy:
-        told = [
-            RAY,
-            {"environment": {}, "words": []},
-            {
-                "environment": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "TMPDIR": str(blocked)},
-                "words": ["--num-gpus=2"],
-            },
-            {"environment": {"AWS_ENDPOINT_URL_S3": proxy.endpoint}, "words": []},
-            {
-                "environment": {"PYTHONPATH": str(altered)},
-                "words": [],
-                "hidden": f"{models}/vl",
-                "empty": str(empty),
-            },
-        ]
-        # Workers look into the driver's current folder before all else: that must not be the project's.
-        done = subprocess.run(
-            [sys.executable, "-c", BROKEN, json.dumps(told), "preflight", *words, *found],
-            env=environment
-            | moto.env
-            | {"RAY_TMPDIR": folder, "PYTHONPATH": str(ROOT), "RAY_raylet_start_wait_time_s": "120"},
-            cwd=empty,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-    shutil.rmtree(folder, ignore_errors=True)
-    said = done.stdout
-    assert done.returncode == 0, said + done.stderr
-    codes = [line for line in said.splitlines() if line.startswith(("fit:", "broken:", "build:"))]
-    assert codes == ["fit: 0", "broken: 1", "build: 2"], said + done.stderr
-    assert "preflight: fit (2 nodes, 0 GPUs)" in said
-    assert "preflight: not fit (5 nodes, 2 GPUs): 6 faults in 3 places" in said
-    faults = json.loads((tmp_path / "found" / "preflight.json").read_text())["faults"]
-    assert len({fault["where"] for fault in faults}) == 3
-    by_check = {fault["check"]: fault["said"] for fault in faults}
-    for check, words in {
-        "GPUs": "Ray was told of 2, torch sees 0",
-        "versions": "transformers is 5.0.0, the driver has",
-        "store": "no credentials for S3; set AWS_ACCESS_KEY_ID",
-        "clock": "s ahead of the store's",
-        "models": "lacks ",
-        "spool": f"z-image-projector-spool-{os.getuid()}': cannot be made: File exists",
-    }.items():
-        assert words in by_check[check], by_check
-    assert "code is " in by_check["versions"]
-    assert re.search(
-        r"^error: node \S+ \(\w{8}\): .*python -m ray_jobs preflight shows", done.stderr, re.MULTILINE
-    )
-    assert "Contents" not in moto.client.list_objects_v2(Bucket=root.split("/")[2])
-    assert moto.secret_key not in said + done.stderr
 
 
 @pytest.mark.server

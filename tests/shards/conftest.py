@@ -37,3 +37,15 @@ def store(request, tmp_path, monkeypatch):
     server = request.getfixturevalue(request.param)
     use(monkeypatch, server.env)
     return open_storage(f"s3://{server.new_bucket()}/some/where")
+
+
+@pytest.fixture
+def server(request):
+    """The server that a test is parametrised with (`s3_support.EACH`)."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    """A small sound dataset, to be damaged."""
+    return make_dataset()[0]
