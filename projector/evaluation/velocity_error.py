@@ -1,7 +1,7 @@
 """How far the image model's velocities are off under what a method makes of a picture.
 
-Over many projectors this ranks as their pictures do, where errors of embeddings hardly say anything
-(docs/steering.md); across ways of training it can mislead, so pictures stay the judges.
+Among projectors trained through the image model this ranks as their pictures do (Spearman 0.93 over 13 runs), among
+those fitted to embeddings it does not (docs/training.md), so pictures stay the judges.
 
 V vision-language tokens, R rows of a conditioning, D hidden.
 """
