@@ -27,7 +27,7 @@ from training_support import curve, weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-FEW = 5  # held-out pairs that are judged, an odd number for two workers
+FEW = 5  # held-out pairs that are judged, an odd number for even ones of workers
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +127,16 @@ def train_in_a_world(job):
 
 
 @pytest.mark.long
-def test_two_workers_judge_and_learn_what_one_does(tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_workers_judge_and_learn_what_one_does(tmp_path, monkeypatch, size):
     monkeypatch.setattr(ResponseTrainer, "most_judged", FEW)
-    # Encoded here, in one thread as theirs: the last bits of captions move pictures that random models draw.
-    train(options(tmp_path / "1", epochs=2), *turned(encoded()))
-    jobs = [(rank, 2, tmp_path / "meeting", tmp_path / "2") for rank in range(2)]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+    # Encoded here, in one thread as theirs: the last bits of captions move pictures that random models draw. And as
+    # many pictures go through the model together, for the same reason.
+    train(options(tmp_path / "one", epochs=2, micro_batch=8 // size), *turned(encoded()))
+    jobs = [(rank, size, tmp_path / "meeting", tmp_path / "together") for rank in range(size)]
+    with ProcessPoolExecutor(size, mp_context=get_context("spawn")) as workers:
         list(workers.map(train_in_a_world, jobs))
-    np.testing.assert_allclose(curve(tmp_path / "2"), curve(tmp_path / "1"), rtol=1e-4)
+    np.testing.assert_allclose(curve(tmp_path / "together"), curve(tmp_path / "one"), rtol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
