@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from projector.inference.frozen_transformer import padded_length
 from projector.making.shard_maker import by_length
-from projector.models.frozen_transformer import padded_length
 from shards.prompts.builtin import builtin_prompts
 
 TEMPLATE_ROWS = 8  # <|im_start|> user \n, and <|im_end|> \n <|im_start|> assistant \n
@@ -67,7 +67,7 @@ def by_tokenizer(folder: str) -> Callable[[str], int]:
     """Rows of a caption's conditioning, by a pipeline's own tokenizer and template."""
     from transformers import AutoTokenizer
 
-    from projector.models.text_encoder import template_around
+    from projector.inference.text_encoder import template_around
 
     tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
     prefix, suffix = template_around(tokenizer, lambda text: text)

@@ -36,14 +36,14 @@ from random_models import make_models
 from torch.overrides import TorchFunctionMode
 from training import hardware
 
+from projector.inference import copies, image_generator, patches, text_encoder, vision_encoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.making.device_clock import DeviceClock
 from projector.making.generated import PictureMaker, PictureReader
 from projector.making.shard_maker import FusedMaker
-from projector.models import copies, image_generator, patches, text_encoder, vision_encoder
-from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
-from projector.models.text_encoder import TextEncoder
-from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.building.builder import BATCHES_BEHIND
 from shards.format.plan import PlannedShard
 from shards.format.sample import Expected, Failure

@@ -29,11 +29,11 @@ from timeline import Clock, draw
 from torch.utils.flop_counter import FlopCounterMode
 from training import hardware
 
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoding
 from projector.making.generated import PictureMaker, PictureReader
 from projector.making.shard_maker import FusedMaker
-from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
-from projector.models.text_encoder import TextEncoding
 from shards.format.plan import PlannedShard
 from shards.format.sample import Expected, Failure
 from shards.format.shard_writer import ShardWriter

@@ -26,7 +26,7 @@ from first_run_page import page
 from first_run_questions import QUESTIONS
 from training import hardware
 
-from projector.models.image_settings import PATCH_PIXELS, TURBO_STEPS, caption_rows, check_image_settings
+from projector.inference.image_settings import PATCH_PIXELS, TURBO_STEPS, caption_rows, check_image_settings
 from projector.models.machine_records import write_whole
 from projector.models.resolve import ModelSources, resolve_models
 from projector.options import ModelPaths

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from projector.data.template import Template, WholeSample, find_template, token_rms
 from projector.evaluation.baselines import TrainStatistics
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.image_generator import ImageGenerator
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.rotary import use_complex_rotations
+from projector.inference.text_encoder import TextEncoder, TextEncoding
+from projector.inference.vision_encoder import VisionEncoding, VisionLanguageEncoder
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSources
-from projector.models.rotary import use_complex_rotations
-from projector.models.text_encoder import TextEncoder, TextEncoding
-from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder
-from projector.training.compose import draw_edit
+from projector.teaching.compose import draw_edit
 from shards.errors import UsageError
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 from shards.format.statistics import RunningStatistics

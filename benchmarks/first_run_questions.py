@@ -15,10 +15,10 @@ from torch import Tensor
 
 from projector.data.pairs import Conditioning
 from projector.evaluation.velocity_error import velocity_error
-from projector.models.compile_and_batch import find_batch_size
-from projector.models.frozen_transformer import pipeline_sigmas
-from projector.models.text_encoder import TextEncoding
-from projector.training.trajectories import Trajectories
+from projector.inference.compile_and_batch import find_batch_size
+from projector.inference.frozen_transformer import pipeline_sigmas
+from projector.inference.text_encoder import TextEncoding
+from projector.teaching.trajectories import Trajectories
 from shards.format.sample import KIND_CAPTION
 
 FEWEST = 4  # prompts, however short the minutes

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import TextEncoding
-from projector.models.vision_encoder import VisionEncoding
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoding
+from projector.inference.vision_encoder import VisionEncoding
 
 LAYERS = [-2, -6, -8]
 ALL = ([-8, -6, -2], ["caption", "none"])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from random_models import Models, make_models
 
-from projector.models.compile_and_batch import compile_checked
-from projector.models.image_generator import ImageGenerator
+from projector.inference.compile_and_batch import compile_checked
+from projector.inference.image_generator import ImageGenerator
 
 ONE = ([-8], ["caption"])  # layer and text mode, of the plainest build
 PEAK_SIZE = {"cpu": 1024, "cuda": 8192}

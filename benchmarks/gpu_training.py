@@ -15,11 +15,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from projector.data.pairs import Pair, PairSource, in_memory
-from projector.models.rotary import use_real_rotations
+from projector.data.world import World
+from projector.inference.rotary import use_real_rotations
 from projector.network.architectures import ProjectorNetwork, Shape
 from projector.options import Arch, TrainOptions
 from projector.training.worker import Trainer
-from projector.training.world import World
 from shards.format.sample import KIND_IMAGE
 
 PAIRS = {"full": 20_000, "medium": 640, "tiny": 64}

@@ -15,11 +15,13 @@ from synthetic import PREFIX, ContentProbe, Synthetic
 from synthetic_files import write_guide_files, write_shards
 from torch import Tensor, nn
 
+from projector.closed_form.ridge import fit_ridge
 from projector.data.align import Alignment
 from projector.data.dataset_pairs import load_pairs
 from projector.data.packed import Held as HeldPairs
 from projector.data.packed import Ragged, statistics_of
 from projector.data.pairs import Pair, PairSource
+from projector.data.world import World
 from projector.evaluation.baselines import TrainStatistics
 from projector.evaluation.distances import random_directions
 from projector.evaluation.metrics import Metrics, Standard
@@ -28,9 +30,7 @@ from projector.network.checkpoint import WEIGHTS
 from projector.network.projector import Projector
 from projector.options import TrainOptions
 from projector.training.loop import train
-from projector.training.ridge import fit_ridge
 from projector.training.worker import Tick
-from projector.training.world import World
 from shards.format.plan import split_of
 
 DIRECTIONS = 64

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import TextEncoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.models.tiny import SPECIAL_TOKENS, VL_TEMPLATE, tiny_tokenizer
-from projector.models.vision_encoder import VisionLanguageEncoder
 
 
 @dataclass(frozen=True)

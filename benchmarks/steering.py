@@ -28,9 +28,9 @@ from torch import Tensor
 
 from projector.data.pairs import Conditioning, Pair, PairPicture, PairSource, in_memory
 from projector.data.template import Template, WholeSample, find_template, token_rms
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import TextEncoder, TextEncoding
-from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder, TextEncoding
+from projector.inference.vision_encoder import VisionEncoding, VisionLanguageEncoder
 from projector.network.projector import Projector
 from projector.options import TrainOptions
 from projector.steering.modes import DIALLED, Mode, ReferenceRows, conditionings, projected

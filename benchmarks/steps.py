@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader
 from projector.data.align import soft_targets
 from projector.data.packed import Batch
 from projector.data.pairs import PairSource, in_memory
+from projector.data.world import World
 from projector.network.architectures import ProjectorNetwork
 from projector.options import Align, Arch, TrainOptions
 from projector.training.loop import train
 from projector.training.worker import Trainer, precision
-from projector.training.world import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 ROUNDS = 5

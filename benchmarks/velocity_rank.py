@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from steering import (
     LAYER,
     RESAMPLES,
@@ -38,7 +37,7 @@ from steering import (
 from projector.data.pairs import PairSource
 from projector.data.template import Template
 from projector.evaluation.velocity_error import velocity_errors
-from projector.models.frozen_transformer import FrozenTransformer
+from projector.inference.frozen_transformer import FrozenTransformer
 
 EMBEDDING: dict[str, dict[str, Any]] = {
     "statistics": {"arch": "linear", "align": "statistics"},
@@ -130,13 +129,23 @@ class Ranking:
         errors = [self.runs[name]["velocity_error"] for name in names]
         table = np.array([self.shown[name] for name in names])  # (runs, references)
         rows = np.random.default_rng(0).integers(table.shape[1], size=(RESAMPLES, table.shape[1]))
-        drawn = [spearmanr(errors, -table[:, row].mean(1)).statistic for row in rows]
+        drawn = [rank_correlation(errors, -table[:, row].mean(1)) for row in rows]
         low, high = np.nanquantile(drawn, [0.025, 0.975])
         return {
             "runs": len(names),
-            "spearman": round(float(spearmanr(errors, -table.mean(1)).statistic), 3),
+            "spearman": round(rank_correlation(errors, -table.mean(1)), 3),
             "interval": [round(float(low), 3), round(float(high), 3)],
         }
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's; equal values share the mean of their ranks."""
+
+    def ranks(values: Sequence[float]) -> np.ndarray:
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        return (np.cumsum(count) - (count - 1) / 2)[place]
+
+    return float(np.corrcoef(ranks(one), ranks(other))[0, 1])
 
 
 def main() -> None:

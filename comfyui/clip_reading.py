@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from projector import Projector
-from projector.models.vision_encoder import pool_by_kind
+from projector.inference.vision_encoder import pool_by_kind
 from projector.steering.reference_size import TOKEN_SIDE, UNRECORDED, to_training_size
 from shards.errors import UsageError
 from shards.format.sample import KIND_IMAGE
@@ -66,7 +66,7 @@ def _whole_tokens(picture: Image.Image) -> Image.Image:
 def _grafted(clip: Any, text_encoder: Any) -> Any:
     """A clone of Qwen3-VL with the text encoder's language model, by patches that ComfyUI takes back for other clones.
 
-    What `projector.models.graft` does: all weights of the language model, and its frequencies.
+    What `projector.inference.graft` does: all weights of the language model, and its frequencies.
     """
     reader, ours, theirs = clip.clone(), f"{VISION}.{LANGUAGE}", f"{TEXT}.{LANGUAGE}"
     found = {

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from projector import Projector, VLEmbeddingExtractor
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import SampleError, TextEncoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import SampleError, TextEncoder
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

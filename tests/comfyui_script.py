@@ -41,8 +41,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import Qwen2TokenizerFast  # noqa: E402
 
 from projector import Projector, VLEmbeddingExtractor, ZImageProjectorPipeline  # noqa: E402
+from projector.inference.text_encoder import TextEncoder  # noqa: E402
 from projector.models import tiny  # noqa: E402
-from projector.models.text_encoder import TextEncoder  # noqa: E402
 from projector.steering.references import steered  # noqa: E402
 from single_file_support import write_single_files  # noqa: E402
 from steering_support import a_picture, a_steering_projector  # noqa: E402

@@ -6,8 +6,8 @@ import torch
 
 from projector.data.pairs import Conditioning, Pair, in_memory
 from projector.data.template import WholeSample, find_template
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import resolve_models
-from projector.models.text_encoder import TextEncoder
 from projector.options import TrainOptions
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from projector.models.text_encoder import TextEncoder
+from projector.inference.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork, Shape
 from projector.network.projector import Projector
 from shards.format.sample import KIND_TEMPLATE

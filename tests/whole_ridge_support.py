@@ -2,8 +2,8 @@
 
 import torch
 
-from projector.training.whole_ridge import WholeRidge, fit_whole
-from projector.training.world import World
+from projector.closed_form.whole_ridge import WholeRidge, fit_whole
+from projector.data.world import World
 
 
 def fit_together(job) -> WholeRidge:

@@ -16,7 +16,7 @@ from scene_data import ROWS, SceneData, scenes_of
 from stepping import Learner, matrices_of, save
 from torch import Tensor, nn
 
-from projector.models.dense_transformer import dense_velocities
+from projector.inference.dense_transformer import dense_velocities
 from shards.scenes.scene import Scene
 
 SHIFT = 3.0

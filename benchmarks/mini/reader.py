@@ -16,9 +16,9 @@ from stepping import Learner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projector.models.patches import PatchMaker
+from projector.inference.patches import PatchMaker
+from projector.inference.vision_encoder import IMAGE_PAD
 from projector.models.tiny import save_reader_processors
-from projector.models.vision_encoder import IMAGE_PAD
 from shards.scenes.captions import canonical
 from shards.scenes.scene import ATTRIBUTES, Scene, attributes, numbered
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from projector.models.text_encoder import template_around
+from projector.inference.text_encoder import template_around
 from projector.models.tiny import make_tokenizer
 from shards.scenes.captions import canonical, partial, varied
 from shards.scenes.draw import draw_scene

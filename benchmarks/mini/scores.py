@@ -12,10 +12,10 @@ from PIL import Image
 from reader import BEFORE, IMAGE_TOKENS
 
 from projector.comparison.scores import SiglipScorer
-from projector.models.image_generator import ImageGenerator
-from projector.models.patches import PatchMaker
-from projector.models.text_encoder import TextEncoder, TextEncoding
-from projector.models.vision_encoder import IMAGE_PAD
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.patches import PatchMaker
+from projector.inference.text_encoder import TextEncoder, TextEncoding
+from projector.inference.vision_encoder import IMAGE_PAD
 from shards.scenes.captions import attributes_named, canonical, varied
 from shards.scenes.draw import draw_scene
 from shards.scenes.read_back import score

@@ -15,16 +15,16 @@ from projector.comparison.cases import PROJECTED, TEXT, Case, Column
 from projector.comparison.grid import comparison_grid
 from projector.comparison.scores import SiglipScorer, load_scorers, score_pictures
 from projector.evaluation.baselines import Method, TrainStatistics
-from projector.models.image_generator import ImageGenerator
-from projector.models.offload import Residence
-from projector.models.resolve import ModelSource, ModelSources
-from projector.models.text_encoder import (
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import (
     SampleError,
     TextEncoder,
     TextEncoding,
     special_token_in,
     templated,
 )
+from projector.models.offload import Residence
+from projector.models.resolve import ModelSource, ModelSources
 from projector.network.blend import Blend
 from projector.network.projector import Projector
 from projector.options import GRAFT

@@ -1,1 +1,1 @@
-"""From samples to the pairs that a training step takes."""
+"""From samples to the pairs that a training step takes, and the workers that share them."""

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from projector.closed_form.ridge import fit_ridge
 from projector.data.align import Alignment
 from projector.data.packed import Held, statistics_of
 from projector.data.pairs import PairSource
+from projector.data.world import World
 from projector.evaluation.metrics import OUTLIER_RATIO
 from projector.evaluation.moments import Float64
 from projector.network.architectures import ProjectorNetwork, Shape, safe_std
-from projector.training.ridge import fit_ridge
-from projector.training.world import World
 from shards.format.statistics import RunningStatistics
 
 CLIP_SIGMA = 3.0  # where the guide's family clips before it scales

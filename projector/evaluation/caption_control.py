@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from projector.inference.text_encoder import SampleError, TextEncoder
+from projector.inference.vision_encoder import IMAGE_TOKEN_TYPE
 from projector.models.int8 import Quantize, quantize_weights
 from projector.models.resolve import ModelSources
-from projector.models.text_encoder import SampleError, TextEncoder
-from projector.models.vision_encoder import IMAGE_TOKEN_TYPE
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_samples
 from shards.errors import CorruptShardError

@@ -8,7 +8,7 @@ from torch import Tensor
 from projector.data.pairs import PairSource
 from projector.evaluation.attributes import attribute_scores
 from projector.evaluation.intervals import GroupSums, against_best, resampled
-from projector.models.image_generator import ImageGenerator
+from projector.inference.image_generator import ImageGenerator
 from shards.scenes.captions import scene_named
 from shards.sources.picture import open_picture
 

@@ -14,8 +14,8 @@ from projector.evaluation.contest import Contest, Measured, put_differences
 from projector.evaluation.drawn_fidelity import FIDELITY, drawn_fidelity, put_fidelity
 from projector.evaluation.intervals import resampled
 from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.image_generator import ImageGenerator
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.image_generator import ImageGenerator
 from projector.models.resolve import MINIATURE, OWN_MODELS, ModelSource, locate, own_folder
 from projector.network.projector import Projector
 from projector.options import GRAFT, Align, EvaluateOptions, ModelPaths, Reader, TextMode, Tokens

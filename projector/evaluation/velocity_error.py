@@ -14,11 +14,11 @@ from torch import Tensor
 from projector.data.pairs import PairSource
 from projector.evaluation.baselines import Method
 from projector.evaluation.intervals import GroupSums
-from projector.models.frozen_transformer import FrozenTransformer
+from projector.inference.frozen_transformer import FrozenTransformer
 from projector.network.projector import Projector
 from projector.options import GRAFT
-from projector.training.passes import pictures_that_fit
-from projector.training.trajectories import Trajectories, judged_steps
+from projector.teaching.passes import pictures_that_fit
+from projector.teaching.trajectories import Trajectories, judged_steps
 
 PAIRS = 64
 TOGETHER = 32  # pairs

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from projector.inference.compile_and_batch import compile_checked, find_batch_size
+from projector.inference.copies import Arriving
+from projector.inference.frozen_transformer import padded_length
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import SampleError, TextEncoder, TextEncoding
+from projector.inference.vision_encoder import VisionEncoding, VisionLanguageEncoder
 from projector.making.batching import BatchMaker, Stage
 from projector.making.reading import DTYPES, ReadingSettings, load_readers, vision_tensors
-from projector.models.compile_and_batch import compile_checked, find_batch_size
-from projector.models.copies import Arriving
-from projector.models.frozen_transformer import padded_length
-from projector.models.image_generator import ImageGenerator
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, ModelSources
-from projector.models.text_encoder import SampleError, TextEncoder, TextEncoding
-from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder
 from shards.format.plan import PlannedSample
 from shards.format.sample import LATENTS, Array, Failure, ImageFormat, Sample, as_png, make_sample, open_image
 
@@ -91,7 +91,7 @@ def _received(
 
 
 def finished(result: Found) -> Future[Found]:
-    """What is there already, for those who would wait for it."""
+    """What is already there, for those who would wait for it."""
     done: Future[Found] = Future()
     done.set_result(result)
     return done

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from projector.inference.text_encoder import TextEncoder, TextEncoding
 from projector.making.batching import Stage
 from projector.making.generated import (
     Pictured,
@@ -19,7 +20,6 @@ from projector.making.reading import DTYPES, ReadingSettings, load_readers
 from projector.making.shard_maker import FusedMaker
 from projector.models.offload import Residence
 from projector.models.resolve import ModelSource, read_ahead
-from projector.models.text_encoder import TextEncoder, TextEncoding
 from shards.errors import CorruptShardError
 from shards.format.plan import PlannedSample
 from shards.format.sample import Failure, ImageFormat

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from projector.models.copies import Arriving
+from projector.inference.copies import Arriving
+from projector.inference.text_encoder import SampleError
+from projector.inference.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.models.int8 import Quantize
 from projector.models.resolve import ModelSource
-from projector.models.text_encoder import SampleError
-from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.options import GRAFT
 from shards.errors import UsageError
 from shards.format.sample import Array, Failure

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from projector.inference.text_encoder import SampleError
+from projector.inference.vision_encoder import VisionEncoding
 from projector.making.batching import BatchMaker, Stage
 from projector.making.reading import ReadingSettings, load_readers, vision_tensors
 from projector.making.shard_maker import InOneStage
 from projector.models.resolve import ModelSource
-from projector.models.text_encoder import SampleError
-from projector.models.vision_encoder import VisionEncoding
 from shards.dataset.dataset import Dataset
 from shards.dataset.read import read_shard
 from shards.errors import CorruptShardError

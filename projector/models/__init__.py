@@ -1,1 +1,1 @@
-"""The models in use: found, loaded, cut to what is needed, and placed on a device."""
+"""The files of the models in use: found, checked, hashed, converted, rounded, and the tiny ones made."""

@@ -207,7 +207,7 @@ Or by hand, without diffusers:
 
 ```python
 from projector import Projector, VLEmbeddingExtractor
-from projector.models.text_encoder import TextEncoder
+from projector.inference.text_encoder import TextEncoder
 
 where = {{"device": device, "dtype": torch.bfloat16}}
 projector = Projector.from_pretrained("{said}")

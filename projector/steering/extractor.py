@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from projector.inference.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.models.model_folder import VL_FILES, check_complete, read_json
 from projector.models.resolve import locate
-from projector.models.vision_encoder import VisionEncoding, VisionLanguageEncoder, pooled
 from projector.network.projector import Projector
 from projector.steering.reference_size import UNRECORDED, to_training_size
 from shards.errors import UsageError

@@ -12,8 +12,8 @@ from diffusers import ZImagePipeline
 from PIL import Image
 from torch import Tensor
 
-from projector.models.image_settings import caption_rows
-from projector.models.text_encoder import SampleError, templated
+from projector.inference.image_settings import caption_rows
+from projector.inference.text_encoder import SampleError, templated
 from projector.network.projector import Mode, Projector
 from projector.steering.extractor import VLEmbeddingExtractor
 from projector.steering.references import steered

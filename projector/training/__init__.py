@@ -1,1 +1,1 @@
-"""How a projector learns: closed form, epochs, losses, and the state that resumes."""
+"""How a projector learns: epochs, losses, and the state that resumes."""

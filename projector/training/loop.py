@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from projector.data.pairs import PairSource
+from projector.data.world import World
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import (
     CONFIG,
@@ -27,7 +28,6 @@ from projector.training.response import ResponseTrainer
 from projector.training.summary import recommendation, restore, summarise
 from projector.training.trackers import forget
 from projector.training.worker import NonFiniteLossError, Tick, Trainer
-from projector.training.world import World
 from shards.stores.local import open_storage
 from shards.stores.store import Storage
 

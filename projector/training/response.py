@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from projector.closed_form.whole_start import solve_start
 from projector.data.packed import Batch
 from projector.data.pairs import PairSource
-from projector.models.frozen_transformer import FrozenTransformer
+from projector.data.world import World
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import MINI, ModelSource, locate
-from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State
 from projector.network.whole_map import WholeMap
 from projector.options import SCENE_PIXELS, ModelPaths, TrainOptions
-from projector.training.compose import EditedPairs
-from projector.training.flows import Flows
-from projector.training.passes import JUDGED_PAIRS, pictures_that_fit
+from projector.teaching.compose import EditedPairs
+from projector.teaching.flows import Flows
+from projector.teaching.passes import JUDGED_PAIRS, pictures_that_fit
+from projector.teaching.trajectories import Trajectories, judged_steps
 from projector.training.schedule import sampling_steps
-from projector.training.trajectories import Trajectories, judged_steps
-from projector.training.whole_start import solve_start
 from projector.training.worker import Trainer, precision
-from projector.training.world import World
 from shards.errors import OptionError, UsageError
 
 IMPORTED_SIDE, IMPORTED_STEPS = 512, 8  # for pictures that no pipeline made

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from projector.closed_form.ridge import fit_ridge, ridge_like
 from projector.data.align import Alignment
 from projector.data.packed import Batch, Held, statistics_of
+from projector.data.pair_storage import load_part, placed
 from projector.data.pairs import PairSource
+from projector.data.world import World
 from projector.network.architectures import ProjectorNetwork
 from projector.network.checkpoint import State, TrainingProgress
 from projector.options import TrainOptions
 from projector.training.losses import dimension_weights
 from projector.training.objective import Objective
-from projector.training.pair_storage import load_part, placed
-from projector.training.ridge import fit_ridge, ridge_like
 from projector.training.schedule import NOBODY, epoch_order, held, learning_rate
 from projector.training.seeded_network import seeded_network
-from projector.training.world import World
 from shards.errors import UsageError
 
 STEPS_BETWEEN_LOOKS = 50  # losses are summed, checked and reported this often: each look waits for the device

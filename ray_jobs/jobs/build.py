@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 from projector.comparison.comparer import CompareSettings
+from projector.inference.image_settings import check_image_settings
 from projector.making.generated import PairSettings, PictureReader
 from projector.making.shard_maker import FusedMaker, StagedMaker
 from projector.making.steps import ShardMaker
-from projector.models.image_settings import check_image_settings
 from projector.models.resolve import ModelSources, resolve_models
 from ray_jobs.building.run import complete
 from ray_jobs.cli.log import tell

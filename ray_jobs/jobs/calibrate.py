@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from projector.making.steps import ShardMaker
 from projector.models.resolve import resolve_models
 from projector.options import TrainOptions
-from projector.training.passes import forward_passes, picture_bytes
+from projector.teaching.passes import forward_passes, picture_bytes
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.cluster.connect import connected, plain_error
 from ray_jobs.cluster.crew import BUILDER_CPUS

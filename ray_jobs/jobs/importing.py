@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from projector.inference.image_settings import check_max_tokens
 from projector.making.imported import ImportSettings, load_import
-from projector.models.image_settings import check_max_tokens
 from projector.models.resolve_readers import ReaderSources, resolve_readers
 from ray_jobs.building.run import complete
 from ray_jobs.cli.import_options import ImportOptions

@@ -19,10 +19,10 @@ from projector.comparison.grid import CELL, comparison_grid
 from projector.data.align import evenly
 from projector.data.pairs import Pair, in_memory
 from projector.evaluation.baselines import TrainStatistics
-from projector.models.image_generator import ImageGenerator
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
 from projector.models.int8 import Int8Linear
 from projector.models.offload import Residence
-from projector.models.text_encoder import TextEncoder
 from projector.network.projector import Projector
 from projector.options import TrainOptions
 from projector.steering.modes import MODES, ReferenceRows, conditionings, projected, unprojected

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from projector.evaluation.caption_control import INSTRUCTION, Captioner, WrittenCaptions
+from projector.inference.text_encoder import TextEncoder
 from projector.models.int8 import Int8Linear
-from projector.models.text_encoder import TextEncoder
 from shards.errors import CorruptShardError
 from shards.format.sample import KIND_CAPTION
 from vision_support import full_forward, pictures

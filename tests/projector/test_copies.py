@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from projector.inference import copies
+from projector.inference.copies import Arriving, as_array, onto
 from projector.making.batching import BatchMaker
 from projector.making.device_clock import DeviceClock
 from projector.making.shard_maker import InOneStage, wait
-from projector.models import copies
-from projector.models.copies import Arriving, as_array, onto
 from shards.format.plan import make_plan
 from shards.prompts.prompt import Prompt
 

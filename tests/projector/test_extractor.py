@@ -12,7 +12,7 @@ from PIL import Image
 from projector import Projector, VLEmbeddingExtractor, blend_interpolate
 from projector.comparison.cases import user_pictures
 from projector.data.pairs import Pair, in_memory
-from projector.models.vision_encoder import VisionLanguageEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.options import TrainOptions
 from projector.training.loop import train
 from shards.errors import UsageError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import TextEncoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from projector.models.image_generator import ImageGenerator
-from projector.models.image_settings import caption_rows, check_image_settings, check_max_tokens
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.image_settings import caption_rows, check_image_settings, check_max_tokens
 from projector.models.resolve import ModelSource
 from shards.errors import UsageError
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from import_support import coco_content, encoded, write_coco
+from projector.inference.copies import as_array
+from projector.inference.text_encoder import TextEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.making.imported import ImportSettings, load_import
 from projector.making.reread import RereadSettings, rereading
-from projector.models.copies import as_array
 from projector.models.resolve_readers import resolve_readers
-from projector.models.text_encoder import TextEncoder
-from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.options import ModelPaths
 from shards.dataset.dataset import Dataset
 from shards.dataset.failed_samples import HOPELESS

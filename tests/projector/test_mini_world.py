@@ -7,8 +7,8 @@ from PIL import Image
 from steering import Judge, World, alone, source_of, template_of, trained, unprojected
 
 from projector.comparison.scores import SiglipScorer, resolve_scorer
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.models.resolve import own_folder
-from projector.models.vision_encoder import VisionLanguageEncoder
 from projector.network.projector import Projector
 from shards.format.sample import KIND_IMAGE
 from shards.scenes.captions import varied

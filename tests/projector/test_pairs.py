@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from projector.data.dataset_pairs import bfloat16_tensor
+from projector.inference import image_generator as generate
+from projector.inference import text_encoder as text
+from projector.inference import vision_encoder as vision
+from projector.inference.vision_encoder import pool_by_kind
 from projector.making import generated as pairs
 from projector.making.batching import make_sound
 from projector.making.generated import PairSettings, Pictured, PictureReader
 from projector.making.shard_maker import FusedMaker, StagedMaker, wait
-from projector.models import image_generator as generate
-from projector.models import text_encoder as text
-from projector.models import vision_encoder as vision
 from projector.models.offload import Residence
-from projector.models.vision_encoder import pool_by_kind
 from shards.format.plan import make_plan
 from shards.format.sample import Expected, Failure, Sample, check_sample, picture_of
 from shards.prompts.prompt import Prompt

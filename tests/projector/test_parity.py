@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import SampleError, TextEncoder
-from projector.models.vision_encoder import VisionLanguageEncoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import SampleError, TextEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from shards.prompts.builtin import builtin_prompts
 
 CAPTIONS = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.models.patches import PatchMaker
+from projector.inference.patches import PatchMaker
 
 SIZES = [(128, 96), (64, 64), (100, 70), (33, 517), (20, 20), (1024, 512)]  # width, height
 SETTINGS = {

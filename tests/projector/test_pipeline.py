@@ -6,8 +6,8 @@ import torch
 from diffusers import ZImagePipeline
 
 from projector import Projector, VLEmbeddingExtractor, ZImageProjectorPipeline
-from projector.models.image_generator import ImageGenerator
-from projector.models.text_encoder import TextEncoder
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
 from projector.steering.references import steered
 from shards.errors import UsageError
 from steering_support import a_picture, a_steering_projector

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from projector.inference.text_encoder import TextEncoder
 from projector.making.generated import PairSettings
 from projector.making.shard_maker import FusedMaker
 from projector.models.int8 import Int8Linear
-from projector.models.text_encoder import TextEncoder
 from ray_jobs.cli.run_options import BuildOptions
 from ray_jobs.jobs.build import dataset_settings, pair_settings
 from ray_jobs.planning.model_placement import needs

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from projector.models.image_settings import check_image_settings
+from projector.inference.image_settings import check_image_settings
 from projector.models.resolve import resolve_models
 from projector.options import ModelPaths
 from ray_support import ROOT

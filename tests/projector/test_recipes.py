@@ -108,7 +108,7 @@ def test_the_loader_changes_nothing(tmp_path, arch):
 
 @pytest.mark.parametrize(("room", "packed"), [(1e12, False), (1e4, True)])
 def test_auto_looks_at_the_memory_there_is(tmp_path, monkeypatch, room, packed):
-    monkeypatch.setattr("projector.training.pair_storage.room_in_memory", lambda: room)
+    monkeypatch.setattr("projector.data.pair_storage.room_in_memory", lambda: room)
     made = []
     monkeypatch.setattr("projector.data.packed.Packed.__init__", recording(made))
     train(options(tmp_path, loader="auto"), TRAIN, VAL)

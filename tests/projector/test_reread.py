@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from projector.inference.copies import as_array
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.making.generated import PairSettings
 from projector.making.reread import RereadMaker, RereadSettings
 from projector.making.shard_maker import FusedMaker, InOneStage
-from projector.models.copies import as_array
 from projector.models.int8 import Int8Linear
 from projector.models.resolve import resolve_vision
-from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.cli.run_options import ExtractOptions
 from ray_jobs.jobs.extract import reread_settings
 from shards.dataset.dataset import Dataset

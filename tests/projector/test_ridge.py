@@ -3,11 +3,11 @@ import pytest
 import torch
 from synthetic import Synthetic
 
+from projector.closed_form.ridge import PENALTIES, NormalEquations, Spectrum, fit_ridge
 from projector.data.align import Alignment
 from projector.data.packed import Held, statistics_of
+from projector.data.world import World
 from projector.network.architectures import ProjectorNetwork, Shape
-from projector.training.ridge import PENALTIES, NormalEquations, Spectrum, fit_ridge
-from projector.training.world import World
 
 WIDTH = 12
 ALONE = World(0, 1, torch.device("cpu"))

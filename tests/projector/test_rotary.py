@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from projector.models.rotary import use_complex_rotations, use_real_rotations
+from projector.inference.rotary import use_complex_rotations, use_real_rotations
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -7,7 +7,13 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from projector.models.text_encoder import SENTINEL, SampleError, TextEncoder, caption_kinds, template_around
+from projector.inference.text_encoder import (
+    SENTINEL,
+    SampleError,
+    TextEncoder,
+    caption_kinds,
+    template_around,
+)
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 
 CAPTIONS = [

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
 from projector.models import tiny as recipe
-from projector.models.image_generator import ImageGenerator
 from projector.models.resolve import file_hashes
-from projector.models.text_encoder import TextEncoder
 from projector.models.tiny import OUTLIER_DIMENSIONS, make_tiny_models
 from shards.prompts.builtin import builtin_prompts
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from projector.models import compile_and_batch as tuning
-from projector.models.compile_and_batch import compile_checked, fastest, find_batch_size
-from projector.models.image_generator import ImageGenerator
+from projector.inference import compile_and_batch as tuning
+from projector.inference.compile_and_batch import compile_checked, fastest, find_batch_size
+from projector.inference.image_generator import ImageGenerator
 from projector.models.resolve import CACHE_VARIABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projector.models.vision_encoder import VisionLanguageEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from shards.format.sample import KIND_CAPTION, KIND_IMAGE, KIND_MARKER, KIND_TEMPLATE
 from vision_support import full_forward, pictures
 

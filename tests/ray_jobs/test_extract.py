@@ -10,9 +10,9 @@ import ray
 import torch
 import transformers
 
-from projector.models.copies import as_array
+from projector.inference.copies import as_array
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from projector.models.resolve import CACHE_VARIABLE, own_folder
-from projector.models.vision_encoder import VisionLanguageEncoder
 from ray_jobs.__main__ import main
 from ray_support import options_of, run_here, with_workers, without_module
 from shards.dataset.dataset import Dataset

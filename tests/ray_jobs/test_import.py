@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from import_support import coco_content, encoded, laion_samples, tar_of, write_coco, write_laion
-from projector.models.copies import as_array
+from projector.inference.copies import as_array
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import CACHE_VARIABLE, own_folder
-from projector.models.text_encoder import TextEncoder
 from ray_jobs.__main__ import main
 from ray_support import ROOT, bytes_of, kill, options_of, run_here, with_workers, without_module
 from s3_support import use

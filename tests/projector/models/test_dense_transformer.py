@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from projector.models.dense_transformer import dense_velocities
+from projector.inference.dense_transformer import dense_velocities
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

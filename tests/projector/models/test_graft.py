@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from projector.models.text_encoder import TextEncoder
-from projector.models.vision_encoder import VisionLanguageEncoder
+from projector.inference.text_encoder import TextEncoder
+from projector.inference.vision_encoder import VisionLanguageEncoder
 from shards.errors import UsageError
 from shards.format.sample import KIND_IMAGE
 

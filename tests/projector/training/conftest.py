@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from projector.data.pairs import Conditioning, PairPicture
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.image_generator import ImageGenerator
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import resolve_models
-from projector.models.text_encoder import TextEncoder
 from projector.training.loop import train
 from response_support import CPU, SIDE, STEPS, TRAIN, VAL, encoded, options, turned
 from shards.scenes.captions import varied

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from projector import Projector
+from projector.data.world import World
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import resolve_models
-from projector.models.text_encoder import TextEncoder
 from projector.options import TrainOptions
-from projector.training import compose, trajectories
-from projector.training.compose import EditedPairs, draw_edit
+from projector.teaching import compose, trajectories
+from projector.teaching.compose import EditedPairs, draw_edit
+from projector.teaching.trajectories import Trajectories
 from projector.training.loop import train
 from projector.training.response import ResponseTrainer
-from projector.training.trajectories import Trajectories
-from projector.training.world import World
 from response_support import TRAIN, options
 from training_support import curve
 

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 
 from projector.data.pairs import PairPicture
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.image_generator import ImageGenerator
-from projector.models.latent_encoder import LatentEncoder
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.latent_encoder import LatentEncoder
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import resolve_models
-from projector.models.text_encoder import TextEncoder
-from projector.training import flows
-from projector.training.flows import Flows
+from projector.teaching import flows
+from projector.teaching.flows import Flows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

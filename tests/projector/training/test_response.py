@@ -11,15 +11,15 @@ import torch
 
 from projector import Projector
 from projector.data.pairs import Conditioning
+from projector.data.world import World
 from projector.evaluation.baselines import Method
 from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
-from projector.models.frozen_transformer import FrozenTransformer, padded_length
-from projector.models.image_generator import ImageGenerator
+from projector.inference.frozen_transformer import FrozenTransformer, padded_length
+from projector.inference.image_generator import ImageGenerator
 from projector.models.resolve import resolve_models
+from projector.teaching.trajectories import Trajectories
 from projector.training.loop import train
 from projector.training.response import ResponseTrainer
-from projector.training.trajectories import Trajectories
-from projector.training.world import World
 from response_support import SIDE, STEPS, encoded, options, turned
 from shards.errors import UsageError
 from training_support import curve, weights

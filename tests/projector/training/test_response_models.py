@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from projector.models.frozen_transformer import FrozenTransformer, padded_length
+from projector.inference.frozen_transformer import FrozenTransformer, padded_length
 from projector.models.resolve import resolve_models
 from projector.options import TrainOptions
+from projector.teaching.passes import WITH_GRADIENTS, forward_passes, picture_bytes, pictures_that_fit
 from projector.training.loop import train
-from projector.training.passes import WITH_GRADIENTS, forward_passes, picture_bytes, pictures_that_fit
 from projector.training.response import frozen_model, image_model
 from response_support import CPU, SIDE, STEPS, TRAIN, VAL, options
 from shards.errors import UsageError

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from projector.closed_form.whole_ridge import PENALTIES, fit_whole
+from projector.closed_form.whole_start import fixed_wordings
 from projector.data.pairs import Conditioning
+from projector.data.world import World
+from projector.inference.text_encoder import TextEncoder
 from projector.models.resolve import resolve_models
-from projector.models.text_encoder import TextEncoder
 from projector.network.architectures import ProjectorNetwork, Shape
 from projector.network.whole_map import WholeMap, spread_over
-from projector.training.whole_ridge import PENALTIES, fit_whole
-from projector.training.whole_start import fixed_wordings
-from projector.training.world import World
 from shards.scenes.captions import canonical, varied
 from shards.scenes.scene import sample_scene
 from whole_ridge_support import fit_together

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from projector.models.copies import onto
+from projector.inference.copies import onto
 
 LEVELS = 256
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from projector.closed_form.whole_ridge import WholeRidge, fit_whole
 from projector.data.align import area_pool
 from projector.data.packed import Held
 from projector.data.pairs import Conditioning, PairSource
-from projector.models.text_encoder import TextEncoder, TextEncoding
+from projector.data.world import World
+from projector.inference.text_encoder import TextEncoder, TextEncoding
 from projector.network.architectures import ProjectorNetwork
 from projector.network.whole_map import RANK, spread_over
-from projector.training.whole_ridge import WholeRidge, fit_whole
-from projector.training.world import World
 from shards.scenes.captions import canonical, scene_named
 
 SOLVED_FROM = 2048  # pairs at most: the time goes with their third power, and it is a start

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projector.data.packed import Packed, Ragged, Rows, room_in_memory
-from projector.training.pair_storage import RESIDENT_SHARE
+from projector.data.pair_storage import RESIDENT_SHARE
 
 REPORT_SECONDS = 10.0
 

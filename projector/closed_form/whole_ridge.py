@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projector.training.world import World
+from projector.data.world import World
 
 PENALTIES = tuple(float(penalty) for penalty in np.logspace(-3, 2, 21))  # of the mean eigenvalue
 STILL = 1e-10  # mean square of standardised numbers about their mean: smaller ones are rounding

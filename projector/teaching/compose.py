@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from projector.data.packed import Ragged
 from projector.data.pairs import Conditioning
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.text_encoder import TextEncoder, TextEncoding
-from projector.training.trajectories import Trajectories
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.text_encoder import TextEncoder, TextEncoding
+from projector.teaching.trajectories import Trajectories
 from shards.format.sample import KIND_CAPTION
 from shards.prompts.prompt_edits import Edit, draw_prompt_edit
 from shards.scenes.scene_edits import draw_scene_edit

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from projector.models.copies import onto
+from projector.inference.copies import onto
 from projector.models.int8 import Quantize, quantize_weights
 from shards.format.sample import KIND_CAPTION, KIND_TEMPLATE
 

@@ -5,8 +5,8 @@ import torch
 from projector.data.align import Alignment
 from projector.data.packed import Held, room_in_memory
 from projector.data.pairs import PairSource
+from projector.data.world import World
 from projector.options import TrainOptions
-from projector.training.world import World
 
 RESIDENT_SHARE = 0.7  # of the free memory, the device's or the machine's, that pairs may take
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from projector.models.rotary import use_real_rotations
+from projector.inference.rotary import use_real_rotations
 
 MULTIPLE = 32  # diffusers' SEQ_MULTI_OF: rows of captions and pictures are padded to it
 PATCH = "2-1"  # two by two latent pixels of one frame, Z-Image's only patch size

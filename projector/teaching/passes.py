@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from projector.models.frozen_transformer import FrozenTransformer
+from projector.inference.frozen_transformer import FrozenTransformer
 from projector.options import TrainOptions
-from projector.training.trajectories import JUDGED_AT
+from projector.teaching.trajectories import JUDGED_AT
 
 JUDGED_PAIRS = 256  # held-out pairs at most
 STARTS = 1  # judgements before the first step: of the network where it starts

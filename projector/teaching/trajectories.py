@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from projector.data.pairs import Conditioning
-from projector.models.frozen_transformer import FrozenTransformer, padded_length
-from projector.training.keeper import Keeper
+from projector.inference.frozen_transformer import FrozenTransformer, padded_length
+from projector.teaching.keeper import Keeper
 
 SAMPLED_TOGETHER = 32  # pictures; more keep no device busier
 SORTED_TOGETHER = 512  # pairs looked at to find some of one length

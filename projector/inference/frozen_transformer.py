@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from projector.models.dense_transformer import MULTIPLE, dense_velocities
+from projector.inference.dense_transformer import MULTIPLE, dense_velocities
 
 LATENT_PIXEL = 8  # picture pixels along an edge of a latent pixel: Z-Image's autoencoder
 

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from projector.models.copies import onto
-from projector.models.graft import graft_text_encoder
+from projector.inference.copies import onto
+from projector.inference.graft import graft_text_encoder
+from projector.inference.patches import PatchMaker
+from projector.inference.text_encoder import SampleError, caption_kinds, special_token_in, template_around
 from projector.models.int8 import Quantize, quantize_weights
-from projector.models.patches import PatchMaker
-from projector.models.text_encoder import SampleError, caption_kinds, special_token_in, template_around
 from shards.format.sample import KIND_IMAGE, KIND_MARKER, KIND_NAMES, KIND_TEMPLATE
 
 IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"

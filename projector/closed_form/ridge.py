@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from projector.data.align import Alignment, area_weights, masked_mean, soft_targets
 from projector.data.packed import Batch, Held
+from projector.data.world import World
 from projector.network.architectures import ProjectorNetwork, Shape
-from projector.training.world import World
 
 PENALTIES = tuple(
     float(penalty) for penalty in np.logspace(-5, 2, 29)

@@ -10,10 +10,10 @@ from contextlib import suppress
 
 import torch
 
-from projector.models.image_generator import ImageGenerator
+from projector.inference.image_generator import ImageGenerator
+from projector.inference.rotary import use_complex_rotations, use_real_rotations
 from projector.models.machine_records import write_whole
 from projector.models.resolve import ModelSource, cache_folder
-from projector.models.rotary import use_complex_rotations, use_real_rotations
 
 COMPILED_PARITY = 0.02  # relative error of one step; bfloat16 rounding alone gives about 0.004 a block
 COMPILED_GAIN = 1.03  # by which compiled steps have to be faster

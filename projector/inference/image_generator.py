@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from projector.models.copies import onto
-from projector.models.image_settings import caption_rows
+from projector.inference.copies import onto
+from projector.inference.image_settings import caption_rows
 
 
 class ImageGenerator:

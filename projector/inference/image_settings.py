@@ -8,7 +8,7 @@ its negative one and without `cfg_normalization`, the pipeline's default (the mo
 from collections.abc import Sequence
 from pathlib import Path
 
-from projector.models.dense_transformer import MULTIPLE
+from projector.inference.dense_transformer import MULTIPLE
 from projector.models.model_folder import read_json
 from projector.models.resolve import ModelSource
 from shards.errors import OptionError

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from projector.data.pairs import PairPicture
-from projector.models.frozen_transformer import FrozenTransformer
-from projector.models.latent_encoder import LatentEncoder
-from projector.training.keeper import Keeper
+from projector.inference.frozen_transformer import FrozenTransformer
+from projector.inference.latent_encoder import LatentEncoder
+from projector.teaching.keeper import Keeper
 from shards.sources.picture import open_picture
 
 ENCODED_TOGETHER = 8  # pictures

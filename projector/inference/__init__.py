@@ -1,0 +1,1 @@
+"""The models at work: captions to embeddings, embeddings to pictures, pictures to hidden states."""
