@@ -50,7 +50,7 @@ def masked_error(
     Args:
         outputs: (B, L, D) float32, standardised.
         targets: (B, L, D) float32, standardised.
-        mask: (B, L) bool; what stands where it is False does not matter, as long as it is finite.
+        mask: (B, L) bool; what targets hold where it is False does not matter, not even NaN; outputs are finite.
         weights: (D,) from `dimension_weights`.
         pair_weights: (B,) what each pair counts.
         loss: `huber` is quadratic up to one standard deviation and linear beyond; `cosine` is one minus the cosine
@@ -61,7 +61,10 @@ def masked_error(
     """
     kept = mask[..., None]
     if loss in ("mse", "raw_mse"):  # in few passes over (B, L, D): beside a small network's step they count
-        squares = functional.mse_loss(outputs, targets, reduction="none") @ weights
+        sound = torch.where(
+            kept, targets, 0.0
+        )  # a NaN there would reach the gradient, though it weighs nothing
+        squares = functional.mse_loss(outputs, sound, reduction="none") @ weights
         return (torch.where(mask, squares, 0.0).sum(-1) * pair_weights).sum() / weights.numel()
     outputs, targets = torch.where(kept, outputs, 0.0), torch.where(kept, targets, 0.0)
     if loss == "cosine":
