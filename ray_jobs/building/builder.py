@@ -55,7 +55,8 @@ class _Attempt:
 
     def settle(self) -> None:
         """Wait for the oldest batch that is being written, and count it."""
-        written = self.behind.popleft()[0].result()
+        with ending_with_the_device():  # whose copies a batch may still wait for
+            written = self.behind.popleft()[0].result()
         self.made += written.made
         self.failed += len(written.failed)
         self.busy_seconds += written.busy_seconds
