@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shards.errors import CorruptShardError
 from shards.format.plan import PlannedSample, normalise_caption
@@ -299,6 +299,8 @@ def _image(data: bytes) -> Image.Image:
 def _not_decoded() -> Iterator[None]:
     try:
         yield
+    except UnidentifiedImageError:  # its own words name an address in memory, another in each run
+        raise ValueError("image does not decode: no PNG, WEBP or JPEG") from None
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image does not decode: {error}") from None
 

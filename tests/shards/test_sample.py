@@ -192,7 +192,7 @@ def png(picture):
         (png(Image.new("RGB", (32, 32))), r"one colour, RGB \(0, 0, 0\)"),
         (png(Image.new("RGB", (32, 32), (9, 8, 7))), "one colour"),
         (png(Image.linear_gradient("L").resize((16, 32))), r"image is \(16, 32\), expected \(32, 32\)"),
-        (b"not a picture", "does not decode"),
+        (b"not a picture", "does not decode: no PNG, WEBP or JPEG$"),
         (png(Image.linear_gradient("L").resize((32, 32)))[:-30], "does not decode"),
     ],
 )
