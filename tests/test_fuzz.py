@@ -44,6 +44,7 @@ def test_damage_is_an_error_of_the_project_or_nothing(targets, tmp_path, name):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_small_files_that_unfold_to_much_are_refused_before_memory_is_spent(tmp_path):
     wrong = {}
     for name, read in bombs(tmp_path):

@@ -15,6 +15,8 @@ from shards.scenes.captions import varied
 from shards.scenes.draw import draw_scene
 from shards.scenes.scene import sample_scene
 
+pytestmark = pytest.mark.long  # a minute of one core
+
 PAIRS, REFERENCES = 112, 24
 CHANCE = 0.35  # what an unrelated picture has of a reference's attributes, and some more
 

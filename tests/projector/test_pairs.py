@@ -259,6 +259,7 @@ def test_guidance_and_default_settings_run(tiny_sources):
     assert isinstance(sample, Sample)
 
 
+@pytest.mark.long
 def test_there_is_something_to_learn(tiny_sources):
     """A closed-form ridge from mean image token to mean caption token beats identity by far on held-out pairs."""
     from shards.prompts.builtin import builtin_prompts

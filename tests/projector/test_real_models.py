@@ -125,7 +125,8 @@ def test_it_is_refused_with_the_words_of_the_page(tiny, tmp_path, given):
     FOLDERS[given](folder)
     with pytest.raises(UsageError) as caught:
         asked(folder, FILES.get(given, "image"))
-    words = ".*".join(map(re.escape, REFUSED[given].split("…")))
+    said = REFUSED[given].removeprefix("build.")  # which the job puts before its option
+    words = ".*".join(map(re.escape, said.split("…")))
     assert re.search(words, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
 

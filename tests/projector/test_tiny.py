@@ -24,6 +24,7 @@ def conditioning(tiny):
     return encoder.encode(PROMPTS)
 
 
+@pytest.mark.long
 def test_processes_that_ask_at_once_get_one_whole_folder(tiny, tmp_path):
     code = "import sys, pathlib; from projector.models.tiny import make_tiny_models as m; m(pathlib.Path(sys.argv[1]))"
     asking = [

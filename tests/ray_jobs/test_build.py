@@ -159,7 +159,7 @@ def test_growing_leaves_the_first_shards_and_other_settings_are_refused(
     first = bytes_of(output)
     refused = run_stand_in(output, samples=24)
     assert refused.returncode == 2
-    assert "--build.append true" in refused.stderr
+    assert "--append true" in refused.stderr
     other = run_stand_in(output, samples=14, seed=5)
     assert other.returncode == 2
     assert "seed is 0 there and 5 here" in other.stderr

@@ -74,7 +74,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(refused, checkpoint, tmp
         ({"methods": "identity,text"}, "unknown 'text'; the methods are no_input, identity"),
         ({"data": tmp_path / "nowhere"}, "no dataset there"),
         ({"scorers": "os"}, "expected module:attribute"),
-        ({"scorer": tmp_path / "nowhere"}, "compare.scorer none does without"),
+        ({"scorer": tmp_path / "nowhere"}, "; scorer none does without"),
         ({"models.image": tmp_path, "models.vl": tmp_path}, "compare.models.image = "),
         ({"alphas": "0,1.5"}, "less than or equal to 1"),
         ({"alphas": "[NaN]"}, "compare.alphas"),

@@ -195,6 +195,7 @@ def test_it_grows_and_leaves_the_first_as_they_were(imported, coco, head, reader
     assert verify(str(output)).problems == []
 
 
+@pytest.mark.long
 def test_corrupt_pictures_are_written_down_once(head, readers_alone, tmp_path):
     folder = write_laion(tmp_path / "laion", per_tar=20)
     broken = list(laion_samples(range(40, 44)))

@@ -46,6 +46,7 @@ def test_the_files_of_a_training(trained):
     assert Projector.from_pretrained(str(trained)).width == 64
 
 
+@pytest.mark.long
 def test_one_worker_and_two_give_the_same_curve(run_job, undisturbed, trained, tmp_path):
     done = run_job(
         "train",

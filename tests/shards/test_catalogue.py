@@ -165,7 +165,7 @@ def dataset_of(catalogue, root, folder, *, imported=True, name=lambda item: item
     settings |= {"import": {"kind": "webdataset"}} if imported else {}
     dataset = Dataset.create_or_open(root, settings, {})
     catalogue.put(root)
-    dataset.grow(8, append=False, job="import")
+    dataset.grow(8, append=False)
     plan = make_plan(catalogue.items(8), seed=0, val_fraction=0.3, samples_per_shard=8, segments=(8,))
     for planned in plan.shards:
         (folder / planned.name).mkdir()

@@ -137,6 +137,7 @@ def test_the_space_never_changes_unnoticed(language, source, prompts):
     assert digest.hexdigest() == prompts, "raise shards.prompts.builtin.VERSION as well"
 
 
+@pytest.mark.long
 def test_a_plan_of_many_is_small_in_memory():
     import tracemalloc
 
