@@ -31,7 +31,7 @@ from projector.network.projector import Projector
 from projector.options import TrainOptions
 from projector.training.loop import train
 from projector.training.worker import Tick
-from shards.format.plan import split_of
+from shards.format.splits import split_of
 
 DIRECTIONS = 64
 VAL_FRACTION = 0.15

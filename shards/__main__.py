@@ -15,7 +15,7 @@ from shards.dataset.failed_samples import retryable
 from shards.dataset.progress_figures import plain
 from shards.errors import UsageError
 from shards.format.commit import MOST
-from shards.format.plan import SPLITS
+from shards.format.splits import SPLITS
 from shards.stores.local import open_storage
 from shards.stores.spool import Spool
 from shards.tools.gc_and_repair import SPARED, collect_garbage, leftovers, repair, require_shards

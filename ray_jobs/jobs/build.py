@@ -29,7 +29,7 @@ from ray_jobs.planning.model_placement import (
 from ray_jobs.planning.size_estimate import bytes_per_sample
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
-from shards.format.plan import LEAST_HELD_OUT
+from shards.format.splits import LEAST_HELD_OUT
 from shards.prompts.prompt import PromptSource
 from shards.stores.local import open_storage
 

@@ -26,7 +26,8 @@ from ray_jobs.planning.size_estimate import bytes_per_sample
 from shards.dataset.dataset import Dataset, is_new
 from shards.dataset.failed_samples import plan_retries
 from shards.errors import UsageError
-from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
+from shards.format.plan import Plan, Segment, make_plan
+from shards.format.splits import LEAST_HELD_OUT
 from shards.sources.catalogue import Catalogue, catalogued, told_left_out
 from shards.sources.source import Kind, SourceSpec
 from shards.sources.survey import survey

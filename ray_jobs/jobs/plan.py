@@ -14,7 +14,8 @@ from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions, PlanOptions
 from ray_jobs.planning.build_plan import plan_of, prompts_of
 from ray_jobs.planning.size_estimate import estimated
-from shards.format.plan import SPLITS, Plan, PlannedSample
+from shards.format.plan import Plan, PlannedSample
+from shards.format.splits import SPLITS
 from shards.prompts.prompt import PromptSource
 from shards.prompts.variety import PromptFigures, plan_figures
 

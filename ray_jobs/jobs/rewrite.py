@@ -13,7 +13,7 @@ from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.progress import Progress
 from ray_jobs.cli.run_options import RewriteOptions
 from shards.errors import UsageError
-from shards.format.plan import normalise_caption
+from shards.format.splits import normalise_caption
 from shards.prompts.categories import AXES
 from shards.prompts.files import read_prompts
 from shards.prompts.prompt import Prompt

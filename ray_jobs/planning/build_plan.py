@@ -6,7 +6,8 @@ from pathlib import Path
 from ray_jobs.cli.log import tell
 from ray_jobs.cli.run_options import BuildOptions
 from shards.errors import UsageError
-from shards.format.plan import LEAST_HELD_OUT, Plan, Segment, make_plan
+from shards.format.plan import Plan, Segment, make_plan
+from shards.format.splits import LEAST_HELD_OUT
 from shards.prompts.builtin import builtin_prompts
 from shards.prompts.files import read_prompts, without_near_duplicates
 from shards.prompts.prompt import PromptSource

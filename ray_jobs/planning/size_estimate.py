@@ -1,7 +1,8 @@
 """How much a build makes: counts from its plan, bytes from its settings."""
 
 from ray_jobs.cli.run_options import BuildOptions
-from shards.format.plan import SPLITS, Plan
+from shards.format.plan import Plan
+from shards.format.splits import SPLITS
 from shards.stores.s3 import requests_to_put
 
 VL_PIXELS_PER_TOKEN = 32 * 32  # Qwen3-VL: patch 16, 2 x 2 patches merged into one token

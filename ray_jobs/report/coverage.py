@@ -11,7 +11,7 @@ from ray_jobs.report.run_files import UNREADABLE, reason
 from ray_jobs.report.tables import Table, failures_table
 from shards.dataset.dataset import Dataset
 from shards.format.commit import Commit
-from shards.format.plan import SPLITS
+from shards.format.splits import SPLITS
 from shards.prompts.variety import BIN, PromptFigures
 from shards.tools.info import causes_of, pictures, prompts
 

@@ -12,7 +12,7 @@ from projector.network.checkpoint import CONFIG, EVALUATION, METRICS, SUMMARY
 from ray_jobs.report.run_schema import Comparison, Epoch, Evaluation, Ladder, Summary
 from shards.dataset.dataset import DATASET, Dataset
 from shards.errors import CorruptShardError, StorageError, UsageError
-from shards.format.plan import SPLITS
+from shards.format.splits import SPLITS
 from shards.stores.local import open_storage
 from shards.stores.store import MAX_RECORD, Storage, read_json_object
 

@@ -9,9 +9,10 @@ from shards.dataset.dataset import READERS, Dataset
 from shards.errors import CorruptShardError, NotFoundError
 from shards.format.commit import Commit
 from shards.format.members import members, read_metadata, require_whole
-from shards.format.plan import SPLITS, Plan, PlannedShard
+from shards.format.plan import Plan, PlannedShard
 from shards.format.sample import IMAGE_FORMATS, Sample, check_image_size, decode_tensors
 from shards.format.side_files import planned_sample, read_table
+from shards.format.splits import SPLITS
 from shards.stores.store import Storage
 
 _intact: set[tuple[str, str, str, str]] = (

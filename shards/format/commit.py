@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from shards.format.plan import SPLITS
+from shards.format.splits import SPLITS
 
 COMMITS = "_commit/"
 MOST = 1e15  # of a count or of seconds: no dataset comes near

@@ -8,19 +8,16 @@ every split is closed, so that shards which may be committed already keep their 
 
 import hashlib
 import json
-import unicodedata
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Protocol, overload
 
 from shards.errors import OptionError
+from shards.format.splits import SPLITS, Splitter
 
-SPLITS = ("train", "val", "test")
-LEAST_HELD_OUT = 32  # samples that figures with an interval need, of `val` and of `test`
-LARGEST_FLOOR = 5  # that floor takes at most a fifth of what is planned, so that a small dataset still trains
 MAX_SHARDS = 1_000_000  # six digits in a shard's name
 MAX_PER_SHARD = 10_000  # four digits in a key
 # The end of a segment lies in small shards, so that no builder works on alone for the length of a large one.
@@ -211,13 +208,6 @@ class Plan:
         return {shard.name: shard for shard in self.shards}[name]
 
 
-def normalise_caption(caption: str) -> str:
-    """What makes two captions the same: NFKC, case folded, runs of white space as one space, ends stripped."""
-    if caption.isascii():  # which NFKC leaves as it is
-        return " ".join(caption.lower().split())
-    return " ".join(unicodedata.normalize("NFKC", caption).casefold().split())
-
-
 def sample_id(caption: str) -> str:
     """First 16 hex digits of the caption's SHA-256."""
     return hashlib.sha256(caption.encode()).hexdigest()[:16]
@@ -227,19 +217,6 @@ def sample_seed(run_seed: int, identity: str) -> int:
     """63 bits of SHA-256 over `run seed:sample id`."""
     digest = hashlib.sha256(f"{run_seed}:{identity}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def group_rank(group: str) -> int:
-    """64 bits of SHA-256 over a group: `val` takes the lowest ranks, `test` the highest."""
-    return int.from_bytes(hashlib.sha256(b"split:" + group.encode()).digest()[:8], "big")
-
-
-def split_of(group: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of a group, decided by its text alone; a larger fraction keeps what a smaller one held out."""
-    rank = group_rank(group)
-    if rank < val_fraction * 2**64:
-        return "val"
-    return "test" if rank >= (1 - test_fraction) * 2**64 else "train"
 
 
 def make_plan(
@@ -274,7 +251,7 @@ def make_plan(
     total = _checked_total(prompts, samples_per_shard, segments)
     retried = frozenset(chain.from_iterable(segment for segment in segments if not isinstance(segment, int)))
     ends = [segment for segment in segments if isinstance(segment, int)]
-    laid_out = _Splitter(prompts, {"val": val_fraction, "test": test_fraction}, least_held_out)
+    laid_out = Splitter(prompts, {"val": val_fraction, "test": test_fraction}, least_held_out)
     splits = laid_out.splits(ends)
     place_of = _places(prompts, total, retried)
     shards: dict[str, list[_Samples]] = {split: [] for split in SPLITS}
@@ -320,78 +297,6 @@ def _checked_total(prompts: Sequence[Captioned], samples_per_shard: int, segment
             f"ask for at most {len(prompts)} or give more prompts"
         )
     return totals[-1]
-
-
-@dataclass
-class _Splitter:
-    """Gives every sample its split, segment by segment.
-
-    By the rank of its group, but where a split would be short of its least: then the groups of the new segment that are
-    next in rank join it. What an earlier segment decided stays, so growth moves no sample.
-
-    Attributes:
-        prompts: in the order in which they are taken.
-        fractions: of `val` and `test`.
-        least: samples of either, at least.
-        moved: the split of groups, and of their captions, that joined one beyond its fraction.
-    """
-
-    prompts: Sequence[Captioned]
-    fractions: Mapping[str, float]
-    least: int
-    moved: dict[str, str] = field(default_factory=dict)
-
-    def splits(self, ends: Sequence[int]) -> bytearray:
-        """The place in SPLITS of each sample.
-
-        Args:
-            ends: totals at which the segments end.
-        """
-        splits = bytearray(ends[-1])
-        for start, end in pairwise((0, *ends)):
-            for index in range(start, end):
-                splits[index] = SPLITS.index(self._split(index, splits))
-            for split, fraction in self.fractions.items():
-                wanted = min(self.least, end // LARGEST_FLOOR) if fraction else 0
-                if (short := wanted - splits[:end].count(SPLITS.index(split))) > 0:
-                    self._fill(splits, start, end, split, short)
-        return splits
-
-    def _split(self, index: int, splits: bytearray) -> str:
-        prompt = self.prompts[index]
-        if self.moved and prompt.group in self.moved:
-            return self.moved[prompt.group]
-        split = split_of(prompt.group, self.fractions["val"], self.fractions["test"])
-        if not self.moved or (beside := self.moved.get(normalise_caption(prompt.caption), split)) == split:
-            return split
-        # Another picture with the caption of one that was moved goes with it, unless its own group is placed already.
-        placed = (SPLITS[splits[at]] for at in range(index) if self.prompts[at].group == prompt.group)
-        self.moved[prompt.group] = next(placed, beside)
-        return self.moved[prompt.group]
-
-    def _fill(self, splits: bytearray, start: int, end: int, split: str, short: int) -> None:
-        """Move the groups next in rank from `train` until a split is no longer short, or none is left to move."""
-        members: dict[str, list[int]] = {}
-        owners: dict[str, str] = {}  # group of each normalised caption; empty where several groups share it
-        for index in range(end):
-            prompt = self.prompts[index]
-            members.setdefault(prompt.group, []).append(index)
-            caption = normalise_caption(prompt.caption)
-            owners[caption] = prompt.group if owners.get(caption, prompt.group) == prompt.group else ""
-        for group in sorted(members, key=group_rank, reverse=split == "test"):
-            captions = {normalise_caption(self.prompts[index].caption) for index in members[group]}
-            if (
-                splits[members[group][0]] != SPLITS.index("train")
-                or members[group][0] < start  # its first samples may be committed to `train`
-                or not all(owners[caption] for caption in captions)
-            ):
-                continue
-            for index in members[group]:
-                splits[index] = SPLITS.index(split)
-            self.moved.update(dict.fromkeys((group, *captions), split))
-            short -= len(members[group])
-            if short <= 0:
-                return
 
 
 def _places(prompts: Sequence[Captioned], count: int, wanted: Collection[str]) -> dict[str, int]:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from shards.errors import CorruptShardError
-from shards.format.plan import PlannedSample, normalise_caption
+from shards.format.plan import PlannedSample
+from shards.format.splits import normalise_caption
 
 Array = NDArray[Any]
 ImageFormat = Literal["png", "webp", "jpg"]

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
-from shards.format.plan import normalise_caption
+from shards.format.splits import normalise_caption
 
 ALIKE = 0.8  # Jaccard similarity of word triples: one word changed in thirty, or a few words added to a long prompt
 BANDS, ROWS = 16, 4

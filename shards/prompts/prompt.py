@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shards.format.plan import normalise_caption, sample_id
+from shards.format.plan import sample_id
+from shards.format.splits import normalise_caption
 
 
 @dataclass(frozen=True)

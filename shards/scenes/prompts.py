@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.format.plan import normalise_caption
+from shards.format.splits import normalise_caption
 from shards.prompts.prompt import Prompt, PromptSource
 from shards.scenes.captions import WORDS, canonical, varied
 from shards.scenes.scene import Scene, attributes, sample_scene

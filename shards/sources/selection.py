@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from shards.format.plan import normalise_caption, split_of
+from shards.format.splits import normalise_caption, split_of
 from shards.sources.filters import Filter, Rules
 from shards.sources.item import Item
 from shards.sources.source import Found

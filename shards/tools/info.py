@@ -10,8 +10,8 @@ from typing import Any
 from shards.dataset.dataset import READERS, Dataset
 from shards.dataset.failed_samples import failures
 from shards.format.commit import Commit
-from shards.format.plan import SPLITS
 from shards.format.side_files import Row, planned_sample, read_table
+from shards.format.splits import SPLITS
 from shards.prompts.categories import AXES
 from shards.prompts.variety import PromptFigures, prompt_figures
 from shards.tools.watch import Observer

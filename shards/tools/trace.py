@@ -10,8 +10,8 @@ from shards.dataset.progress_figures import plain
 from shards.dataset.run_records import read_run
 from shards.errors import CorruptShardError, NotFoundError, UsageError
 from shards.format.commit import Commit, Maker
-from shards.format.plan import SPLITS
 from shards.format.side_files import Row, read_table
+from shards.format.splits import SPLITS
 
 PLACE = re.compile(rf"((?:{'|'.join(SPLITS)})-[0-9]{{6}})(-[0-9]{{4}})?")
 

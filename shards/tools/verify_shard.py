@@ -11,9 +11,10 @@ from shards.errors import CorruptShardError, NotFoundError, StorageError
 from shards.format.commit import Commit
 from shards.format.members import members as each_member
 from shards.format.members import read_metadata, require_whole
-from shards.format.plan import PlannedSample, PlannedShard, normalise_caption, sample_id
+from shards.format.plan import PlannedSample, PlannedShard, sample_id
 from shards.format.sample import Expected, check_image, check_tensors, decode_tensors
 from shards.format.side_files import Row, planned_sample, read_table, sample_row
+from shards.format.splits import normalise_caption
 from shards.sources.item import imported_id
 from shards.stores.store import Storage
 

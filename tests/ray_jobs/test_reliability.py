@@ -15,7 +15,8 @@ from fault_proxy import FaultProxy
 from ray_support import ROOT, build_command, bytes_of, processes_of, stand_in_command, with_workers
 from s3_support import running_moto, running_rclone, use
 from shards.dataset.dataset import Dataset
-from shards.format.plan import LEAST_HELD_OUT, make_plan
+from shards.format.plan import make_plan
+from shards.format.splits import LEAST_HELD_OUT
 from shards.prompts.builtin import builtin_prompts
 from shards.stores.local import open_storage
 from shards.tools.gc_and_repair import uncommit

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.format.plan import make_plan, normalise_caption
+from shards.format.plan import make_plan
+from shards.format.splits import normalise_caption
 from shards.prompts.builtin import CONTENT_TYPES, STYLES, SUBJECTS, builtin_prompts
 from shards.prompts.near_duplicates import near_duplicates
 

@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import UsageError
-from shards.format.plan import (
-    LEAST_HELD_OUT,
-    group_rank,
-    make_plan,
-    normalise_caption,
-    sample_id,
-    sample_seed,
-    shard_sizes,
-    split_of,
-)
+from shards.format.plan import make_plan, sample_id, sample_seed, shard_sizes
+from shards.format.splits import LEAST_HELD_OUT, group_rank, normalise_caption, split_of
 from shards.prompts.prompt import Prompt
 from shards.sources.item import Item, Place
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.format.plan import normalise_caption
+from shards.format.splits import normalise_caption
 from shards.scenes.captions import UNDERSTOOD, WORDS, attributes_named, canonical, parse, partial, varied
 from shards.scenes.prompts import scene_prompts
 from shards.scenes.scene import ATTRIBUTES, SPLITS, Scene, Thing, attributes, sample_scene, split_of

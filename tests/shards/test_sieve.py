@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.format.plan import make_plan, normalise_caption
+from shards.format.plan import make_plan
+from shards.format.splits import normalise_caption
 from shards.sources.filters import Rules
 from shards.sources.item import Item, Place, imported_id
 from shards.sources.selection import LONGEST_CAPTION, caption_problem, taken
