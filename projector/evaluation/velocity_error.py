@@ -1,7 +1,8 @@
 """How far the image model's velocities are off under what a method makes of a picture.
 
-Among projectors trained through the image model this ranks as their pictures do (Spearman 0.93 over 13 runs), among
-those fitted to embeddings it does not (docs/training.md), so pictures stay the judges.
+Among lengths of training through the image model this ranks as their pictures do (Spearman 0.93 over 13 runs); among
+projectors fitted to embeddings it does not, and across kinds of start it can mislead (docs/training.md), so pictures
+stay the judges.
 
 V vision-language tokens, R rows of a conditioning, D hidden.
 """

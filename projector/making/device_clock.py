@@ -21,7 +21,7 @@ class DeviceClock:
         modules: whose passes count, none of them inside another.
         event: makes what has `record`, `synchronize`, `query` and `elapsed_time`, in milliseconds; None: CUDA's own,
             where there is a GPU.
-        ahead: let the CPU be one piece of work ahead of the GPU, and no more; otherwise each is waited for.
+        ahead: let the CPU be one call of `timed` ahead of the GPU, and no more; otherwise each is waited for.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class DeviceClock:
         self._event, self._ahead = event, ahead
         self._begun: Any = None  # of the pass under way; of one that fails, until the next begins
         self._passes: deque[tuple[Any, Any]] = deque()  # that are not counted yet
-        self._given: Any = None  # the end of the last piece of work
+        self._given: Any = None  # the end of the last call's work
         if event is not None:
             for module in modules:
                 module.register_forward_pre_hook(self._begin)

@@ -52,13 +52,20 @@ class ModelMaker(ShardMaker):
     def steps(
         self, planned: Sequence[PlannedSample], apart: Collection[str], given_up: Mapping[str, Failure]
     ) -> Iterator[Step]:
-        """The steps of a shard; after the last one, and after each where it matters which one kills, one that waits."""
+        """The steps of a shard; after the last one, and after each where it matters which one kills, one that waits.
+
+        While a step is prepared the device is at the one before, whose samples are then at work in it, too.
+        """
+        before: Sequence[PlannedSample] = ()
         for step in self._steps(planned, apart, given_up):
-            yield step
+            named = {sample.id for sample in before}
+            yield Step((*before, *(each for each in step.samples if each.id not in named)), step.run)
             if apart:
                 yield Step(step.samples, wait)
+            else:
+                before = step.samples
         if not apart:
-            yield Step((), wait)
+            yield Step(before, wait)
 
     @abstractmethod
     def _steps(
@@ -210,7 +217,7 @@ class FusedMaker(ModelMaker):
         alone = {*apart, *given_up}
         pictured: dict[str, Any] = {}
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
-            yield from draw_steps(self.pictures, pictured, drawn, apart, given_up)
+            yield from draw_steps(self.pictures, pictured, drawn, given_up)
             if not self._in_turn:
                 yield from self._read(pictured, stretch, alone, given_up)
         if self._in_turn:
@@ -273,7 +280,7 @@ class StagedMaker(ModelMaker):
 
         for stretch, drawn in drawn_together(self.pictures, planned, alone):
             waiting = deque(batches(lambda: self._read_together, stretch, alone))
-            for step in draw_steps(self.pictures, pictured, drawn, apart, given_up):
+            for step in draw_steps(self.pictures, pictured, drawn, given_up):
                 yield step
                 while waiting and all(sample.id in pictured for sample in waiting[0]):
                     ready = waiting.popleft()
@@ -284,20 +291,12 @@ def draw_steps(
     pictures: PictureSource,
     pictured: dict[str, Any],
     drawn: Iterator[Sequence[PlannedSample]],
-    apart: Collection[str],
     given_up: Mapping[str, Failure],
 ) -> Iterator[Step]:
-    """A step per batch of pictures, and one that waits for the last; see `draw`.
-
-    While a step prepares its batch the device is at the batch before, which is then at work in it, too; not where
-    samples are made alone, since each step is waited for then.
-    """
-    before: Sequence[PlannedSample] = ()
+    """A step per batch of pictures, and one that waits for the last; see `draw`."""
     for batch in drawn:
-        now = wanted(batch, given_up)
-        yield Step((*before, *now), partial(draw, pictures, pictured, batch, given_up))
-        before = () if apart else now
-    yield Step(before, wait)
+        yield Step(wanted(batch, given_up), partial(draw, pictures, pictured, batch, given_up))
+    yield Step((), wait)
 
 
 def draw(
@@ -315,9 +314,13 @@ def draw(
 def text_steps(
     pictures: PictureSource, planned: Sequence[PlannedSample], apart: Collection[str]
 ) -> Iterator[Step]:
-    """All captions of a shard at once, where none of them is suspected of killing workers."""
+    """All captions of a shard at once, where none of them is suspected of killing workers.
+
+    They are waited for: were the device still at them, a death in the first batch of pictures would be theirs.
+    """
     if not apart:
         yield Step(planned, partial(_encode_ahead, pictures, planned))
+        yield Step(planned, wait)
 
 
 def _encode_ahead(pictures: PictureSource, planned: Sequence[PlannedSample]) -> list[Sample]:

@@ -47,6 +47,7 @@ class _Attempt:
     made: int = 0
     failed: int = 0
     busy_seconds: float = 0.0
+    opened: bool = False  # whether there is something to throw away
     untold: list[FailedSample] = field(default_factory=list)  # since the last report
     behind: deque[tuple[Future[Written], Sequence[PlannedSample]]] = field(default_factory=deque)
     pen: ThreadPoolExecutor = field(
@@ -67,7 +68,8 @@ class _Attempt:
     def close(self) -> None:
         """Throw away what is not committed."""
         self.pen.shutdown(cancel_futures=True)
-        self.where.drop(self.id)
+        if self.opened:
+            self.where.drop(self.id)
 
 
 class ShardBuilder:
@@ -185,6 +187,7 @@ class ShardBuilder:
             busy_seconds=work.busy_seconds,
         )
         commit = work.where.commit(work.id, spent)
+        work.opened = False
         if commit.attempt != work.id:  # another build was first: this attempt was for nothing
             return Outcome.DUPLICATE, commit
         return (Outcome.ADOPTED if commit.adopted else Outcome.COMMITTED), commit
@@ -192,6 +195,7 @@ class ShardBuilder:
     def _open(self, work: _Attempt) -> None:
         """Open the shard; a reader that died is waited for, since every attempt before it is back would be lost too."""
         deadline = time.monotonic() + READER_SECONDS
+        work.opened = True
         while True:
             try:
                 work.where.begin(work.id, work.task.shard)
@@ -212,6 +216,9 @@ class ShardBuilder:
         for step in self._maker.steps(work.task.shard.samples, apart, given_up):
             while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
                 work.settle()
+                self._report(
+                    work, step.samples
+                )  # one by one: failures in a row are counted from batch to batch
             if not self._report(work, step.samples):
                 return False
             self._run(work, step)

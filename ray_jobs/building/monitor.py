@@ -260,7 +260,7 @@ class Monitor:
                 text = (
                     f"{attempt.shard.planned.name}: {attempt.worker} has finished nothing for "
                     f"{duration(now - attempt.seen)} "
-                    f"(at work on {', '.join(attempt.at_work) or 'nothing it told of'}); restarting it"
+                    f"(at work on {', '.join(attempt.at_work) or 'nothing that it reported'}); restarting it"
                 )
                 self._tell("stuck", text, **attempt.facts)
         return found

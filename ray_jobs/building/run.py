@@ -91,8 +91,9 @@ def complete(
                 taken += row["outcome"] in (Outcome.TAKEN, Outcome.DUPLICATE)
     if taken:
         tell("shared", f"{taken} shards were committed by another build meanwhile")
+    events = ray.get(monitor.take_events.remote())
     end: Snapshot = ray.get(monitor.snapshot.remote())
-    progress.show(end, ray.get(monitor.take_events.remote()), final=True)
+    progress.show(end, events, final=True)
     dataset.write_manifest()
     missing = dataset.missing(plan)
     if todo:
@@ -169,13 +170,15 @@ def _watched(
 
     def look() -> None:
         with suppress(ActorDiedError):  # of the monitor, which ends the pass: see `_losing`
+            # The events first: what a commit says is in the figures of the snapshot then.
+            events = ray.get(monitor.take_events.remote())
             now: Snapshot = ray.get(monitor.snapshot.remote())
+            progress.show(now, events)
             if not now.stopping and (reason := guard.reason_to_stop()):
                 tell("stopping", f"{reason}: stopping at the next sample boundary")
                 ray.get(monitor.stop.remote(reason))
             for builder in ray.get(monitor.stuck.remote(stuck_seconds)):
                 ray.kill(builder, no_restart=False)
-            progress.show(now, ray.get(monitor.take_events.remote()))
 
     # A store that is slow to take a record must not keep a stop request waiting: a thread each.
     with (

@@ -58,7 +58,7 @@ class Finisher:
 
     def begin(self, attempt: str, planned: PlannedShard) -> None:
         """Open a shard; what a dead builder left open of it is thrown away."""
-        for stale in [attempt for attempt, found in self._open.items() if found.name == planned.name]:
+        for stale in [attempt for attempt, found in list(self._open.items()) if found.name == planned.name]:
             self.drop(stale)
         self._spool.check_room(self._spec.shard_bytes)
         with ExitStack() as stack:

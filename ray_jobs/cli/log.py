@@ -71,5 +71,5 @@ def tell(event: str, text: str = "", **facts: Any) -> None:
 
 
 def log_line(event: str, **facts: Any) -> None:
-    """A line in a worker's own log, JSON whatever the driver tells."""
+    """A line in a worker's own log, JSON whatever the driver prints."""
     print(json.dumps({"time": utc_now(), "event": event, **facts}), flush=True)

@@ -90,7 +90,7 @@ def with_readers(crew: Crew, options: BuildOptions, cluster: Cluster) -> Crew:
 
 
 def start_readers(crew: Crew, made_of: type, spec: object) -> list[Any]:
-    """The readers of a crew, as actors that are restarted when they die, each told the spec."""
+    """The readers of a crew, as actors that are restarted when they die, each with the spec."""
     actor: Any = ray.remote(made_of)
     return [
         actor.options(

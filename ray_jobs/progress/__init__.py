@@ -1,1 +1,1 @@
-"""How far a run is: its events and figures, told on standard output, as metrics and in its record."""
+"""How far a run is: its events and figures, reported on standard output, as metrics and in its record."""

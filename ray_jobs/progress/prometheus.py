@@ -28,7 +28,7 @@ GAUGES = {  # name: (figure, what it is)
     "pairs_busy_ratio": ("busy", "share of them in which the device had work"),
     "pairs_gpu_hours": (
         "gpu_hours",
-        "GPU-hours of shards, of tries that came to nothing and of those under way",
+        "GPU-hours of shards, of attempts that were aborted and of those under way",
     ),
     "pairs_cost": ("cost", "their cost, where a price is given"),
 }
@@ -38,7 +38,7 @@ SORTED_GAUGES = {  # name: (figure, what it is sorted by, what it is)
         "cause",
         "samples that could not be made, those made in a later try included",
     ),
-    "pairs_lost_device_seconds": ("lost", "end", "device seconds of tries that came to nothing"),
+    "pairs_lost_device_seconds": ("lost", "end", "device seconds of attempts that were aborted"),
 }
 EVENTS = "pairs_events"
 SECONDS = "pairs_shard_seconds"
@@ -64,7 +64,7 @@ class RunGauges:
         self._sorted = {
             name: Gauge(name, text, (*TAGS, key)) for name, (_, key, text) in SORTED_GAUGES.items()
         }
-        self._events = Counter(EVENTS, "what happened to tries at shards", (*TAGS, "event"))
+        self._events = Counter(EVENTS, "what happened to attempts at shards", (*TAGS, "event"))
         self._seconds = Histogram(SECONDS, "seconds from a try's begin to its commit", SHARD_SECONDS, TAGS)
 
     def count(self, events: Iterable[Event]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -21,7 +22,7 @@ from ray_jobs.building.messages import BuildSpec, Outcome
 from ray_jobs.building.monitor import MAX_ATTEMPTS, Monitor
 from ray_jobs.building.reader import Reader
 from ray_jobs.building.shard_output import Finisher
-from ray_jobs.cluster import this_actor
+from ray_jobs.cluster import device_trouble, this_actor
 from shards.dataset.dataset import Dataset
 from shards.errors import StorageError
 from shards.format.commit import Maker
@@ -38,8 +39,8 @@ ROW = {"row": np.array([0])}
 class Drawn(BatchMaker):
     """Noise in place of pictures."""
 
-    def __init__(self):
-        super().__init__(2)
+    def __init__(self, together=2):
+        super().__init__(together)
 
     def _make(self, batch):
         rng = np.random.default_rng(0)
@@ -74,6 +75,10 @@ class HalfRefused(Drawn):
 
 def drawn():
     return InOneStage(Drawn())
+
+
+def one_by_one():
+    return InOneStage(Drawn(together=1))
 
 
 def half_refused():
@@ -150,6 +155,62 @@ def test_a_sample_that_the_check_refuses_counts_once_and_its_reason_has_its_capt
     assert (end.made, end.failed) == (3, 3)
     captions = [shard.spelled_out().samples[0].caption for shard in shards]
     assert end.commonest.endswith(f" ({', '.join(captions)})"), end.commonest
+
+
+def test_a_shard_that_is_committed_needs_no_reader(shards, a_builder):
+    """Which may take minutes to load, and had nothing of it."""
+    outcomes(a_builder(a_monitor(shards)), 3)
+    absent = SimpleNamespace()
+    assert outcomes(a_builder(a_monitor(shards), readers=[absent]), 1) == ["there"]
+
+
+def test_a_device_that_breaks_under_a_batch_that_is_written_ends_the_process(shards, a_builder, monkeypatch):
+    """The writer waits for copies from the device, and gets its error."""
+
+    def broken(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def end(code):
+        raise SystemExit(code)
+
+    builder = a_builder(a_monitor(shards))
+    monkeypatch.setattr(builder._here, "write", broken)
+    monkeypatch.setattr(device_trouble, "device_is_broken", lambda: True)
+    monkeypatch.setattr(device_trouble.os, "_exit", end)
+    with pytest.raises(SystemExit):
+        builder(ROW)
+
+
+class LatePen:
+    """Writes at once, and says so of all but every third batch only with that."""
+
+    def __init__(self):
+        self.count = 0
+
+    def submit(self, write, *arguments):
+        self.count += 1
+        own, found = self.count, write(*arguments)
+        return SimpleNamespace(result=lambda: found, done=lambda: self.count - own >= 3 - own % 3)
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_batches_that_are_written_together_are_reported_one_by_one(shards, a_builder, monkeypatch):
+    """One sum of a sound batch and the failures behind it would hide how many failed in a row."""
+    prompts = [Prompt(f"caption {index}") for index in range(SAMPLES)]
+    (shard,) = make_plan(prompts, seed=0, val_fraction=0, samples_per_shard=9, segments=(SAMPLES,)).shards
+    monitor, reported = a_monitor([shard]), []
+    report = monitor.report
+
+    def heard(attempt, made, *others):
+        reported.append(made)
+        return report(attempt, made, *others)
+
+    monitor.report = heard
+    monkeypatch.setattr(module, "_Attempt", partial(module._Attempt, pen=LatePen()))
+    assert outcomes(a_builder(monitor, maker=one_by_one), 1) == ["committed"]
+    assert sorted(set(reported)) == [*range(SAMPLES + 1)]
 
 
 def test_what_another_run_committed_is_taken(shards, a_builder):

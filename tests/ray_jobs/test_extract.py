@@ -72,7 +72,6 @@ def pairs_of(undisturbed, extracted):
     return zip(read_samples(opened(undisturbed)), read_samples(opened(extracted)), strict=True)
 
 
-@pytest.mark.long
 def test_the_new_dataset_is_complete_and_sound(undisturbed, extracted):
     findings = verify(str(extracted))
     assert (findings.problems, findings.samples, findings.complete) == ([], 24, True)
@@ -84,7 +83,6 @@ def test_the_new_dataset_is_complete_and_sound(undisturbed, extracted):
     assert new.settings["models"]["vl"]["files"] == built.settings["models"]["vl"]["files"]
 
 
-@pytest.mark.long
 def test_what_is_not_new_is_the_same_bit_for_bit(undisturbed, extracted):
     for before, after in pairs_of(undisturbed, extracted):
         assert (before.key, before.caption) == (after.key, after.caption)
@@ -97,7 +95,6 @@ def test_what_is_not_new_is_the_same_bit_for_bit(undisturbed, extracted):
         assert {**after.metadata, "layers": [-8]} == before.metadata
 
 
-@pytest.mark.long
 def test_a_new_layer_is_that_of_the_encoder_run_by_hand(undisturbed, extracted, vl_alone):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,7 +111,6 @@ def test_a_new_layer_is_that_of_the_encoder_run_by_hand(undisturbed, extracted, 
     torch.set_num_threads(threads)
 
 
-@pytest.mark.long
 def test_run_again_it_makes_nothing(undisturbed, extracted, vl_alone, poisoned):
     before = {path: path.stat().st_mtime_ns for path in extracted.glob("*/*")}
     done = run_here(extract_words(undisturbed, extracted, vl=vl_alone), poisoned)

@@ -1,7 +1,12 @@
 """The section that a job puts before the option that `shards` or `projector` names."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
+from ray_jobs.__main__ import JOBS
 from ray_jobs.cli.import_options import ImportOptions
 from ray_jobs.cli.option_errors import options_of
 from ray_jobs.cli.run_options import BuildOptions
@@ -43,3 +48,23 @@ def test_other_errors_stay_as_they_are(kind):
     with pytest.raises(kind) as caught, options_of("import", ImportOptions):
         raise error
     assert caught.value is error
+
+
+ROOT = Path(__file__).parents[2]
+FIELDS = {
+    field for job in JOBS.values() for section in job.sections.values() for field in section.model_fields
+}
+
+
+@pytest.mark.parametrize("room", ["shards", "projector"])
+def test_what_an_error_begins_with_is_an_option_of_a_job(room):
+    """Any other first word gets no section, and a renamed option would lose its own unseen."""
+    first = {
+        found[1]: f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in (ROOT / room).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "OptionError"
+        if (found := re.match(r"f?['\"]+(\w+)", ast.unparse(call.args[0])))
+    }
+    assert first, "none was found: the pattern is out of date"
+    assert {word: place for word, place in first.items() if word not in FIELDS} == {}

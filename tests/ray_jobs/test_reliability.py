@@ -65,7 +65,9 @@ def test_a_stuck_builder_is_named_and_restarted(run_stand_in, undisturbed_stand_
     }
     done = run_stand_in(tmp_path / "data", extra=hook, stuck_seconds=20)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"(train|val)-\d{6}: \S+:\d+ has finished nothing for .* restarting it", done.stdout)
+    assert re.search(
+        r"(train|val|test)-\d{6}: \S+:\d+ has finished nothing for .* restarting it", done.stdout
+    )
     assert_same(tmp_path / "data", undisturbed_stand_in)
 
 
@@ -175,7 +177,7 @@ def test_a_spool_that_fills_up_is_named_and_the_rest_is_made_after_freeing(
     full = (
         rf"cannot write {disk}/shard-workspace-\S+: the disk is full \(0 MB free at {disk}/\S+\); free some"
     )
-    assert re.match(rf"not complete: (train|val)-\d{{6}}: {full}", verdict), said
+    assert re.match(rf"not complete: (train|val|test)-\d{{6}}: {full}", verdict), said
     assert "Traceback" not in said
     assert [path.name for path in disk.iterdir()] == ["another file"]
     findings = verify(str(output))
