@@ -215,10 +215,9 @@ class ShardBuilder:
         self._maker.prepare_thread()
         for step in self._maker.steps(work.task.shard.samples, apart, given_up):
             while work.behind and (len(work.behind) >= most or work.behind[0][0].done()):
+                # One by one: failures in a row are counted from batch to batch.
                 work.settle()
-                self._report(
-                    work, step.samples
-                )  # one by one: failures in a row are counted from batch to batch
+                self._report(work, step.samples)
             if not self._report(work, step.samples):
                 return False
             self._run(work, step)
