@@ -185,7 +185,9 @@ def test_addresses(store):
     assert store.url("train/a.tar") == f"{store.root}/train/a.tar"
 
 
-def test_of_many_that_create_at_once_one_wins(store):
+def test_of_many_that_create_at_once_one_wins(store, request):
+    if request.node.callspec.params["store"] == "moto":
+        pytest.skip("moto looks and puts in two steps without a lock: on a busy machine two win")
     if not store.honours_create_only():
         pytest.skip("this store cannot; the lease stands in for it")
     start = threading.Barrier(8)
