@@ -259,6 +259,7 @@ class ShardBuilder:
     def _report(self, work: _Attempt, beginning: Sequence[PlannedSample] = ()) -> bool:
         """Tell the monitor how far the attempt is; returns whether to continue."""
         batches = [*(samples for _, samples in work.behind), beginning]
-        at_work = tuple(sample.id for samples in batches for sample in samples)
+        # Once each, though the device may be at what is already being written: a death would count twice.
+        at_work = tuple(dict.fromkeys(sample.id for samples in batches for sample in samples))
         untold, work.untold = work.untold, []
         return bool(self._ask("report", work.id, work.made, work.failed, at_work, untold))

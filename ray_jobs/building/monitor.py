@@ -201,7 +201,7 @@ class Monitor:
         elif commit:
             self._count(ended, commit.samples, commit.failed)
         if dead:
-            shard.deaths.update(ended.at_work)
+            shard.deaths.update(set(ended.at_work))
         if outcome.wasted:
             self._lost_seconds[outcome.value] += seconds
             shard.earlier.append(Try(attempt, outcome.value, seconds, ended.made_by))

@@ -347,3 +347,21 @@ def test_a_reader_that_cannot_load_is_one_line_and_leaves_no_builder_out(a_build
     ) as told:
         _ = Reader(replace(a_builder.spec, make_reader=load))._reader
     assert type(told.value) is StorageError
+
+
+def test_a_sample_is_named_at_work_once(shards, a_builder, monkeypatch):
+    """The device may still be at a batch that is being written; a death of it counts once for each sample."""
+    prompts = [Prompt(f"caption {index}") for index in range(SAMPLES)]
+    (shard,) = make_plan(prompts, seed=0, val_fraction=0, samples_per_shard=9, segments=(SAMPLES,)).shards
+    monitor, named = a_monitor([shard]), []
+    report = monitor.report
+
+    def heard(attempt, made, failed, at_work, *others):
+        named.append(at_work)
+        return report(attempt, made, failed, at_work, *others)
+
+    monitor.report = heard
+    monkeypatch.setattr(module, "_Attempt", partial(module._Attempt, pen=LatePen()))
+    assert outcomes(a_builder(monitor, maker=one_by_one), 1) == ["committed"]
+    assert max(map(len, named)) > 2
+    assert all(len(set(ids)) == len(ids) for ids in named)
