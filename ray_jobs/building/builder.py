@@ -48,7 +48,7 @@ class _Attempt:
     failed: int = 0
     busy_seconds: float = 0.0
     opened: bool = False  # whether there is something to throw away
-    untold: list[FailedSample] = field(default_factory=list)  # since the last report
+    unreported: list[FailedSample] = field(default_factory=list)  # since the last report
     behind: deque[tuple[Future[Written], Sequence[PlannedSample]]] = field(default_factory=deque)
     pen: ThreadPoolExecutor = field(
         default_factory=partial(ThreadPoolExecutor, 1, thread_name_prefix="writer")
@@ -61,7 +61,7 @@ class _Attempt:
         self.made += written.made
         self.failed += len(written.failed)
         self.busy_seconds += written.busy_seconds
-        self.untold += written.failed
+        self.unreported += written.failed
         for _, failure in written.failed:
             log_line("failed", attempt=self.id, shard=self.task.shard.name, **asdict(failure))
 
@@ -261,5 +261,5 @@ class ShardBuilder:
         batches = [*(samples for _, samples in work.behind), beginning]
         # Once each, though the device may be at what is already being written: a death would count twice.
         at_work = tuple(dict.fromkeys(sample.id for samples in batches for sample in samples))
-        untold, work.untold = work.untold, []
-        return bool(self._ask("report", work.id, work.made, work.failed, at_work, untold))
+        unreported, work.unreported = work.unreported, []
+        return bool(self._ask("report", work.id, work.made, work.failed, at_work, unreported))

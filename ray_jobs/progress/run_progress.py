@@ -94,7 +94,7 @@ class RunProgress:
         )
 
     def record(self, ended: str = "") -> None:
-        """Write the run's record; a store that fails is told of, and left to the builders to judge."""
+        """Write the run's record; a store that fails is reported, and left to the builders to judge."""
         try:
             self._dataset.require_present()
             put_run(self._dataset.storage, replace(self._run, ended=ended))

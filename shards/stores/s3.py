@@ -189,9 +189,11 @@ class S3Storage:
             return list(pool.map(send, range(1, -(-size // part) + 1)))
 
     def _abort(self, upload: dict[str, Any]) -> None:
-        """Drop an upload's parts, in one try: the failure that led here is the one to tell."""
-        with suppress(Exception):
-            self._calls.client.abort_multipart_upload(**upload)
+        """Drop an upload's parts, in two tries: the failure that led here is the one to report."""
+        for _ in range(2):  # the first may meet a kept connection that the store has closed
+            with suppress(Exception):
+                self._calls.client.abort_multipart_upload(**upload)
+                return
 
     def get_bytes(self, key: str, most: int = MAX_WHOLE) -> bytes:
         """See `Storage.get_bytes`."""

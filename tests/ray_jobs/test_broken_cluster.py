@@ -15,7 +15,7 @@ from projector.models.resolve import resolve_models
 from ray_jobs.cluster import node_probe as node
 from ray_support import RAY, ROOT, SMALL
 
-# A head, then a sound node and preflight, then the broken nodes and preflight; nodes are told how to differ.
+# A head, then a sound node and preflight, then the broken nodes and preflight; nodes are given how to differ.
 BROKEN = """
 import json, os, subprocess, sys, time
 import ray

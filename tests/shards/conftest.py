@@ -1,11 +1,13 @@
 """Fixtures of the storage tests: stores that must behave alike."""
 
 import functools
+import os
 
 import botocore.loaders
 import pytest
 
 from s3_support import HASTY, servers, use
+from shards.stores import s3 as s3_store
 from shards.stores.local import open_storage
 from shards.stores.s3 import S3Storage
 
@@ -49,3 +51,12 @@ def server(request):
 def dataset(make_dataset):
     """A small sound dataset, to be damaged."""
     return make_dataset()[0]
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A file that goes up in three parts, each as small as S3 allows."""
+    monkeypatch.setattr(s3_store, "PART", 5 * s3_store.MIB)
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(2 * s3_store.PART + 12345))
+    return path

@@ -1,6 +1,5 @@
 """Uploads to S3 in parts, and puts whose answer was lost."""
 
-import os
 import re
 from contextlib import suppress
 
@@ -9,18 +8,9 @@ import pytest
 from s3_support import EACH, HASTY
 from shards.errors import AlreadyExistsError, StorageError
 from shards.stores import s3 as module
-from shards.stores.s3 import MIB, S3Storage
+from shards.stores.s3 import S3Storage
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-def large(tmp_path, monkeypatch):
-    """A file that goes up in three parts, each as small as S3 allows."""
-    monkeypatch.setattr(module, "PART", 5 * MIB)
-    path = tmp_path / "large"
-    path.write_bytes(os.urandom(2 * module.PART + 12345))
-    return path
 
 
 def parts_sent(proxy):

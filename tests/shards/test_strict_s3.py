@@ -3,7 +3,6 @@
 The first half holds the stand-in itself to the rules, since a lenient one would prove nothing.
 """
 
-import os
 import socket
 
 import pytest
@@ -16,15 +15,6 @@ from shards.stores.s3 import MIB, S3Storage
 from strict_bucket import Bucket
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-def large(tmp_path, monkeypatch):
-    """A file that goes up in three parts, each as small as S3 allows."""
-    monkeypatch.setattr(module, "PART", 5 * MIB)
-    path = tmp_path / "large"
-    path.write_bytes(os.urandom(2 * module.PART + 12345))
-    return path
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ def trained(sources, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictured(sources, encodings):
-    """The same pairs with the latents that their pictures are decoded from."""
-    images = ImageGenerator.from_pretrained(
+def images():
+    """The tiny pipeline at the size of these tests."""
+    return ImageGenerator.from_pretrained(
         resolve_models("tiny").image.path,
         device="cpu",
         dtype=torch.float32,
@@ -53,6 +53,11 @@ def pictured(sources, encodings):
         width=SIDE,
         steps=STEPS,
     )
+
+
+@pytest.fixture(scope="module")
+def pictured(sources, encodings, images):
+    """The same pairs with the latents that their pictures are decoded from."""
 
     def shown(source, part):
         _, latents = images.generate_with_latents(

@@ -15,8 +15,6 @@ from projector.data.world import World
 from projector.evaluation.baselines import Method
 from projector.evaluation.velocity_error import conditioned_by, conditionings, velocity_errors
 from projector.inference.frozen_transformer import FrozenTransformer, padded_length
-from projector.inference.image_generator import ImageGenerator
-from projector.models.resolve import resolve_models
 from projector.teaching.trajectories import Trajectories
 from projector.training.loop import train
 from projector.training.response import ResponseTrainer
@@ -42,19 +40,11 @@ def learn(sources, tmp_path_factory):
     return learnt
 
 
-def test_a_trajectory_is_the_pipelines_own(model, encodings):
+def test_a_trajectory_is_the_pipelines_own(model, encodings, images):
     conditionings = [e.embeddings for e in encodings if padded_length(len(e.embeddings)) == 32][:3]
     seeds = [5, 6, 7]
     velocities = model.trajectory(conditionings, seeds)
     end = model.states(model.noise(seeds), velocities, torch.full((3,), STEPS))
-    images = ImageGenerator.from_pretrained(
-        resolve_models("tiny").image.path,
-        device="cpu",
-        dtype=torch.float32,
-        height=SIDE,
-        width=SIDE,
-        steps=STEPS,
-    )
     expected = images.pipeline(
         prompt_embeds=conditionings,
         height=SIDE,
